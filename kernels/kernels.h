@@ -1,0 +1,391 @@
+/* kernels/kernels.h - the operations of a decode worker, as one table that every backend fills.
+ *
+ * Flow:    worker/step -> kern_<op>(stream, args) -> backend ("ref", "cpu", later "cuda").
+ * Threads: a backend and its streams belong to the step thread. An op may use the backend's own
+ *          threads, but has finished reading its args struct when it returns; results are visible
+ *          after kern_stream_sync (the CPU backends run every op inline).
+ * Memory:  ops allocate nothing. Buffers are the caller's, taken from kern_alloc; weights are packed
+ *          once by kern_weight_pack.
+ * Bits:    a row's result has the same bits whatever batch, chunk, thread count, slot or vector width
+ *          it was computed in (kernels/README.md says how). Activations are float32; K, V, u, Kc and
+ *          uc are rounded to bf16 (nearest, ties to even) before their first use.
+ *
+ * Letters in shapes: rows R (decode rows and prefill rows alike), kv_heads Hk, heads Hq = G * Hk,
+ * D head_dim, W max_windows, B max_blocks, E max_entries, S seqs. A bf16 is a uint16_t.
+ * A row is one token of one sequence: row_seq[r] is its sequence slot, row_pos[r] its position from 0.
+ * Rows of one sequence stand in ascending position. int32 index -1 means absent. Offsets are 64-bit. */
+#ifndef KERNELS_KERNELS_H
+#define KERNELS_KERNELS_H
+
+#include "proto/proto.h"
+
+typedef struct kern_backend kern_backend;
+typedef struct kern_stream kern_stream;
+typedef struct kern_weight kern_weight;
+
+enum {
+    KERN_BLOCK = PROTO_BLOCK_TOKENS, /* storage block: 64 tokens, K[64][D] then V[64][D] bf16 */
+    KERN_GROUP_ENTRIES = 8,          /* one softmax partial for every 8 consecutive entries */
+    KERN_KEY_RING = 128,             /* last keys kept a (sequence, layer, KV head): >= window */
+    KERN_SELECTORS_MAX = 16,
+    KERN_TOP_LOGPROBS_MAX = 20,
+};
+
+/* ---- selector: score -> pool -> force -> select -> attend, as data (nosa.md §7) ------------------- */
+
+typedef enum kern_source { SOURCE_OWN, SOURCE_MID, SOURCE_INPUT, SOURCE_STEP } kern_source;
+
+/* Counts are in selection blocks of `block` tokens. `full` is total = UINT32_MAX. */
+typedef struct kern_selector {
+    uint32_t window, stride; /* compressed keys: mean of `window` rotated keys every `stride` tokens */
+    uint32_t block;          /* selection block: 16, 32, 64 or 128 tokens */
+    uint32_t init;           /* the first blocks, always selected */
+    uint32_t local;          /* blocks before the current one, always selected with the current one */
+    uint32_t query;          /* best by query score, forced ones counted (0: no query scores) */
+    uint32_t total;          /* what importance fills the selection up to */
+    bool fill_by_importance; /* false (InfLLM-V2): nothing beyond the query picks */
+    bool bias;               /* add u to the attention logits (nosa.md §3.7) */
+    kern_source source;      /* where the selection's query comes from (DESIGN §10). Other than
+                              * SOURCE_OWN, a row at position i sees only windows complete at i - 1 */
+} kern_selector;
+
+/* ---- what stays on the device for every token: one layer's view ----------------------------------- */
+
+typedef struct kern_summary {
+    uint16_t *kc;       /* [S, Hk, W, D] mean of `window` rotated keys; window j = tokens
+                         * stride * j .. stride * j + window - 1 */
+    uint16_t *uc;       /* [S, Hk, W]    mean of u over the same tokens */
+    uint16_t *u;        /* [S, Hk, T]    importance of every token */
+    uint16_t *key_ring; /* [S, Hk, KERN_KEY_RING, D] rotated keys, token t at t % KERN_KEY_RING */
+    uint32_t seqs, kv_heads, head_dim, max_windows, max_tokens;
+    uint32_t window, stride;
+} kern_summary;
+
+/* ---- block table: which blocks of a sequence are in the device pool, one layer's view --------------- */
+
+/* A sequence owns `entries[seq]` entries a (layer, KV head); an entry owns one slot of the pool and
+ * holds one block or none. Slot numbers index the pool: pool + slot * block_bytes. */
+typedef struct kern_table {
+    int32_t *entry_of;    /* [S, Hk, B] storage block -> entry or -1 */
+    int32_t *block_of;    /* [S, Hk, E] entry -> storage block or -1 */
+    int32_t *slot_of;     /* [S, Hk, E] entry -> pool slot; fixed while the sequence is active */
+    uint32_t *used_step;  /* [S, Hk, E] last step whose selection held it */
+    const int32_t *entries; /* [S] entries in use, <= E */
+    uint32_t seqs, kv_heads, max_blocks, max_entries;
+} kern_table;
+
+/* A block that a step needs and the pool does not hold. Lives in memory host and device both see. */
+typedef struct kern_miss {
+    int32_t row, seq, kv_head, block; /* row: -1 in an install list */
+    int32_t entry, slot;              /* where it goes */
+    uint32_t agnostic;                /* 1: forced or importance-filled, 0: free query pick */
+    uint32_t reserved;
+} kern_miss;
+
+/* Filled by the io side for the miss of the same index, `state` last (release). */
+typedef struct kern_arrival {
+    const void *source;     /* block_bytes readable until the gather is done */
+    uint64_t seed;          /* XXH3-64 of the block's id: block_id_hash */
+    uint64_t digest;        /* expected XXH3-64 of the bytes under that seed */
+    _Atomic int32_t state;  /* STATUS_PENDING, STATUS_OK, or the status that made the row void */
+    int32_t source_kind;    /* the io side's own, e.g. host or remote; kernels ignore it */
+} kern_arrival;
+
+/* The misses of one layer and their arrivals. `published` counts the misses the device has made
+ * visible (release); the io side answers arrival[0 .. published). */
+typedef struct kern_exchange {
+    kern_miss *miss;             /* [capacity] */
+    kern_arrival *arrival;       /* [capacity] */
+    uint32_t capacity;           /* >= R * Hk * max_select: never overflows */
+    _Atomic uint32_t published;
+} kern_exchange;
+
+/* Wakes whoever answers misses, and lets a single-threaded host answer them inside kern_wait. */
+typedef struct kern_host {
+    void (*notify)(void *self);            /* after a publish; must not block */
+    void (*pause)(void *self, uint64_t until_ns); /* from kern_wait: returns when something may have
+                                            * arrived, or at until_ns */
+    void *self;
+    clock_ops clock;
+} kern_host;
+
+/* ---- ops: one args struct each -------------------------------------------------------------------- */
+
+typedef struct kern_embed_args {     /* out[r] = scale * table[ids[r]] */
+    const uint16_t *table;           /* [vocab, hidden] bf16 */
+    const int32_t *ids;              /* [R], each in [0, vocab) */
+    float *out;                      /* [R, hidden] */
+    uint32_t rows, hidden, vocab;
+    float scale;
+} kern_embed_args;
+
+typedef struct kern_rmsnorm_args {   /* out = x * rsqrt(mean(x^2) + eps) * weight, all float32 */
+    const float *x;                  /* [R, hidden] */
+    const uint16_t *weight;          /* [hidden] bf16 */
+    float *out;                      /* [R, hidden], may be x */
+    uint32_t rows, hidden;
+    float eps;
+} kern_rmsnorm_args;
+
+typedef struct kern_rope_args {      /* half-split rotation over D, in place (nosa.md §3.1) */
+    float *x;                        /* [R, heads, D] with row_stride floats between rows */
+    const int32_t *row_pos;          /* [R] */
+    const float *cos, *sin;          /* [max_tokens, D / 2], attention_factor included */
+    uint32_t rows, heads, head_dim, max_tokens;
+    uint64_t row_stride;
+} kern_rope_args;
+
+typedef struct kern_linear_args {    /* out[r,n] = (residual ? residual[r,n] : 0) + scale * sum_k x[r,k] w[n,k]
+                                      * one fma chain over ascending k an output (stack.md D2) */
+    const kern_weight *weight;       /* packed [N, K] */
+    const float *x;                  /* [R, K] with x_stride floats between rows */
+    const float *residual;           /* [R, N] or NULL; may be out */
+    float *out;                      /* [R, N] with out_stride floats between rows */
+    uint64_t x_stride, out_stride;   /* residual uses out_stride */
+    uint32_t rows;
+    float scale;
+} kern_linear_args;
+
+typedef struct kern_swiglu_args {    /* out = silu(gate) * up */
+    const float *gate, *up;          /* [R, ffn] with in_stride floats between rows */
+    float *out;                      /* [R, ffn] dense */
+    uint64_t in_stride;
+    uint32_t rows, ffn;
+} kern_swiglu_args;
+
+typedef struct kern_importance_args { /* u = bf16(A[h] * softplus(delta[h] . v)) (nosa.md §3.2) */
+    const float *v;                  /* [R, Hk, D] with row_stride; rounded to bf16 before use */
+    const uint16_t *a;               /* [Hk] bf16, NULL: u = 0 */
+    const uint16_t *delta;           /* [Hk, Hk * D] bf16 */
+    uint16_t *out;                   /* [R, Hk] */
+    uint64_t row_stride;
+    uint32_t rows, kv_heads, head_dim;
+} kern_importance_args;
+
+typedef struct kern_compress_args {  /* key ring and u of every row, then each window that the row
+                                      * completes (token stride * j + window - 1): Kc and uc.
+                                      * Repeating rows repeats the same writes. (nosa.md §3.3) */
+    const float *k;                  /* [R, Hk, D] rotated, row_stride */
+    const uint16_t *u;               /* [R, Hk] */
+    const int32_t *row_seq, *row_pos;
+    kern_summary summary;
+    uint64_t row_stride;
+    uint32_t rows;
+} kern_compress_args;
+
+typedef struct kern_append_args {    /* K and V of every row into row_pos % 64 of its slot */
+    const float *k, *v;              /* [R, Hk, D], row_stride */
+    const int32_t *slot;             /* [R, Hk], -1: skip */
+    const int32_t *row_pos;
+    uint8_t *pool;
+    uint64_t row_stride;
+    uint32_t rows, kv_heads, head_dim;
+} kern_append_args;
+
+typedef struct kern_score_args {     /* out[r,h,j] = sum over the G heads of softmax_j(q . Kc[j] / sqrt(D))
+                                      * over visible windows, 0 elsewhere (nosa.md §3.4). Rows whose
+                                      * selector has query == 0 or selects everything may be skipped */
+    const float *q;                  /* [R, Hq, D] rotated, row_stride */
+    const int32_t *row_seq, *row_pos, *row_selector;
+    const kern_selector *selectors;  /* [<= KERN_SELECTORS_MAX] */
+    kern_summary summary;
+    float *out;                      /* [R, Hk, W] */
+    uint64_t row_stride;
+    uint32_t rows, heads;
+} kern_score_args;
+
+typedef struct kern_pool_args {      /* windows -> selection blocks, then forcing (nosa.md §3.5).
+                                      * query[b] = max of scores of visible windows that touch b,
+                                      * importance[b] = max of uc of the same windows, -inf where none;
+                                      * forced blocks +inf in both; only b <= current are written */
+    const float *scores;             /* [R, Hk, W] */
+    const int32_t *row_seq, *row_pos, *row_selector;
+    const kern_selector *selectors;
+    kern_summary summary;
+    float *query, *importance;       /* [R, Hk, N] */
+    uint32_t rows, max_select_blocks; /* N */
+} kern_pool_args;
+
+typedef struct kern_select_args {    /* top-k, ties to the smaller block (nosa.md §3.6), as storage
+                                      * blocks in canonical order (DESIGN §4): first those with a forced
+                                      * or importance-filled part, ascending, then free query picks,
+                                      * ascending */
+    const float *query, *importance; /* [R, Hk, N] */
+    const int32_t *row_pos, *row_selector;
+    const kern_selector *selectors;
+    int32_t *block;                  /* [R, Hk, M] storage blocks */
+    uint8_t *mask;                   /* [R, Hk, M] bit i: tokens 16 i .. 16 i + 15 are selected */
+    int32_t *count, *settled;        /* [R, Hk] entries, and how many belong to the first part */
+    uint32_t rows, kv_heads, max_select_blocks, max_select; /* N, M */
+} kern_select_args;
+
+typedef struct kern_plan_args {      /* diff the selection against the table, choose victims (least
+                                      * recently used, then least important, then lowest entry; never a
+                                      * block of this selection), hand out entries, list the misses.
+                                      * The current block, when absent at position % 64 == 0, gets an
+                                      * entry and is no miss. A row that does not fit its entries is
+                                      * made void with NO_MEMORY */
+    const int32_t *block, *count, *settled; /* from select */
+    const float *importance;         /* [R, Hk, N] from pool, selection blocks of select_block tokens */
+    const int32_t *row_seq, *row_pos;
+    const uint8_t *row_on;           /* [R] or NULL: 0 rows are left alone */
+    kern_table table;
+    int32_t *slot;                   /* [R, Hk, M] out: pool slot of each entry of the selection */
+    kern_exchange *exchange;         /* out: miss[0 .. published), arrival states PENDING */
+    int32_t *row_status;             /* [R] in/out: first failure of the row; rows already void skip */
+    uint32_t *row_hits, *row_misses; /* [R] counters, added to */
+    uint32_t rows, max_select, max_select_blocks, select_block, step;
+} kern_plan_args;
+
+typedef struct kern_wait_args {      /* until every published miss has its arrival, or the deadline:
+                                      * what is still PENDING then becomes DEADLINE */
+    kern_exchange *exchange;
+    const kern_host *host;
+    uint64_t deadline_ns;
+    uint64_t *waited_ns;             /* added to: time with nothing to do but wait */
+} kern_wait_args;
+
+typedef struct kern_gather_args {    /* copy each arrived block into its slot and check its digest in
+                                      * the same pass. A miss that failed or does not match unmaps its
+                                      * entry and makes its row void (row_status) */
+    kern_exchange *exchange;
+    kern_table table;
+    uint8_t *pool;
+    int32_t *row_status;             /* [R]; misses with row -1 report through arrival.state only */
+    uint32_t block_bytes;
+    bool verify;                     /* false only in the control that proves tests can fail */
+} kern_gather_args;
+
+typedef struct kern_attend_args {    /* softmax over the selection with bias u, canonical order, one
+                                      * partial for every KERN_GROUP_ENTRIES entries (nosa.md §3.7,
+                                      * DESIGN §4). Tokens beyond row_pos and masked parts weigh 0 */
+    const float *q;                  /* [R, Hq, D] rotated, row_stride */
+    const int32_t *block, *slot, *count; /* [R, Hk, M], [R, Hk, M], [R, Hk] */
+    const uint8_t *mask;             /* [R, Hk, M] */
+    const int32_t *row_seq, *row_pos, *row_selector;
+    const kern_selector *selectors;
+    const uint8_t *pool;             /* device pool for decode, staging for prefill */
+    kern_summary summary;            /* for u */
+    float *out;                      /* [R, Hq, D] dense */
+    uint64_t row_stride;
+    uint32_t rows, heads, max_select, block_bytes;
+} kern_attend_args;
+
+typedef struct kern_install_args {   /* between steps: put arrived blocks (prefetched, resumed, staged by
+                                      * prefill) into entries of their sequence. Free entries first,
+                                      * then victims as in plan, but never one used at `keep_step` or
+                                      * later; a block already resident, or one without room, is left
+                                      * out with STALE / BUSY in arrival.state. Fills miss.entry, .slot */
+    kern_exchange *exchange;         /* miss[0 .. published) with seq, kv_head, block; arrivals OK */
+    kern_table table;
+    uint8_t *pool;
+    uint32_t block_bytes, step, keep_step;
+    bool verify;
+} kern_install_args;
+
+typedef struct kern_candidates_args { /* the best `count` unforced blocks by importance at next position
+                                      * that the table does not hold, best first: what to prefetch
+                                      * (DESIGN §1); and, if forced is set, the forced ones too */
+    const int32_t *seq, *next_pos;   /* [n] */
+    const int32_t *selector;         /* [n] */
+    const kern_selector *selectors;
+    kern_summary summary;
+    kern_table table;
+    int32_t *block;                  /* [n, Hk, max_candidates] storage blocks, -1 pads */
+    uint32_t n, max_candidates;
+    bool forced;
+} kern_candidates_args;
+
+typedef struct kern_seal_args {      /* digest of complete blocks in the pool, and a copy for the host */
+    const uint8_t *pool;
+    const int32_t *slot;             /* [n] */
+    const uint64_t *seed;            /* [n] block_id_hash */
+    uint8_t *const *copy;            /* [n] block_bytes each, or NULL: digest only */
+    uint64_t *digest;                /* [n] out */
+    uint32_t n, block_bytes;
+} kern_seal_args;
+
+typedef struct kern_sampling {
+    float temperature;               /* 0: greedy (smallest id among equals) */
+    float top_p;                     /* 1: off */
+    uint32_t top_k;                  /* 0: off */
+    uint32_t top_logprobs;           /* 0 .. KERN_TOP_LOGPROBS_MAX */
+    uint64_t seed;                   /* with the position, all the randomness there is */
+} kern_sampling;
+
+typedef struct kern_sampled {
+    int32_t token;
+    float logprob;                   /* natural log of the softmax at temperature 1 */
+    int32_t top_token[KERN_TOP_LOGPROBS_MAX];
+    float top_logprob[KERN_TOP_LOGPROBS_MAX];
+} kern_sampled;
+
+typedef struct kern_sample_args {
+    const float *logits;             /* [R, vocab] */
+    const kern_sampling *sampling;   /* [R] */
+    const int32_t *row_pos;          /* [R] position of the token being sampled */
+    kern_sampled *out;               /* [R] */
+    uint32_t rows, vocab;
+} kern_sample_args;
+
+/* ---- the table ---------------------------------------------------------------------------------- */
+
+/* X(op): every backend has status <backend>_<op>(kern_stream *, const kern_<op>_args *).
+ * INVALID: shapes out of range (checked before anything is written). */
+#define KERN_OPS(X)                                                                                \
+    X(embed) X(rmsnorm) X(rope) X(linear) X(swiglu) X(importance) X(compress) X(append) X(score)   \
+    X(pool) X(select) X(plan) X(wait) X(gather) X(attend) X(install) X(candidates) X(seal) X(sample)
+
+#define X(op) status kern_##op(kern_stream *stream, const kern_##op##_args *args);
+KERN_OPS(X)
+#undef X
+
+/* ---- backends -------------------------------------------------------------------------------------- */
+
+typedef struct kern_config {
+    const char *backend; /* "ref", "cpu" */
+    uint32_t threads;    /* compute threads, the caller's included; 0: one a core */
+    const char *isa;     /* NULL: best here; "avx2", "avx512", "generic" to force one (tests) */
+} kern_config;
+
+/* UNSUPPORTED: no such backend in this build or on this machine. */
+status kern_backend_open(const kern_config *config, kern_backend **out_backend);
+void kern_backend_close(kern_backend *backend);
+/* "cpu/avx512/1": backend, kernels' version, architecture: DESIGN §10 numerics. The CPU levels share
+ * their bits, so it is the same string for all of them: "cpu/1". */
+const char *kern_numerics_id(const kern_backend *backend);
+const char *kern_backend_describe(const kern_backend *backend); /* for people: "cpu avx512 2 threads" */
+
+status kern_stream_create(kern_backend *backend, kern_stream **out_stream);
+void kern_stream_destroy(kern_stream *stream);
+status kern_stream_sync(kern_stream *stream);
+
+/* Device memory, zeroed, 64-byte aligned. NO_MEMORY. */
+status kern_alloc(kern_backend *backend, uint64_t bytes, void **out_memory);
+void kern_free(kern_backend *backend, void *memory);
+
+/* Pack a row-major bf16 matrix [n, k] for kern_linear; several matrices with the same k can be
+ * stacked by giving parts (q|k|v, gate|up): output columns in the order of the parts. */
+typedef struct kern_matrix { const uint16_t *data; uint32_t n; } kern_matrix;
+status kern_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
+                        uint32_t k, kern_weight **out_weight);
+void kern_weight_free(kern_weight *weight);
+uint64_t kern_weight_bytes(const kern_weight *weight);
+
+/* ---- bf16 ------------------------------------------------------------------------------------------- */
+
+static inline float kern_bf16_to_f32(uint16_t b)
+{
+    union { uint32_t u; float f; } x = {.u = (uint32_t)b << 16};
+    return x.f;
+}
+
+/* Nearest, ties to even; NaN stays NaN. */
+static inline uint16_t kern_f32_to_bf16(float f)
+{
+    union { float f; uint32_t u; } x = {.f = f};
+    if ((x.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((x.u >> 16) | 0x40u);
+    return (uint16_t)((x.u + 0x7fffu + ((x.u >> 16) & 1u)) >> 16);
+}
+
+#endif
