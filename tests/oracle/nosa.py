@@ -1,0 +1,485 @@
+"""Natively offloadable sparse attention and a whole Llama-like forward pass, in float64.
+
+Written from the mathematics (NOSA, arXiv 2510.13602; InfLLM-V2, arXiv 2509.24663; RoPE, arXiv
+2104.09864), not from any kernel: what every backend is held to. Slow on purpose, NumPy only.
+
+Letters: T tokens, Hq query heads, Hk KV heads, G = Hq / Hk, D head size, M windows, NB selection
+blocks, R rows (queries), pos the position of a row. Stored state (K, V, u, Kc, uc) is rounded to
+bf16 before its first use, as a store of bf16 blocks requires; all else stays float64.
+
+There are two forms of everything that selects or attends: one row at a time, spelled out
+(`select_row`, `attend_row`, used by `Decoder`), and all rows at once (`select_rows`, `attend_rows`,
+used by `Model.prefill`). test_nosa.py holds them against each other.
+"""
+import dataclasses
+import json
+import math
+import os
+import struct
+
+import numpy as np
+
+SOURCES = ('own', 'mid', 'input', 'step')
+EVERYTHING = 2**32 - 1
+INF = float('inf')
+
+
+# ---- numbers ---------------------------------------------------------------------------------------
+
+def bf16(x):
+    """x rounded to the nearest bfloat16 (ties to even), as float64. Overflow is not handled."""
+    x = np.asarray(x, np.float64)
+    _, exponent = np.frexp(x)
+    quantum = np.ldexp(1.0, np.maximum(exponent, -125) - 8)     # 8 significant bits, subnormals
+    return np.rint(x / quantum) * quantum
+
+
+def softplus(x):
+    return np.logaddexp(0.0, x)
+
+
+def silu(x):
+    return x / (1.0 + np.exp(-x))
+
+
+# ---- selector ----------------------------------------------------------------------------------------
+
+@dataclasses.dataclass(frozen=True)
+class Selector:
+    """score -> pool -> force -> select -> attend, as numbers. Counts are in selection blocks.
+
+    init: first blocks, local: blocks before the current one; both always selected, as is the
+    current one. query: best by query score, forced ones counted (0: none by query). total: what
+    importance fills the selection up to (fill=False: nothing beyond the query picks).
+    bias: u is added to the attention logits.
+    """
+    init: int = 1
+    local: int = 16
+    query: int = 33
+    total: int = 64
+    fill: bool = True
+    bias: bool = True
+    source: str = 'own'
+    window: int = 32
+    stride: int = 16
+    block: int = 64
+
+    def __post_init__(self):
+        assert self.source in SOURCES
+        assert self.window >= self.stride > 0 and self.block % self.stride == 0
+
+    @property
+    def limit(self):
+        """Most blocks a row selects."""
+        return self.total if self.fill else min(self.query, self.total)
+
+
+def nosa(budget=(1, 16, 33, 64), source='own'):
+    return Selector(*budget, source=source)
+
+
+def infllmv2(budget=(1, 16, 64, 64), source='own'):
+    """InfLLM-V2: no importance anywhere, every block beyond the forced ones by query score."""
+    init, local, _, total = budget
+    return Selector(init, local, total, total, fill=False, bias=False, source=source)
+
+
+def full():
+    """Every earlier token, with the bias u where the checkpoint has one."""
+    return Selector(0, 0, 0, EVERYTHING)
+
+
+def windows_complete(tokens, sel):
+    """Windows that lie wholly inside the first `tokens` tokens."""
+    return max(0, (tokens - sel.window) // sel.stride + 1)
+
+
+def windows_visible(pos, sel):
+    """Windows a row at `pos` may score. A selection source other than its own layer's state is
+    known before the row's key is, so it sees only what was complete one token earlier."""
+    return windows_complete(pos + (sel.source == 'own'), sel)
+
+
+def windows_of_block(b, sel):
+    """[low, high): the windows that share at least one token with selection block b."""
+    low = (b * sel.block - sel.window) // sel.stride + 1
+    return max(low, 0), (b + 1) * sel.block // sel.stride
+
+
+def forced(b, current, sel):
+    return b < sel.init or b >= current - sel.local
+
+
+# ---- state made from keys and values -----------------------------------------------------------------
+
+def importance(v, a, delta):
+    """v [..., Hk, D] (stored values), a [Hk], delta [Hk, Hk * D] -> u [..., Hk], bf16."""
+    flat = v.reshape(*v.shape[:-2], -1)
+    return bf16(a * softplus(flat @ delta.T))
+
+
+def compress(x, sel):
+    """x [T, ...] -> means over each complete window [M, ...], bf16."""
+    count = windows_complete(len(x), sel)
+    means = [x[sel.stride * j:sel.stride * j + sel.window].mean(0) for j in range(count)]
+    return bf16(np.array(means).reshape(count, *x.shape[1:]))
+
+
+# ---- one row -----------------------------------------------------------------------------------------
+
+def top(scores, count):
+    """Indices of the `count` largest; of equal ones the smaller index."""
+    order = sorted(range(len(scores)), key=lambda b: (-scores[b], b))
+    return order[:count]
+
+
+def score_row(q, kc):
+    """q [G, D], kc [M, D] visible windows -> s [M], the group's summed softmax."""
+    if len(kc) == 0:
+        return np.zeros(0)
+    logits = q @ kc.T / math.sqrt(q.shape[1])
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    return (p / p.sum(1, keepdims=True)).sum(0)
+
+
+def pool_row(x, b, sel):
+    """Maximum of x over the visible windows that touch block b; -inf without any."""
+    low, high = windows_of_block(b, sel)
+    part = x[low:high]
+    return part.max() if len(part) else -INF
+
+
+def select_row(q, kc, uc, pos, sel):
+    """q [G, D]; kc [>= M, D] and uc [>= M] of the KV head -> (blocks in canonical order, settled).
+
+    Canonical order: forced and importance-filled blocks, ascending, then the free query picks,
+    ascending; `settled` counts the first part. Where every visible block fits, the query decides
+    nothing and all are settled.
+    """
+    current = pos // sel.block
+    blocks = range(current + 1)
+    if current < sel.limit:
+        return list(blocks), current + 1
+    m = windows_visible(pos, sel)
+    must = {b for b in blocks if forced(b, current, sel)}
+    assert len(must) <= sel.limit
+    picks = set(must)
+    if sel.query:
+        s = score_row(q, kc[:m])
+        by_query = [INF if b in must else pool_row(s, b, sel) for b in blocks]
+        picks |= set(top(by_query, sel.query))
+    chosen = picks
+    if sel.fill:
+        by_u = [INF if b in picks else pool_row(uc[:m], b, sel) for b in blocks]
+        chosen = set(top(by_u, sel.total))
+    late = picks - must
+    settled = sorted(chosen - late)
+    return settled + sorted(late & chosen), len(settled)
+
+
+def attend_row(q, k, v, u, blocks, pos, sel):
+    """q [G, D]; k, v [T, D], u [T] of the KV head -> [G, D]. Softmax of q.k / sqrt(D) + u."""
+    t = np.concatenate([np.arange(sel.block * b, sel.block * (b + 1)) for b in sorted(blocks)])
+    t = t[t <= pos]
+    logits = q @ k[t].T / math.sqrt(q.shape[1])
+    if sel.bias:
+        logits = logits + u[t]
+    w = np.exp(logits - logits.max(1, keepdims=True))
+    return (w @ v[t]) / w.sum(1, keepdims=True)
+
+
+# ---- all rows ----------------------------------------------------------------------------------------
+
+def block_scores(s, visible, sel, blocks):
+    """s [..., M] -> [..., blocks]: maximum over the visible windows that touch each block."""
+    s = np.where(visible, s, -INF)
+    out = np.full((*s.shape[:-1], blocks), -INF)
+    for b in range(blocks):
+        low, high = windows_of_block(b, sel)
+        if low < s.shape[-1]:
+            out[..., b] = s[..., low:high].max(-1)
+    return out
+
+
+def best(scores, count):
+    """Boolean mask of the `count` best of the last axis; of equal ones the smaller index."""
+    order = np.argsort(-scores, -1, kind='stable')[..., :count]
+    out = np.zeros(scores.shape, bool)
+    np.put_along_axis(out, order, True, -1)
+    return out
+
+
+def row_scores(q, kc, uc, pos, sel, blocks):
+    """q [R, G, D], kc [M, D], uc [M], pos [R] -> pooled query and importance scores [R, blocks],
+    before forcing (InfLLM-V2, stage 1: the softmax of each head is over the visible windows)."""
+    m = np.array([windows_visible(p, sel) for p in pos])
+    visible = np.arange(len(kc)) < m[:, None]
+    s = np.zeros((len(q), len(kc)))
+    for g in range(q.shape[1]):
+        logits = np.where(visible, q[:, g] @ kc.T / math.sqrt(q.shape[2]), -INF)
+        top_logit = logits.max(1, keepdims=True, initial=-1e300)
+        p = np.exp(logits - top_logit)
+        s += p / np.maximum(p.sum(1, keepdims=True), 1e-300)
+    shape = (len(q), len(kc))
+    return (block_scores(s, visible, sel, blocks),
+            block_scores(np.broadcast_to(uc, shape), visible, sel, blocks))
+
+
+def choose(by_query, by_u, pos, sel):
+    """Pooled scores [R, NB] -> (chosen, late) boolean [R, NB]; late: the free query picks."""
+    b = np.arange(by_query.shape[1])
+    current = (pos // sel.block)[:, None]
+    future = b > current
+    must = ((b < sel.init) | (b >= current - sel.local)) & ~future
+    everything = current < sel.limit
+    picks = must
+    if sel.query:
+        s = np.where(must, INF, by_query)
+        s[future] = -INF
+        picks = must | (best(s, sel.query) & ~future)
+    chosen = picks
+    if sel.fill:
+        s = np.where(picks, INF, by_u)
+        s[future] = -INF
+        chosen = best(s, sel.total) & ~future
+    late = picks & ~must & chosen
+    return np.where(everything, ~future, chosen), late & ~everything
+
+
+def select_rows(q, kc, uc, pos, sel, blocks):
+    """As select_row, for many rows of one KV head -> (chosen, late) [R, blocks]."""
+    if pos.max() // sel.block < sel.limit:
+        return np.arange(blocks) <= (pos // sel.block)[:, None], np.zeros((len(pos), blocks), bool)
+    return choose(*row_scores(q, kc, uc, pos, sel, blocks), pos, sel)
+
+
+def attend_rows(q, k, v, u, chosen, pos, sel):
+    """q [R, G, D], k, v [T, D], u [T], chosen [R, NB] -> [R, G, D]."""
+    tokens = np.arange(len(k))
+    mask = chosen[:, tokens // sel.block] & (tokens <= pos[:, None])
+    out = np.empty(q.shape)
+    for g in range(q.shape[1]):
+        logits = q[:, g] @ k.T / math.sqrt(q.shape[2])
+        if sel.bias:
+            logits = logits + u
+        logits = np.where(mask, logits, -INF)
+        w = np.exp(logits - logits.max(1, keepdims=True))
+        out[:, g] = (w @ v) / w.sum(1, keepdims=True)
+    return out
+
+
+# ---- RoPE --------------------------------------------------------------------------------------------
+
+def rope_frequencies(config):
+    """-> (angle per position [D / 2], factor on cos and sin) for default, linear, llama3 and
+    longrope (the short factors: positions within the original length)."""
+    d = head_dim(config)
+    theta = config.get('rope_theta', 10000.0)
+    scaling = config.get('rope_scaling') or {}
+    kind = scaling.get('rope_type', scaling.get('type', 'default'))
+    freq = theta ** (-np.arange(0, d, 2) / d)
+    if kind == 'linear':
+        return freq / scaling['factor'], 1.0
+    if kind == 'llama3':
+        low, high = scaling['low_freq_factor'], scaling['high_freq_factor']
+        wave = 2 * math.pi / freq
+        turns = scaling['original_max_position_embeddings'] / wave
+        smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+        return freq * ((1 - smooth) / scaling['factor'] + smooth), 1.0
+    if kind == 'longrope':
+        short, wide = scaling['short_factor'], scaling['long_factor']
+        limit = config['max_position_embeddings']
+        original = scaling.get('original_max_position_embeddings',
+                               config.get('original_max_position_embeddings', limit))
+        ratio = limit / original
+        factor = scaling.get('attention_factor')
+        if factor is None:
+            factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+        assert short == wide or limit == original, 'length-dependent factors are not static'
+        return freq / np.array(short), factor
+    assert kind == 'default', kind
+    return freq, 1.0
+
+
+def rotate(x, pos, rope):
+    """Half-split rotation of x [R, heads, D] at positions pos [R]."""
+    freq, factor = rope
+    angle = np.asarray(pos, np.float64)[:, None, None] * freq
+    cos, sin = np.cos(angle) * factor, np.sin(angle) * factor
+    a, b = np.split(x, 2, -1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+# ---- checkpoint --------------------------------------------------------------------------------------
+
+def head_dim(config):
+    return config.get('head_dim') or config['hidden_size'] // config['num_attention_heads']
+
+
+def read_safetensors(path):
+    """-> {name: float64 array}. bf16, float16 and float32 only."""
+    with open(path, 'rb') as f:
+        raw = f.read()
+    size, = struct.unpack('<Q', raw[:8])
+    out = {}
+    for name, entry in json.loads(raw[8:8 + size]).items():
+        if name == '__metadata__':
+            continue
+        begin, end = entry['data_offsets']
+        data = raw[8 + size + begin:8 + size + end]
+        if entry['dtype'] == 'BF16':
+            x = (np.frombuffer(data, '<u2').astype(np.uint32) << 16).view(np.float32)
+        else:
+            x = np.frombuffer(data, {'F32': '<f4', 'F16': '<f2'}[entry['dtype']])
+        out[name] = x.astype(np.float64).reshape(entry['shape'])
+    return out
+
+
+class Model:
+    """A Hugging Face directory of the Llama or MiniCPM4 family, with or without A and delta."""
+
+    def __init__(self, folder):
+        with open(os.path.join(folder, 'config.json')) as f:
+            self.config = c = json.load(f)
+        index = os.path.join(folder, 'model.safetensors.index.json')
+        files = ['model.safetensors']
+        if os.path.exists(index):
+            with open(index) as f:
+                files = sorted(set(json.load(f)['weight_map'].values()))
+        self.w = {}
+        for name in files:
+            self.w.update(read_safetensors(os.path.join(folder, name)))
+        self.layers, self.heads = c['num_hidden_layers'], c['num_attention_heads']
+        self.kv_heads = c.get('num_key_value_heads') or self.heads
+        self.d, self.eps = head_dim(c), c.get('rms_norm_eps', 1e-6)
+        self.rope = rope_frequencies(c)
+        # MiniCPM (arXiv 2404.06395): embeddings scaled, branches damped by depth, logits by width
+        self.embed_scale = c.get('scale_emb', 1.0)
+        self.branch_scale = c['scale_depth'] / math.sqrt(self.layers) if 'scale_depth' in c else 1.0
+        self.logit_scale = c['dim_model_base'] / c['hidden_size'] if 'dim_model_base' in c else 1.0
+
+    def linear(self, x, layer, name):
+        prefix = f'model.layers.{layer}.{name}'
+        y = x @ self.w[prefix + '.weight'].T
+        return y + self.w[prefix + '.bias'] if prefix + '.bias' in self.w else y
+
+    def norm(self, x, name):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * self.w[name + '.weight']
+
+    def queries(self, x, layer, pos):
+        """Residual x [R, hidden] through the layer's norm, q_proj and RoPE -> [R, Hk, G, D]."""
+        h = self.norm(x, f'model.layers.{layer}.input_layernorm')
+        q = self.linear(h, layer, 'self_attn.q_proj').reshape(len(x), self.heads, self.d)
+        return rotate(q, pos, self.rope).reshape(len(x), self.kv_heads, -1, self.d)
+
+    def keys_values(self, x, layer, pos):
+        """-> stored k, v [R, Hk, D] and u [R, Hk], all bf16."""
+        h = self.norm(x, f'model.layers.{layer}.input_layernorm')
+        shape = (len(x), self.kv_heads, self.d)
+        k = bf16(rotate(self.linear(h, layer, 'self_attn.k_proj').reshape(shape), pos, self.rope))
+        v = bf16(self.linear(h, layer, 'self_attn.v_proj').reshape(shape))
+        a = self.w.get(f'model.layers.{layer}.self_attn.A')
+        if a is None:
+            return k, v, np.zeros(shape[:2])
+        return k, v, importance(v, a, self.w[f'model.layers.{layer}.self_attn.delta.weight'])
+
+    def embed(self, tokens):
+        return self.w['model.embed_tokens.weight'][tokens] * self.embed_scale
+
+    def after_attention(self, x, o, layer):
+        """Residual and attention output [R, Hk, G, D] -> residual before the MLP."""
+        return x + self.linear(o.reshape(len(x), -1), layer, 'self_attn.o_proj') * self.branch_scale
+
+    def after_mlp(self, x, layer):
+        h = self.norm(x, f'model.layers.{layer}.post_attention_layernorm')
+        gate, up = self.linear(h, layer, 'mlp.gate_proj'), self.linear(h, layer, 'mlp.up_proj')
+        return x + self.linear(silu(gate) * up, layer, 'mlp.down_proj') * self.branch_scale
+
+    def logits(self, x):
+        head = self.w.get('lm_head.weight')
+        if head is None or self.config.get('tie_word_embeddings'):
+            head = self.w['model.embed_tokens.weight']
+        return self.norm(x, 'model.norm') @ head.T * self.logit_scale
+
+    def selection_queries(self, own, layer, pos, sel, previous):
+        """The queries that select, as Selector.source says. previous: residuals of the layer
+        before, {'mid': after its attention, 'input': at its start}, None for layer 0."""
+        if sel.source == 'step':
+            return np.concatenate([own[:1], own[:-1]])
+        if sel.source == 'own' or previous is None:
+            return own
+        return self.queries(previous[sel.source], layer, pos)
+
+    def prefill(self, tokens, sel, tap=None):
+        """All rows at once -> residual [T, hidden] after the last layer (see logits).
+
+        tap(layer, chosen, late): selections [Hk, T, NB] of each layer.
+        """
+        pos = np.arange(len(tokens))
+        blocks = (len(tokens) - 1) // sel.block + 1
+        x, previous = self.embed(np.asarray(tokens)), None
+        for layer in range(self.layers):
+            q = self.queries(x, layer, pos)
+            k, v, u = self.keys_values(x, layer, pos)
+            kc, uc = compress(k, sel), compress(u, sel)
+            sq = self.selection_queries(q, layer, pos, sel, previous)
+            o, picked = np.empty(q.shape), []
+            for h in range(self.kv_heads):
+                picked.append(select_rows(sq[:, h], kc[:, h], uc[:, h], pos, sel, blocks))
+                o[:, h] = attend_rows(q[:, h], k[:, h], v[:, h], u[:, h], picked[-1][0], pos, sel)
+            if tap:
+                tap(layer, *(np.array(part) for part in zip(*picked)))
+            mid = self.after_attention(x, o, layer)
+            previous = {'mid': mid, 'input': x}
+            x = self.after_mlp(mid, layer)
+        return x
+
+
+class Decoder:
+    """One token at a time, from nothing or after any number of earlier steps."""
+
+    def __init__(self, model, sel):
+        self.model, self.sel, self.pos = model, sel, 0
+        shape = (0, model.kv_heads, model.d)
+        self.k = [np.zeros(shape) for _ in range(model.layers)]
+        self.v = [np.zeros(shape) for _ in range(model.layers)]
+        self.u = [np.zeros(shape[:2]) for _ in range(model.layers)]
+        self.kc = [np.zeros(shape) for _ in range(model.layers)]
+        self.uc = [np.zeros(shape[:2]) for _ in range(model.layers)]
+        self.last = [None] * model.layers                   # each layer's query of the step before
+        self.selected = []                                  # of the last step: [layer][KV head]
+
+    def append(self, layer, k, v, u):
+        """Store a token and the window that it completes, if any."""
+        self.k[layer] = np.concatenate([self.k[layer], k])
+        self.v[layer] = np.concatenate([self.v[layer], v])
+        self.u[layer] = np.concatenate([self.u[layer], u])
+        first = self.pos + 1 - self.sel.window
+        if first >= 0 and first % self.sel.stride == 0:
+            self.kc[layer] = np.concatenate([self.kc[layer], bf16(self.k[layer][first:].mean(0))[None]])
+            self.uc[layer] = np.concatenate([self.uc[layer], bf16(self.u[layer][first:].mean(0))[None]])
+
+    def step(self, token):
+        """-> logits [vocab] for the token after."""
+        m, sel, pos = self.model, self.sel, np.array([self.pos])
+        x, previous, self.selected = m.embed(np.array([token])), None, []
+        for layer in range(m.layers):
+            q = m.queries(x, layer, pos)
+            self.append(layer, *m.keys_values(x, layer, pos))
+            if sel.source == 'step':
+                sq = q if self.last[layer] is None else self.last[layer]
+                self.last[layer] = q
+            else:
+                sq = m.selection_queries(q, layer, pos, sel, previous)
+            o, self.selected = np.empty(q.shape), [*self.selected, []]
+            for h in range(m.kv_heads):
+                picked = select_row(sq[0, h], self.kc[layer][:, h], self.uc[layer][:, h],
+                                    self.pos, sel)
+                o[0, h] = attend_row(q[0, h], self.k[layer][:, h], self.v[layer][:, h],
+                                     self.u[layer][:, h], picked[0], self.pos, sel)
+                self.selected[-1].append(picked)
+            mid = m.after_attention(x, o, layer)
+            previous = {'mid': mid, 'input': x}
+            x = m.after_mlp(mid, layer)
+        self.pos += 1
+        return m.logits(x)[0]
