@@ -113,9 +113,9 @@ def forced(b, current, sel):
 # ---- state made from keys and values -----------------------------------------------------------------
 
 def importance(v, a, delta):
-    """v [..., Hk, D] (stored values), a [Hk], delta [Hk, Hk * D] -> u [..., Hk], bf16."""
+    """v [..., Hk, D] (stored values), a [Hk], delta [Hk, Hk * D] -> u [..., Hk], to be stored."""
     flat = v.reshape(*v.shape[:-2], -1)
-    return bf16(a * softplus(flat @ delta.T))
+    return a * softplus(flat @ delta.T)
 
 
 def compress(x, sel):
@@ -274,8 +274,8 @@ def rope_frequencies(config):
     """-> (angle per position [D / 2], factor on cos and sin) for default, linear, llama3 and
     longrope (the short factors: positions within the original length)."""
     d = head_dim(config)
-    theta = config.get('rope_theta', 10000.0)
-    scaling = config.get('rope_scaling') or {}
+    scaling = config.get('rope_parameters') or config.get('rope_scaling') or {}
+    theta = scaling.get('rope_theta', config.get('rope_theta', 10000.0))
     kind = scaling.get('rope_type', scaling.get('type', 'default'))
     freq = theta ** (-np.arange(0, d, 2) / d)
     if kind == 'linear':
@@ -336,9 +336,14 @@ def read_safetensors(path):
 
 
 class Model:
-    """A Hugging Face directory of the Llama or MiniCPM4 family, with or without A and delta."""
+    """A Hugging Face directory of the Llama or MiniCPM4 family, with or without A and delta.
 
-    def __init__(self, folder):
+    store: how K, V and u are rounded when they are stored (None: not at all, for comparison with
+    programs that keep them in float32).
+    """
+
+    def __init__(self, folder, store=bf16):
+        self.store = store or (lambda x: x)
         with open(os.path.join(folder, 'config.json')) as f:
             self.config = c = json.load(f)
         index = os.path.join(folder, 'model.safetensors.index.json')
@@ -373,15 +378,16 @@ class Model:
         return rotate(q, pos, self.rope).reshape(len(x), self.kv_heads, -1, self.d)
 
     def keys_values(self, x, layer, pos):
-        """-> stored k, v [R, Hk, D] and u [R, Hk], all bf16."""
+        """-> k, v [R, Hk, D] and u [R, Hk] as stored."""
         h = self.norm(x, f'model.layers.{layer}.input_layernorm')
         shape = (len(x), self.kv_heads, self.d)
-        k = bf16(rotate(self.linear(h, layer, 'self_attn.k_proj').reshape(shape), pos, self.rope))
-        v = bf16(self.linear(h, layer, 'self_attn.v_proj').reshape(shape))
+        k = self.store(rotate(self.linear(h, layer, 'self_attn.k_proj').reshape(shape), pos, self.rope))
+        v = self.store(self.linear(h, layer, 'self_attn.v_proj').reshape(shape))
         a = self.w.get(f'model.layers.{layer}.self_attn.A')
         if a is None:
             return k, v, np.zeros(shape[:2])
-        return k, v, importance(v, a, self.w[f'model.layers.{layer}.self_attn.delta.weight'])
+        delta = self.w[f'model.layers.{layer}.self_attn.delta.weight']
+        return k, v, self.store(importance(v, a, delta))
 
     def embed(self, tokens):
         return self.w['model.embed_tokens.weight'][tokens] * self.embed_scale
