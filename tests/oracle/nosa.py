@@ -209,20 +209,21 @@ def best(scores, count):
     return out
 
 
-def row_scores(q, kc, uc, pos, sel, blocks):
-    """q [R, G, D], kc [M, D], uc [M], pos [R] -> pooled query and importance scores [R, blocks],
-    before forcing (InfLLM-V2, stage 1: the softmax of each head is over the visible windows)."""
-    m = np.array([windows_visible(p, sel) for p in pos])
-    visible = np.arange(len(kc)) < m[:, None]
-    s = np.zeros((len(q), len(kc)))
+def windows_mask(pos, count, sel):
+    """[R, count]: the windows each row may score."""
+    return np.arange(count) < np.array([windows_visible(p, sel) for p in pos])[:, None]
+
+
+def window_scores(q, kc, pos, sel):
+    """q [R, G, D], kc [M, D], pos [R] -> s [R, M], 0 where not visible. Each head's softmax is over
+    the visible windows, then the heads of the group are summed (InfLLM-V2, stage 1)."""
+    visible = windows_mask(pos, len(kc), sel)
+    s = np.zeros(visible.shape)
     for g in range(q.shape[1]):
         logits = np.where(visible, q[:, g] @ kc.T / math.sqrt(q.shape[2]), -INF)
-        top_logit = logits.max(1, keepdims=True, initial=-1e300)
-        p = np.exp(logits - top_logit)
+        p = np.exp(logits - logits.max(1, keepdims=True, initial=-1e300))
         s += p / np.maximum(p.sum(1, keepdims=True), 1e-300)
-    shape = (len(q), len(kc))
-    return (block_scores(s, visible, sel, blocks),
-            block_scores(np.broadcast_to(uc, shape), visible, sel, blocks))
+    return s
 
 
 def choose(by_query, by_u, pos, sel):
@@ -246,11 +247,70 @@ def choose(by_query, by_u, pos, sel):
     return np.where(everything, ~future, chosen), late & ~everything
 
 
+def rivals(s, visible, inside, outside, sel):
+    """Window scores s [R, M]; inside, outside boolean [R, NB] -> two pairs (low, high) [2, 2, R] that
+    must not cross for the selection to stay as it is; low is inf or high -inf where there is none.
+
+    The first pair: the lowest block score inside, and the highest window score outside. But
+    neighbouring blocks share windows: where the window that decides the lowest block inside also
+    touches blocks outside with larger ids, those lose the tie with it whatever the value is, so the
+    window is left out. Then it must not pass any other block inside either: the second pair.
+    """
+    rows, ids = np.arange(len(s)), np.arange(inside.shape[1])
+    bounds = np.array([windows_of_block(b, sel) for b in ids])
+    j = np.arange(s.shape[1])
+    touch = (j >= bounds[:, :1]) & (j < bounds[:, 1:])                      # [NB, M]
+    s = np.where(visible, s, -INF)
+    pooled = np.where(inside, block_scores(s, visible, sel, len(ids)), INF)
+    worst = pooled.argmin(1)
+    decides = np.where(touch[worst], s, -INF).argmax(1)
+    theirs = outside & touch[:, decides].T
+    first = np.where(theirs, ids, len(ids)).min(1)                          # smallest id outside
+    shared = (first > worst) & (first < len(ids))
+    touched = (outside.astype(np.float32) @ touch.astype(np.float32)) > 0
+    touched[rows, decides] &= ~shared
+    others = inside & ~(touch[:, decides].T & (ids < first[:, None]))
+    return ((pooled[rows, worst], np.where(touched, s, -INF).max(1, initial=-INF)),
+            (np.where(others, pooled, INF).min(1), np.where(shared, s[rows, decides], -INF)))
+
+
+def margins(s, uc, chosen, late, pos, sel):
+    """How far the selection of each row [R] is from another one -> (query, importance).
+
+    s [R, M] from window_scores, uc [M]. query: (low - high) / (low + high) of what was picked and what
+    was not: any relative error of all scores below it leaves the picks as they are. importance:
+    low - high of what was filled and what was left out. inf where there is nothing to confuse.
+    """
+    b = np.arange(chosen.shape[1])
+    current = (pos // sel.block)[:, None]
+    free = (b >= sel.init) & (b < current - sel.local) & (current >= sel.limit)
+    visible = windows_mask(pos, len(uc), sel)
+    if len(uc) == 0:
+        return np.full((2, len(pos)), INF)
+
+    def gap(scores, inside, outside, relative):
+        least = np.full(len(pos), INF)
+        for low, high in rivals(scores, visible, inside, outside, sel):
+            some = np.isfinite(low) & np.isfinite(high)
+            low, high = np.where(some, low, 1.0), np.where(some, high, 0.0)
+            least = np.where(some, np.minimum(least, (low - high) / (low + high if relative else 1.0)),
+                             least)
+        return least
+
+    query = gap(s, late, free & ~late, True)
+    if not sel.fill:
+        return query, np.full(len(pos), INF)
+    return query, gap(np.broadcast_to(uc, s.shape), free & chosen & ~late, free & ~chosen, False)
+
+
 def select_rows(q, kc, uc, pos, sel, blocks):
-    """As select_row, for many rows of one KV head -> (chosen, late) [R, blocks]."""
-    if pos.max() // sel.block < sel.limit:
-        return np.arange(blocks) <= (pos // sel.block)[:, None], np.zeros((len(pos), blocks), bool)
-    return choose(*row_scores(q, kc, uc, pos, sel, blocks), pos, sel)
+    """As select_row, for many rows of one KV head -> (chosen, late) [R, blocks], (query, importance)
+    margins [R]."""
+    s, visible = window_scores(q, kc, pos, sel), windows_mask(pos, len(kc), sel)
+    by_query = block_scores(s, visible, sel, blocks)
+    by_u = block_scores(np.broadcast_to(uc, s.shape), visible, sel, blocks)
+    chosen, late = choose(by_query, by_u, pos, sel)
+    return chosen, late, margins(s, uc, chosen, late, pos, sel)
 
 
 def attend_rows(q, k, v, u, chosen, pos, sel):
@@ -419,7 +479,7 @@ class Model:
     def prefill(self, tokens, sel, tap=None):
         """All rows at once -> residual [T, hidden] after the last layer (see logits).
 
-        tap(layer, chosen, late): selections [Hk, T, NB] of each layer.
+        tap(layer, chosen, late, margin): selections [Hk, T, NB] and margins [Hk, 2, T] of a layer.
         """
         pos = np.arange(len(tokens))
         blocks = (len(tokens) - 1) // sel.block + 1

@@ -152,7 +152,7 @@ def one_row_and_all_rows_select_alike_at_every_edge():
                 Selector(0, 0, 16, 16, fill=False, bias=False, window=16, block=16)):
         kc, uc = nosa.compress(k, sel), nosa.compress(u, sel)
         pos = np.array(EDGES)
-        chosen, late = nosa.select_rows(q[pos], kc, uc, pos, sel, 4200 // sel.block + 1)
+        chosen, late, _ = nosa.select_rows(q[pos], kc, uc, pos, sel, 4200 // sel.block + 1)
         for n, i in enumerate(EDGES):
             blocks, settled = nosa.select_row(q[i], kc, uc, i, sel)
             assert set(np.nonzero(chosen[n])[0]) == set(blocks), (sel, i)
@@ -180,6 +180,30 @@ def brute_force_agrees():
 
 
 @test
+def margins_tell_how_near_another_selection_is():
+    rng = np.random.default_rng(SEED + 8)
+    q, k, v, u = rows(rng, 1500, 8, 2)
+    pos = np.arange(1000, 1500)
+    for sel in (nosa.nosa(BUDGET), nosa.nosa((1, 1, 6, 8)), nosa.infllmv2((1, 2, 0, 9))):
+        kc, uc = nosa.compress(k, sel), nosa.compress(u, sel)
+        visible = nosa.windows_mask(pos, len(kc), sel)
+        s = nosa.window_scores(q[pos], kc, pos, sel)
+        chosen, late, (query, fill) = nosa.select_rows(q[pos], kc, uc, pos, sel, 24)
+        assert (query >= 0).all() and (fill >= 0).all() and np.isfinite(query).all()
+
+        def picks(scores):
+            by_query = nosa.block_scores(scores, visible, sel, 24)
+            return nosa.choose(by_query, np.zeros((500, 24)), pos, sel)[1]
+
+        for _ in range(20):             # any error below the margin leaves the picks alone
+            noise = 1 + 0.999 * query[:, None] * rng.choice((-1, 1), s.shape)
+            assert (picks(s * noise) == late).all()
+        unlike = sum((picks(s * (1 + 3 * query[:, None] * rng.choice((-1, 1), s.shape))) != late).any(1)
+                     for _ in range(20))
+        assert (unlike > 0).mean() > 0.9
+
+
+@test
 def ties_go_to_the_smaller_block():
     sel = nosa.nosa(BUDGET)
     q, k, u = np.zeros((1, 4)), np.ones((1000, 4)), np.ones(1000)
@@ -196,7 +220,7 @@ def decode_equals_prefill_row_by_row():
     for sel in (nosa.nosa(BUDGET), nosa.infllmv2(BUDGET), nosa.full(), nosa.nosa(BUDGET, 'mid'),
                 nosa.nosa(BUDGET, 'input'), nosa.nosa(BUDGET, 'step')):
         picked = {}
-        x = model.prefill(tokens, sel, lambda layer, chosen, late: picked.update({layer: (chosen, late)}))
+        x = model.prefill(tokens, sel, lambda layer, chosen, late, _: picked.update({layer: (chosen, late)}))
         logits, decoder, worst = model.logits(x), Decoder(model, sel), 0.0
         for t, token in enumerate(tokens):
             worst = max(worst, np.abs(decoder.step(token) - logits[t]).max())
@@ -228,8 +252,8 @@ def a_constant_importance_shifts_nothing():
     sel = nosa.nosa(BUDGET)
     pos = np.arange(1000)
     kc, uc = nosa.compress(k, sel), nosa.compress(u, sel)
-    base, _ = nosa.select_rows(q, kc, uc, pos, sel, 16)
-    other, _ = nosa.select_rows(q, kc, uc + 4, pos, sel, 16)
+    base, *_ = nosa.select_rows(q, kc, uc, pos, sel, 16)
+    other, *_ = nosa.select_rows(q, kc, uc + 4, pos, sel, 16)
     assert (base == other).all()
     one = nosa.attend_rows(q, k, v, u, base, pos, sel)
     assert np.abs(one - nosa.attend_rows(q, k, v, u + 4, base, pos, sel)).max() < 1e-12
@@ -256,7 +280,7 @@ def sources_differ_only_where_they_should():
     tokens, picks = rng.integers(0, 50, 1200), {}
     for source in nosa.SOURCES:
         model.prefill(tokens, nosa.nosa(BUDGET, source),
-                      lambda layer, chosen, late: picks.update({(source, layer): chosen}))
+                      lambda layer, chosen, *_: picks.update({(source, layer): chosen}))
     # layer 0 of mid and input uses its own query: only the window that is not complete yet is missing
     assert (picks['mid', 0] == picks['input', 0]).all()
     unlike = (picks['mid', 0] != picks['own', 0]).any(-1).any(0)
@@ -272,7 +296,7 @@ def the_published_budget_drops_nothing_before_token_4096():
     sel = nosa.nosa()
     kc, uc = nosa.compress(k, sel), nosa.compress(u, sel)
     pos = np.array([1151, 1152, 4095, 4096])
-    chosen, _ = nosa.select_rows(q[pos], kc, uc, pos, sel, 66)
+    chosen, *_ = nosa.select_rows(q[pos], kc, uc, pos, sel, 66)
     assert chosen.sum(1).tolist() == [18, 19, 64, 64]
 
 
