@@ -38,6 +38,6 @@ typedef struct model {
 typedef void (*model_progress)(void *self, uint64_t done, uint64_t total);
 status model_load(kern_backend *backend, const char *directory, uint32_t max_tokens,
                   model_progress progress, void *progress_self, model **out_model);
-void model_free(model *model);
+void model_free(model *m); /* NULL is fine */
 
 #endif
