@@ -342,8 +342,9 @@ static status read_budgets(json_in in, sparse_config *s)
     const cJSON *item;
     cJSON_ArrayForEach(item, map)
     {
-        char what[96];
-        snprintf(what, sizeof what, "sparse_config budget \"%.12s\"", item->string);
+        char what[512];
+        snprintf(what, sizeof what, "%.400s: sparse_config budget \"%.12s\"", in.file,
+                 item->string);
         uint64_t v[4] = {0};
         bool good = cJSON_IsArray(item) && cJSON_GetArraySize(item) == 4;
         const cJSON *number = good ? item->child : NULL;
@@ -420,7 +421,9 @@ static status read_sparse(json_in top, sparse_config *s)
             "%s: sparse_config \"query_blocks\" %u differs from \"topk\" %u: InfLLM-V2 picks "
             "everything by query",
             in.file, s->row.query, s->row.total);
-    TRY(budget_row_check("config.json sparse_config", &s->row));
+    char what[512];
+    snprintf(what, sizeof what, "%.400s: sparse_config", in.file);
+    TRY(budget_row_check(what, &s->row));
     TRY(read_budgets(in, s));
     return list_default(in.file, s);
 }
