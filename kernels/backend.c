@@ -1,0 +1,133 @@
+/* kernels/backend.c - opening backends by name, and the way from kern_<op> to a backend's function.
+ *
+ * Every op is validated here once. Does not know what any op computes. */
+#include "kernels/backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+/* ---- memory
+ * --------------------------------------------------------------------------------------- */
+
+enum { HUGE_PAGE = 2 << 20 };
+
+void *kern_memory_alloc(uint64_t bytes)
+{
+    if (bytes == 0) bytes = 64;
+    const bool large = bytes >= 2 * (uint64_t)HUGE_PAGE;
+    const uint64_t align = large ? HUGE_PAGE : 64;
+    if (bytes > UINT64_MAX / 2) return NULL;
+    const uint64_t rounded = (bytes + align - 1) / align * align;
+    void *memory = aligned_alloc(align, rounded);
+    if (memory == NULL) return NULL;
+    if (large) (void)madvise(memory, rounded, MADV_HUGEPAGE); /* only ever a hint */
+    memset(memory, 0, rounded);
+    return memory;
+}
+
+void kern_memory_free(void *memory)
+{
+    free(memory);
+}
+
+status kern_alloc(kern_backend *backend, uint64_t bytes, void **out_memory)
+{
+    CHECK(backend != NULL && out_memory != NULL);
+    return backend->device->alloc(backend, bytes, out_memory);
+}
+
+void kern_free(kern_backend *backend, void *memory)
+{
+    CHECK(backend != NULL);
+    if (memory != NULL) backend->device->free(backend, memory);
+}
+
+/* ---- backends
+ * ------------------------------------------------------------------------------------- */
+
+static const struct opener {
+    const char *name;
+    status (*open)(const kern_config *config, kern_backend **out_backend);
+} openers[] = {
+    {"ref", kern_host_open},
+    {"cpu", kern_host_open},
+};
+
+status kern_backend_open(const kern_config *config, kern_backend **out_backend)
+{
+    CHECK(config != NULL && out_backend != NULL);
+    const char *name = config->backend == NULL ? "cpu" : config->backend;
+    for (size_t i = 0; i < sizeof openers / sizeof openers[0]; i++)
+        if (strcmp(openers[i].name, name) == 0) return openers[i].open(config, out_backend);
+    return FAIL(UNSUPPORTED, "no backend '%s' in this build (there are: ref, cpu)", name);
+}
+
+void kern_backend_close(kern_backend *backend)
+{
+    if (backend != NULL) backend->device->close(backend);
+}
+
+const char *kern_numerics_id(const kern_backend *backend)
+{
+    return backend->numerics_id;
+}
+
+const char *kern_backend_describe(const kern_backend *backend)
+{
+    return backend->describe;
+}
+
+status kern_stream_create(kern_backend *backend, kern_stream **out_stream)
+{
+    CHECK(backend != NULL && out_stream != NULL);
+    return backend->device->stream_create(backend, out_stream);
+}
+
+void kern_stream_destroy(kern_stream *stream)
+{
+    if (stream != NULL) stream->backend->device->stream_destroy(stream);
+}
+
+status kern_stream_sync(kern_stream *stream)
+{
+    return stream->backend->device->stream_sync(stream);
+}
+
+status kern_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
+                        uint32_t k, kern_weight **out_weight)
+{
+    CHECK(backend != NULL && parts != NULL && out_weight != NULL);
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < part_count; i++) {
+        if (parts[i].data == NULL || parts[i].n == 0)
+            return FAIL(INVALID, "part %u of a weight is empty", i);
+        n += parts[i].n;
+    }
+    if (n == 0 || n > INT32_MAX || k == 0 || k > INT32_MAX)
+        return FAIL(INVALID, "a weight of %llu x %u cannot be packed", (unsigned long long)n, k);
+    return backend->device->weight_pack(backend, parts, part_count, k, out_weight);
+}
+
+void kern_weight_free(kern_weight *weight)
+{
+    if (weight != NULL) weight->backend->device->weight_free(weight);
+}
+
+uint64_t kern_weight_bytes(const kern_weight *weight)
+{
+    return weight->bytes;
+}
+
+/* ---- dispatch
+ * ------------------------------------------------------------------------------------- */
+
+#define X(op)                                                                                      \
+    status kern_##op(kern_stream *stream, const kern_##op##_args *args)                            \
+    {                                                                                              \
+        CHECK(stream != NULL && args != NULL);                                                     \
+        TRY(kern_validate_##op(stream->backend, args));                                            \
+        return stream->backend->ops->op(stream, args);                                             \
+    }
+KERN_OPS(X)
+#undef X

@@ -1,0 +1,120 @@
+/* kernels/backend.h - what a backend is inside this folder.
+ *
+ * A backend is a table of ops, a table of device functions and a name. kernels/backend.c validates
+ * the arguments of every op once (kernels/validate.c) and then calls the table, so that an op's
+ * function may take its shapes for granted.
+ *
+ * Threads: kern_team belongs to the thread that created it; only that thread may run work on it.
+ * Memory:  what a backend owns comes from its arena or from kern_memory_alloc. */
+#ifndef KERNELS_BACKEND_H
+#define KERNELS_BACKEND_H
+
+#include "kernels/kernels.h"
+
+enum {
+    KERN_DIM_MAX = 256,             /* head_dim: a multiple of 32 up to this */
+    KERN_GROUP_HEADS_MAX = 64,      /* G */
+    KERN_WINDOWS_MAX = 65536,       /* a row of scores of one tile of heads fits the scratch */
+    KERN_SELECT_BLOCKS_MAX = 65536, /* selection blocks of a row */
+    KERN_VOCAB_MAX = 1 << 18,
+    KERN_SCRATCH_BYTES = 4 << 20, /* for each thread; touched only as far as it is used */
+    KERN_PANEL = 32,              /* columns of a packed weight panel */
+};
+
+/* ---- threads ------------------------------------------------------------------------------------
+ */
+
+/* Runs tasks 0 .. count - 1 of a job on the caller and the threads of the team, in any order and
+ * place. A task's result must not depend on either. scratch: KERN_SCRATCH_BYTES of the running
+ * thread. */
+typedef struct kern_team kern_team;
+typedef void (*kern_task)(const void *context, uint32_t task, void *scratch);
+
+status kern_team_create(arena *a, uint32_t threads, kern_team **out_team);
+void kern_team_destroy(kern_team *team); /* stops the threads; the memory is the arena's */
+uint32_t kern_team_threads(const kern_team *team);
+void *kern_team_scratch(kern_team *team); /* the caller's, for ops that run on one thread */
+/* parallel false: all on the caller, for work too small to wake anyone. Returns when all are done.
+ */
+void kern_team_run(kern_team *team, uint32_t count, bool parallel, kern_task task,
+                   const void *context);
+
+/* ---- backend ------------------------------------------------------------------------------------
+ */
+
+typedef struct kern_ops {
+#define X(op) status (*op)(kern_stream * stream, const kern_##op##_args *args);
+    KERN_OPS(X)
+#undef X
+} kern_ops;
+
+/* Everything of a backend that is not an op. */
+typedef struct kern_device_ops {
+    status (*alloc)(kern_backend *backend, uint64_t bytes, void **out_memory);
+    void (*free)(kern_backend *backend, void *memory);
+    status (*stream_create)(kern_backend *backend, kern_stream **out_stream);
+    void (*stream_destroy)(kern_stream *stream);
+    status (*stream_sync)(kern_stream *stream);
+    status (*weight_pack)(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
+                          uint32_t k, kern_weight **out_weight);
+    void (*weight_free)(kern_weight *weight);
+    void (*close)(kern_backend *backend);
+} kern_device_ops;
+
+struct kern_backend {
+    const kern_ops *ops;
+    const kern_device_ops *device;
+    const char *numerics_id;
+    bool host_memory; /* index arrays may be read by the host: validate looks into them */
+    char describe[64];
+    arena *arena;
+    kern_team *team;
+    void *own; /* the backend's, if it needs more */
+};
+
+struct kern_stream {
+    kern_backend *backend;
+};
+
+struct kern_weight {
+    kern_backend *backend;
+    uint32_t n, k;
+    uint64_t bytes;
+    uint16_t
+        *data; /* [ceil(n / 32)][k][32] bf16; column i and 16 + i of a panel stand side by side */
+};
+
+/* Each refuses what this machine or build lacks with UNSUPPORTED. */
+status kern_host_open(const kern_config *config, kern_backend **out_backend); /* "ref" and "cpu" */
+
+/* 64-byte aligned, zeroed; huge pages where large. NULL: none left. */
+void *kern_memory_alloc(uint64_t bytes);
+void kern_memory_free(void *memory);
+
+/* ---- validation: INVALID with a sentence, before anything is written
+ * ------------------------------ */
+
+#define X(op) status kern_validate_##op(const kern_backend *backend, const kern_##op##_args *args);
+KERN_OPS(X)
+#undef X
+
+/* ---- op tables of the host backends
+ * ---------------------------------------------------------------- */
+
+#define X(op)                                                                                      \
+    status ref_##op(kern_stream *stream, const kern_##op##_args *args);                            \
+    status host_##op(kern_stream *stream, const kern_##op##_args *args);                           \
+    status cpu_generic_##op(kern_stream *stream, const kern_##op##_args *args);                    \
+    status cpu_avx2_##op(kern_stream *stream, const kern_##op##_args *args);                       \
+    status cpu_avx512_##op(kern_stream *stream, const kern_##op##_args *args);
+KERN_OPS(X)
+#undef X
+
+extern const kern_ops kern_ops_ref, kern_ops_generic, kern_ops_avx2, kern_ops_avx512;
+
+/* sample: what needs arithmetic in bulk is the level's, the rest is shared (sample.c) so that the
+ * levels draw the same token. log_sum_exp: natural log of the sum of exp(logits). */
+typedef float (*kern_log_sum_exp)(const float *logits, uint32_t count);
+status kern_sample_rows(kern_stream *stream, const kern_sample_args *args, kern_log_sum_exp lse);
+
+#endif

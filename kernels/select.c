@@ -1,0 +1,301 @@
+/* kernels/select.c - windows to blocks, and which blocks a row attends to. Shared by `ref` and
+ * `cpu`: nothing is computed, floats are only compared.
+ *
+ * Rule of NOSA (arXiv 2510.13602): forced blocks; then the best by query score until `query` blocks
+ * are chosen, the forced ones counted; then the best of the rest by importance until `total`. Ties
+ * go to the smaller block. Forced blocks are never dropped. A row that sees no more blocks than it
+ * may hold takes all of them, and then all count as forced or filled: its query scores do not
+ * exist.
+ *
+ * Top-k is a heap of the best k seen so far, over keys that order like (value, then smaller block).
+ */
+#include "kernels/backend.h"
+#include "kernels/selector.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { SMALL_BLOCKS = 1 << 11 };
+
+/* ---- pool
+ * ------------------------------------------------------------------------------------------- */
+
+static void pool_task(const void *context, uint32_t task, void *scratch)
+{
+    (void)scratch;
+    const kern_pool_args *a = context;
+    const kern_summary *s = &a->summary;
+    const uint32_t row = task / s->kv_heads, head = task % s->kv_heads;
+    const kern_selector *selector = &a->selectors[a->row_selector[row]];
+    const int32_t pos = a->row_pos[row];
+    const uint32_t current = selector_current(selector, pos);
+    uint32_t visible = selector_visible(selector, pos);
+    if (visible > s->max_windows) visible = s->max_windows;
+    const bool scored = selector_needs_scores(selector, pos);
+    const float *scores = a->scores + (uint64_t)task * s->max_windows;
+    const uint16_t *uc = s->uc + ((uint64_t)a->row_seq[row] * s->kv_heads + head) * s->max_windows;
+    float *query = a->query + (uint64_t)task * a->max_select_blocks;
+    float *importance = a->importance + (uint64_t)task * a->max_select_blocks;
+    for (uint32_t b = 0; b <= current; b++) {
+        if (selector_forced(selector, b, current)) {
+            query[b] = importance[b] = INFINITY;
+            continue;
+        }
+        uint32_t lo, hi;
+        selector_block_windows(selector, b, visible, &lo, &hi);
+        float most_query = -INFINITY, most_importance = -INFINITY;
+        for (uint32_t j = lo; j < hi; j++) {
+            const float u = kern_bf16_to_f32(uc[j]);
+            if (scored && scores[j] > most_query) most_query = scores[j];
+            if (u > most_importance) most_importance = u;
+        }
+        query[b] = most_query;
+        importance[b] = most_importance;
+    }
+}
+
+status host_pool(kern_stream *stream, const kern_pool_args *args)
+{
+    const uint32_t tasks = args->rows * args->summary.kv_heads;
+    const bool parallel = (uint64_t)tasks * args->max_select_blocks >= SMALL_BLOCKS;
+    kern_team_run(stream->backend->team, tasks, parallel, pool_task, args);
+    return STATUS_OK;
+}
+
+/* ---- top-k
+ * ------------------------------------------------------------------------------------------ */
+
+/* Larger key = larger value, or the same value and a smaller block. NaN counts as -inf. */
+static uint64_t rank_key(float value, uint32_t block)
+{
+    uint32_t bits;
+    if (!(value == value)) value = -INFINITY;
+    if (value == 0.0f) value = 0.0f; /* -0 equals +0 */
+    memcpy(&bits, &value, sizeof bits);
+    bits = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+    return (uint64_t)bits << 32 | (UINT32_MAX - block);
+}
+
+static uint32_t key_block(uint64_t key)
+{
+    return UINT32_MAX - (uint32_t)key;
+}
+
+/* Smallest key on top of heap[0 .. count). */
+static void heap_sink(uint64_t *heap, uint32_t count, uint64_t key)
+{
+    uint32_t i = 0;
+    for (;;) {
+        uint32_t child = 2 * i + 1;
+        if (child >= count) break;
+        if (child + 1 < count && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= key) break;
+        heap[i] = heap[child];
+        i = child;
+    }
+    heap[i] = key;
+}
+
+static void heap_rise(uint64_t *heap, uint32_t i, uint64_t key)
+{
+    while (i > 0 && heap[(i - 1) / 2] > key) {
+        heap[i] = heap[(i - 1) / 2];
+        i = (i - 1) / 2;
+    }
+    heap[i] = key;
+}
+
+enum { PART_NONE, PART_SETTLED, PART_QUERY };
+
+/* Mark the `want` best of the blocks <= current that are not marked yet. */
+static void mark_best(const float *value, uint32_t current, uint32_t want, uint8_t mark,
+                      uint8_t *part, uint64_t *heap)
+{
+    uint32_t held = 0;
+    if (want == 0) return;
+    for (uint32_t b = 0; b <= current; b++) {
+        if (part[b] != PART_NONE) continue;
+        const uint64_t key = rank_key(value[b], b);
+        if (held < want)
+            heap_rise(heap, held++, key);
+        else if (key > heap[0])
+            heap_sink(heap, held, key);
+    }
+    for (uint32_t i = 0; i < held; i++)
+        part[key_block(heap[i])] = mark;
+}
+
+/* ---- select
+ * ----------------------------------------------------------------------------------------- */
+
+/* part[b] for b <= current. */
+static void choose(const kern_selector *selector, int32_t pos, const float *query,
+                   const float *importance, uint8_t *part, uint64_t *heap)
+{
+    const uint32_t current = selector_current(selector, pos);
+    if (selector_takes_all(selector, pos)) {
+        memset(part, PART_SETTLED, current + 1);
+        return;
+    }
+    uint32_t forced = 0;
+    for (uint32_t b = 0; b <= current; b++) {
+        part[b] = selector_forced(selector, b, current) ? PART_SETTLED : PART_NONE;
+        forced += part[b];
+    }
+    const uint32_t picks = selector->query > forced ? selector->query - forced : 0;
+    mark_best(query, current, picks, PART_QUERY, part, heap);
+    if (!selector->fill_by_importance) return;
+    const uint32_t held = forced + picks;
+    const uint32_t fill = selector->total > held ? selector->total - held : 0;
+    mark_best(importance, current, fill, PART_SETTLED, part, heap);
+}
+
+/* Which 16-token parts of storage block `storage` are selected, and whether any of them is settled.
+ */
+static uint8_t storage_mask(uint32_t block_tokens, const uint8_t *part, uint32_t current,
+                            uint32_t storage, bool *out_settled)
+{
+    uint8_t mask = 0;
+    *out_settled = false;
+    for (uint32_t i = 0; i < KERN_BLOCK / 16; i++) {
+        const uint32_t b = (storage * KERN_BLOCK + i * 16) / block_tokens;
+        if (b > current || part[b] == PART_NONE) continue;
+        mask = (uint8_t)(mask | 1u << i);
+        if (part[b] == PART_SETTLED) *out_settled = true;
+    }
+    return mask;
+}
+
+static void select_task(const void *context, uint32_t task, void *scratch)
+{
+    const kern_select_args *a = context;
+    const uint32_t row = task / a->kv_heads;
+    const kern_selector *selector = &a->selectors[a->row_selector[row]];
+    const int32_t pos = a->row_pos[row];
+    const uint64_t from = (uint64_t)task * a->max_select_blocks;
+    uint64_t *heap = scratch;
+    uint8_t *part = (uint8_t *)scratch + KERN_SELECT_BLOCKS_MAX * sizeof *heap;
+    choose(selector, pos, a->query + from, a->importance + from, part, heap);
+
+    const uint32_t current = selector_current(selector, pos), last = (uint32_t)pos / KERN_BLOCK;
+    int32_t *block = a->block + (uint64_t)task * a->max_select;
+    uint8_t *mask = a->mask + (uint64_t)task * a->max_select;
+    uint32_t count = 0;
+    for (int settled_pass = 1; settled_pass >= 0; settled_pass--) {
+        for (uint32_t s = 0; s <= last; s++) {
+            bool settled;
+            const uint8_t m = storage_mask(selector->block, part, current, s, &settled);
+            if (m == 0 || settled != (settled_pass == 1)) continue;
+            CHECK(count < a->max_select);
+            block[count] = (int32_t)s;
+            mask[count++] = m;
+        }
+        if (settled_pass == 1) a->settled[task] = (int32_t)count;
+    }
+    a->count[task] = (int32_t)count;
+    for (uint32_t e = count; e < a->max_select; e++) {
+        block[e] = -1;
+        mask[e] = 0;
+    }
+}
+
+status host_select(kern_stream *stream, const kern_select_args *args)
+{
+    const uint32_t tasks = args->rows * args->kv_heads;
+    const bool parallel = (uint64_t)tasks * args->max_select_blocks >= SMALL_BLOCKS;
+    kern_team_run(stream->backend->team, tasks, parallel, select_task, args);
+    return STATUS_OK;
+}
+
+/* ---- candidates
+ * --------------------------------------------------------------------------------------- */
+
+typedef struct candidate_list {
+    int32_t *block;
+    uint32_t count, max;
+} candidate_list;
+
+/* Add the storage blocks of selection block b that are complete before `next` and not in the table.
+ */
+static void offer(const kern_candidates_args *a, const kern_selector *selector, uint64_t place,
+                  uint32_t b, int32_t next, candidate_list *list)
+{
+    const uint32_t first = b * selector->block / KERN_BLOCK;
+    const uint32_t last = (b * selector->block + selector->block - 1) / KERN_BLOCK;
+    for (uint32_t s = first; s <= last; s++) {
+        if ((uint64_t)(s + 1) * KERN_BLOCK > (uint64_t)next || s >= a->table.max_blocks) continue;
+        if (a->table.entry_of[place * a->table.max_blocks + s] >= 0) continue;
+        bool known = false;
+        for (uint32_t i = 0; i < list->count; i++)
+            known |= list->block[i] == (int32_t)s;
+        if (!known && list->count < list->max) list->block[list->count++] = (int32_t)s;
+    }
+}
+
+/* Best first: the heap gives the smallest of what it holds, so it is emptied from the back. */
+static uint32_t best_by_importance(const kern_summary *s, const kern_selector *selector,
+                                   uint64_t place, int32_t next, uint32_t want, uint64_t *heap)
+{
+    const uint32_t current = selector_current(selector, next);
+    uint32_t visible = selector_windows_at(selector->window, selector->stride, next - 1);
+    if (visible > s->max_windows) visible = s->max_windows;
+    const uint16_t *uc = s->uc + place * s->max_windows;
+    uint32_t held = 0;
+    for (uint32_t b = 0; b <= current && want > 0; b++) {
+        if (selector_forced(selector, b, current)) continue;
+        uint32_t lo, hi;
+        selector_block_windows(selector, b, visible, &lo, &hi);
+        float most = -INFINITY;
+        for (uint32_t j = lo; j < hi; j++) {
+            const float u = kern_bf16_to_f32(uc[j]);
+            if (u > most) most = u;
+        }
+        const uint64_t key = rank_key(most, b);
+        if (held < want)
+            heap_rise(heap, held++, key);
+        else if (key > heap[0])
+            heap_sink(heap, held, key);
+    }
+    for (uint32_t left = held; left > 1; left--) {
+        const uint64_t least = heap[0];
+        heap_sink(heap, left - 1, heap[left - 1]);
+        heap[left - 1] = least;
+    }
+    return held;
+}
+
+static void candidates_task(const void *context, uint32_t task, void *scratch)
+{
+    const kern_candidates_args *a = context;
+    const kern_summary *s = &a->summary;
+    const uint32_t i = task / s->kv_heads, head = task % s->kv_heads;
+    const kern_selector *selector = &a->selectors[a->selector[i]];
+    const int32_t next = a->next_pos[i];
+    const uint32_t current = selector_current(selector, next);
+    const uint64_t place = (uint64_t)a->seq[i] * s->kv_heads + head;
+    candidate_list list = {a->block + (uint64_t)task * a->max_candidates, 0, a->max_candidates};
+    uint32_t forced = 0;
+    for (uint32_t b = 0; b <= current; b++) {
+        if (!selector_forced(selector, b, current)) continue;
+        forced++;
+        if (a->forced) offer(a, selector, place, b, next, &list);
+    }
+    uint32_t want = 0;
+    if (selector_takes_all(selector, next))
+        want = current + 1 - forced;
+    else if (selector->fill_by_importance && selector->total > forced)
+        want = selector->total - forced;
+    uint64_t *heap = scratch;
+    const uint32_t held = best_by_importance(s, selector, place, next, want, heap);
+    for (uint32_t k = 0; k < held && list.count < list.max; k++)
+        offer(a, selector, place, key_block(heap[k]), next, &list);
+    for (uint32_t k = list.count; k < list.max; k++)
+        list.block[k] = -1;
+}
+
+status host_candidates(kern_stream *stream, const kern_candidates_args *args)
+{
+    const uint32_t tasks = args->n * args->summary.kv_heads;
+    kern_team_run(stream->backend->team, tasks, tasks >= 16, candidates_task, args);
+    return STATUS_OK;
+}

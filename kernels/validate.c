@@ -1,0 +1,322 @@
+/* kernels/validate.c - the arguments of every op, checked before anything is written.
+ *
+ * Shapes are checked for all backends; index arrays only where the host can read them. */
+#include "kernels/backend.h"
+#include "kernels/selector.h"
+
+#define REQUIRE(cond, ...)                                                                         \
+    do {                                                                                           \
+        if (!(cond)) return FAIL(INVALID, __VA_ARGS__);                                            \
+    } while (0)
+
+static status check_heads(const char *op, uint32_t heads, uint32_t kv_heads, uint32_t dim)
+{
+    REQUIRE(kv_heads > 0 && dim > 0 && dim <= KERN_DIM_MAX && dim % 32 == 0,
+            "%s: %u KV heads of dimension %u (a multiple of 32 up to %d is needed)", op, kv_heads,
+            dim, KERN_DIM_MAX);
+    REQUIRE(heads > 0 && heads % kv_heads == 0 && heads / kv_heads <= KERN_GROUP_HEADS_MAX,
+            "%s: %u query heads do not share %u KV heads evenly", op, heads, kv_heads);
+    return STATUS_OK;
+}
+
+static status check_range(const kern_backend *b, const char *what, const int32_t *values,
+                          uint32_t count, uint32_t limit)
+{
+    if (!b->host_memory) return STATUS_OK;
+    for (uint32_t i = 0; i < count; i++)
+        REQUIRE(values[i] >= 0 && (uint32_t)values[i] < limit, "%s %d of row %u is not below %u",
+                what, values[i], i, limit);
+    return STATUS_OK;
+}
+
+static status check_summary(const char *op, const kern_summary *s)
+{
+    REQUIRE(s->seqs > 0 && s->kv_heads > 0 && s->max_tokens > 0, "%s: the summary is empty", op);
+    REQUIRE(s->max_windows <= KERN_WINDOWS_MAX, "%s: %u windows are more than %d", op,
+            s->max_windows, KERN_WINDOWS_MAX);
+    REQUIRE(s->window > 0 && s->window <= KERN_KEY_RING && s->stride > 0 && s->stride <= s->window,
+            "%s: windows of %u keys every %u", op, s->window, s->stride);
+    return STATUS_OK;
+}
+
+/* A selector row that these rows use. */
+static status check_selector(const char *op, const kern_selector *s)
+{
+    REQUIRE(s->block == 16 || s->block == 32 || s->block == 64 || s->block == 128,
+            "%s: a selection block of %u tokens (16, 32, 64 or 128)", op, s->block);
+    REQUIRE(s->window > 0 && s->stride > 0 && s->stride <= s->window, "%s: windows of %u every %u",
+            op, s->window, s->stride);
+    REQUIRE(s->total > 0 && s->init <= KERN_SELECT_BLOCKS_MAX && s->local <= KERN_SELECT_BLOCKS_MAX,
+            "%s: a selection of %u blocks", op, s->total);
+    REQUIRE(s->source >= SOURCE_OWN && s->source <= SOURCE_STEP, "%s: selection source %d", op,
+            (int)s->source);
+    return STATUS_OK;
+}
+
+static status check_selectors(const kern_backend *b, const char *op, const int32_t *row_selector,
+                              const kern_selector *selectors, uint32_t rows)
+{
+    if (!b->host_memory) return STATUS_OK;
+    uint32_t seen = 0;
+    TRY(check_range(b, "selector", row_selector, rows, KERN_SELECTORS_MAX));
+    for (uint32_t r = 0; r < rows; r++) {
+        const uint32_t bit = 1u << row_selector[r];
+        if ((seen & bit) == 0) TRY(check_selector(op, &selectors[row_selector[r]]));
+        seen |= bit;
+    }
+    return STATUS_OK;
+}
+
+static status check_rows(const kern_backend *b, const kern_summary *s, const int32_t *row_seq,
+                         const int32_t *row_pos, uint32_t rows)
+{
+    TRY(check_range(b, "sequence", row_seq, rows, s->seqs));
+    return check_range(b, "position", row_pos, rows, s->max_tokens);
+}
+
+status kern_validate_embed(const kern_backend *b, const kern_embed_args *a)
+{
+    REQUIRE(a->hidden > 0 && a->vocab > 0, "embed: a table of %u x %u", a->vocab, a->hidden);
+    return check_range(b, "token", a->ids, a->rows, a->vocab);
+}
+
+status kern_validate_rmsnorm(const kern_backend *b, const kern_rmsnorm_args *a)
+{
+    (void)b;
+    REQUIRE(a->hidden > 0 && a->eps >= 0.0f, "rmsnorm: hidden %u, eps %g", a->hidden,
+            (double)a->eps);
+    return STATUS_OK;
+}
+
+status kern_validate_rope(const kern_backend *b, const kern_rope_args *a)
+{
+    TRY(check_heads("rope", a->heads, a->heads, a->head_dim));
+    REQUIRE(a->row_stride >= (uint64_t)a->heads * a->head_dim, "rope: rows overlap");
+    return check_range(b, "position", a->row_pos, a->rows, a->max_tokens);
+}
+
+status kern_validate_linear(const kern_backend *b, const kern_linear_args *a)
+{
+    REQUIRE(a->weight != NULL && a->weight->backend == b, "linear: a weight of another backend");
+    REQUIRE(a->x_stride >= a->weight->k && a->out_stride >= a->weight->n,
+            "linear: strides %llu, %llu for a weight of %u x %u", (unsigned long long)a->x_stride,
+            (unsigned long long)a->out_stride, a->weight->n, a->weight->k);
+    return STATUS_OK;
+}
+
+status kern_validate_swiglu(const kern_backend *b, const kern_swiglu_args *a)
+{
+    (void)b;
+    REQUIRE(a->ffn > 0 && a->in_stride >= a->ffn, "swiglu: %u values every %llu", a->ffn,
+            (unsigned long long)a->in_stride);
+    return STATUS_OK;
+}
+
+status kern_validate_importance(const kern_backend *b, const kern_importance_args *a)
+{
+    (void)b;
+    TRY(check_heads("importance", a->kv_heads, a->kv_heads, a->head_dim));
+    REQUIRE(a->row_stride >= (uint64_t)a->kv_heads * a->head_dim, "importance: rows overlap");
+    REQUIRE(a->a == NULL || a->delta != NULL, "importance: A without delta");
+    return STATUS_OK;
+}
+
+status kern_validate_compress(const kern_backend *b, const kern_compress_args *a)
+{
+    const kern_summary *s = &a->summary;
+    TRY(check_summary("compress", s));
+    TRY(check_heads("compress", s->kv_heads, s->kv_heads, s->head_dim));
+    REQUIRE(a->row_stride >= (uint64_t)s->kv_heads * s->head_dim, "compress: rows overlap");
+    return check_rows(b, s, a->row_seq, a->row_pos, a->rows);
+}
+
+status kern_validate_append(const kern_backend *b, const kern_append_args *a)
+{
+    TRY(check_heads("append", a->kv_heads, a->kv_heads, a->head_dim));
+    REQUIRE(a->row_stride >= (uint64_t)a->kv_heads * a->head_dim, "append: rows overlap");
+    return check_range(b, "position", a->row_pos, a->rows, INT32_MAX);
+}
+
+status kern_validate_score(const kern_backend *b, const kern_score_args *a)
+{
+    const kern_summary *s = &a->summary;
+    TRY(check_summary("score", s));
+    TRY(check_heads("score", a->heads, s->kv_heads, s->head_dim));
+    REQUIRE(a->row_stride >= (uint64_t)a->heads * s->head_dim, "score: rows overlap");
+    TRY(check_selectors(b, "score", a->row_selector, a->selectors, a->rows));
+    return check_rows(b, s, a->row_seq, a->row_pos, a->rows);
+}
+
+/* Rows' selection blocks fit N. */
+static status check_select_blocks(const kern_backend *b, const char *op,
+                                  const int32_t *row_selector, const int32_t *row_pos,
+                                  const kern_selector *selectors, const uint32_t limits[2])
+{
+    REQUIRE(limits[1] > 0 && limits[1] <= KERN_SELECT_BLOCKS_MAX, "%s: %u selection blocks", op,
+            limits[1]);
+    TRY(check_selectors(b, op, row_selector, selectors, limits[0]));
+    if (!b->host_memory) return STATUS_OK;
+    for (uint32_t r = 0; r < limits[0]; r++)
+        REQUIRE(row_pos[r] >= 0 &&
+                    selector_current(&selectors[row_selector[r]], row_pos[r]) < limits[1],
+                "%s: position %d of row %u needs more than %u selection blocks", op, row_pos[r], r,
+                limits[1]);
+    return STATUS_OK;
+}
+
+status kern_validate_pool(const kern_backend *b, const kern_pool_args *a)
+{
+    TRY(check_summary("pool", &a->summary));
+    const uint32_t limits[2] = {a->rows, a->max_select_blocks};
+    TRY(check_select_blocks(b, "pool", a->row_selector, a->row_pos, a->selectors, limits));
+    return check_rows(b, &a->summary, a->row_seq, a->row_pos, a->rows);
+}
+
+status kern_validate_select(const kern_backend *b, const kern_select_args *a)
+{
+    REQUIRE(a->kv_heads > 0 && a->max_select > 0, "select: %u KV heads, %u entries", a->kv_heads,
+            a->max_select);
+    const uint32_t limits[2] = {a->rows, a->max_select_blocks};
+    TRY(check_select_blocks(b, "select", a->row_selector, a->row_pos, a->selectors, limits));
+    if (!b->host_memory) return STATUS_OK;
+    for (uint32_t r = 0; r < a->rows; r++) {
+        const uint32_t most =
+            selector_storage_max(&a->selectors[a->row_selector[r]], a->row_pos[r]);
+        REQUIRE(most <= a->max_select, "select: row %u may select %u blocks, there is room for %u",
+                r, most, a->max_select);
+    }
+    return STATUS_OK;
+}
+
+static status check_table(const kern_backend *b, const char *op, const kern_table *t)
+{
+    REQUIRE(t->seqs > 0 && t->kv_heads > 0 && t->max_blocks > 0 && t->max_entries > 0,
+            "%s: the block table is empty", op);
+    if (!b->host_memory) return STATUS_OK;
+    for (uint32_t s = 0; s < t->seqs; s++)
+        REQUIRE(t->entries[s] >= 0 && (uint32_t)t->entries[s] <= t->max_entries,
+                "%s: sequence %u has %d entries of %u", op, s, t->entries[s], t->max_entries);
+    return STATUS_OK;
+}
+
+status kern_validate_plan(const kern_backend *b, const kern_plan_args *a)
+{
+    TRY(check_table(b, "plan", &a->table));
+    REQUIRE(a->exchange != NULL && a->select_block > 0 && a->max_select > 0,
+            "plan: %u entries of selection blocks of %u", a->max_select, a->select_block);
+    REQUIRE((uint64_t)a->rows * a->table.kv_heads * a->max_select <= a->exchange->capacity,
+            "plan: the exchange holds %u misses, %u rows may have more", a->exchange->capacity,
+            a->rows);
+    TRY(check_range(b, "sequence", a->row_seq, a->rows, a->table.seqs));
+    TRY(check_range(b, "position", a->row_pos, a->rows, INT32_MAX));
+    if (!b->host_memory) return STATUS_OK;
+    for (uint64_t i = 0; i < (uint64_t)a->rows * a->table.kv_heads; i++) {
+        const uint32_t row = (uint32_t)(i / a->table.kv_heads);
+        if (a->row_on != NULL && a->row_on[row] == 0) continue;
+        if (a->row_status[row] != STATUS_OK) continue;
+        REQUIRE(a->count[i] >= 0 && (uint32_t)a->count[i] <= a->max_select,
+                "plan: row %u selects %d of %u entries", row, a->count[i], a->max_select);
+        for (int32_t e = 0; e < a->count[i]; e++) {
+            const int32_t block = a->block[i * a->max_select + (uint64_t)e];
+            REQUIRE(block >= 0 && (uint32_t)block < a->table.max_blocks,
+                    "plan: row %u selects block %d of %u", row, block, a->table.max_blocks);
+        }
+    }
+    return STATUS_OK;
+}
+
+status kern_validate_wait(const kern_backend *b, const kern_wait_args *a)
+{
+    (void)b;
+    REQUIRE(a->exchange != NULL && a->host != NULL && a->host->notify != NULL &&
+                a->host->pause != NULL && a->host->clock.now_ns != NULL,
+            "wait: nobody to wait for");
+    return STATUS_OK;
+}
+
+static status check_exchange(const kern_backend *b, const char *op, const kern_exchange *x,
+                             const kern_table *t, uint32_t block_bytes)
+{
+    TRY(check_table(b, op, t));
+    REQUIRE(x != NULL && block_bytes > 0 && block_bytes % 64 == 0, "%s: blocks of %u bytes", op,
+            block_bytes);
+    if (!b->host_memory) return STATUS_OK;
+    const uint32_t count = atomic_load_explicit(&x->published, memory_order_acquire);
+    REQUIRE(count <= x->capacity, "%s: %u misses in an exchange of %u", op, count, x->capacity);
+    for (uint32_t i = 0; i < count; i++) {
+        const kern_miss *m = &x->miss[i];
+        REQUIRE(m->seq >= 0 && (uint32_t)m->seq < t->seqs && m->kv_head >= 0 &&
+                    (uint32_t)m->kv_head < t->kv_heads && m->block >= 0 &&
+                    (uint32_t)m->block < t->max_blocks,
+                "%s: miss %u names sequence %d, KV head %d, block %d", op, i, m->seq, m->kv_head,
+                m->block);
+    }
+    return STATUS_OK;
+}
+
+status kern_validate_gather(const kern_backend *b, const kern_gather_args *a)
+{
+    TRY(check_exchange(b, "gather", a->exchange, &a->table, a->block_bytes));
+    if (!b->host_memory) return STATUS_OK;
+    const uint32_t count = atomic_load_explicit(&a->exchange->published, memory_order_acquire);
+    for (uint32_t i = 0; i < count; i++) {
+        const kern_miss *m = &a->exchange->miss[i];
+        REQUIRE(m->slot >= 0 && m->entry >= 0 && m->entry < a->table.entries[m->seq],
+                "gather: miss %u goes to entry %d, slot %d", i, m->entry, m->slot);
+    }
+    return STATUS_OK;
+}
+
+status kern_validate_install(const kern_backend *b, const kern_install_args *a)
+{
+    return check_exchange(b, "install", a->exchange, &a->table, a->block_bytes);
+}
+
+status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
+{
+    const kern_summary *s = &a->summary;
+    TRY(check_heads("attend", a->heads, s->kv_heads, s->head_dim));
+    REQUIRE(a->row_stride >= (uint64_t)a->heads * s->head_dim, "attend: rows overlap");
+    REQUIRE(a->max_select > 0 && a->block_bytes == 4u * KERN_BLOCK * s->head_dim,
+            "attend: blocks of %u bytes for dimension %u", a->block_bytes, s->head_dim);
+    TRY(check_rows(b, s, a->row_seq, a->row_pos, a->rows));
+    TRY(check_range(b, "selector", a->row_selector, a->rows, KERN_SELECTORS_MAX));
+    if (!b->host_memory) return STATUS_OK;
+    for (uint64_t i = 0; i < (uint64_t)a->rows * s->kv_heads; i++)
+        REQUIRE(a->count[i] >= 0 && (uint32_t)a->count[i] <= a->max_select,
+                "attend: list %llu has %d entries of %u", (unsigned long long)i, a->count[i],
+                a->max_select);
+    return STATUS_OK;
+}
+
+status kern_validate_candidates(const kern_backend *b, const kern_candidates_args *a)
+{
+    TRY(check_summary("candidates", &a->summary));
+    TRY(check_table(b, "candidates", &a->table));
+    REQUIRE(a->table.kv_heads == a->summary.kv_heads && a->max_candidates > 0,
+            "candidates: %u wanted", a->max_candidates);
+    TRY(check_range(b, "sequence", a->seq, a->n, a->table.seqs));
+    const uint32_t limits[2] = {a->n, KERN_SELECT_BLOCKS_MAX};
+    return check_select_blocks(b, "candidates", a->selector, a->next_pos, a->selectors, limits);
+}
+
+status kern_validate_seal(const kern_backend *b, const kern_seal_args *a)
+{
+    REQUIRE(a->block_bytes > 0 && a->block_bytes % 64 == 0, "seal: blocks of %u bytes",
+            a->block_bytes);
+    return check_range(b, "slot", a->slot, a->n, INT32_MAX);
+}
+
+status kern_validate_sample(const kern_backend *b, const kern_sample_args *a)
+{
+    REQUIRE(a->vocab > 0 && a->vocab <= KERN_VOCAB_MAX, "sample: a vocabulary of %u", a->vocab);
+    if (!b->host_memory) return STATUS_OK;
+    for (uint32_t r = 0; r < a->rows; r++) {
+        const kern_sampling *s = &a->sampling[r];
+        REQUIRE(s->temperature >= 0.0f && s->top_p > 0.0f &&
+                    s->top_logprobs <= KERN_TOP_LOGPROBS_MAX,
+                "sample: row %u has temperature %g, top_p %g, %u logprobs", r,
+                (double)s->temperature, (double)s->top_p, s->top_logprobs);
+    }
+    return STATUS_OK;
+}
