@@ -21,7 +21,10 @@ typedef struct worker_config {
     const model *model;             /* borrowed; its backend is the engine's */
     const cluster_config *cluster;  /* limits, pool, tiers, deadlines; nodes if with_store */
     bool with_store;                /* false: all KV stays in this process' memory */
-    kv_hub *hub;                    /* NULL: UCX. Else the in-process network (tests, simulated links) */
+    kv_hub *hub;                    /* NULL: UCX and an io thread. Else the in-process network (tests,
+                                     * simulated links), polled by the step thread itself */
+    void (*pump)(void *self);       /* with a hub: called when the engine polls, e.g. to poll servers */
+    void *pump_self;
     clock_ops clock;
     uint64_t seed;                  /* request ids and jitter, never tokens */
     bool prefetch;                  /* locality blocks a step ahead; on by default in the programs */

@@ -1,0 +1,484 @@
+/* Creation (all memory is taken here, and printed), requests in, events out. */
+#include "worker/engine.h"
+
+#include <string.h>
+
+/* ---- views --------------------------------------------------------------------------------------------------- */
+
+size_t engine_home(const worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
+                   uint32_t block)
+{
+    return (((size_t)seq * e->layers + layer) * e->kv_heads + kv_head) * e->max_blocks + block;
+}
+
+kern_summary engine_summary(const worker_engine *e, uint32_t layer)
+{
+    size_t heads = (size_t)layer * e->seqs * e->kv_heads;
+    const sparse_config *sparse = &e->config.model->config.sparse;
+    return (kern_summary){
+        .kc = e->kc + heads * e->max_windows * e->head_dim, .uc = e->uc + heads * e->max_windows,
+        .u = e->u + heads * e->max_len, .key_ring = e->key_ring + heads * KERN_KEY_RING * e->head_dim,
+        .seqs = e->seqs, .kv_heads = e->kv_heads, .head_dim = e->head_dim,
+        .max_windows = e->max_windows, .max_tokens = e->max_len, .window = sparse->window,
+        .stride = sparse->stride};
+}
+
+kern_table engine_table(const worker_engine *e, uint32_t layer)
+{
+    size_t heads = (size_t)layer * e->seqs * e->kv_heads;
+    return (kern_table){
+        .entry_of = e->entry_of + heads * e->max_blocks,
+        .block_of = e->block_of + heads * e->max_entries,
+        .slot_of = e->slot_of + heads * e->max_entries,
+        .used_step = e->used_step + heads * e->max_entries, .entries = e->entries,
+        .seqs = e->seqs, .kv_heads = e->kv_heads, .max_blocks = e->max_blocks,
+        .max_entries = e->max_entries};
+}
+
+status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
+                         uint32_t block, uint64_t digest)
+{
+    uint64_t *known = &e->shared.digest[engine_home(e, seq, layer, kv_head, block)];
+    if (*known != 0 && *known != digest)
+        return FAIL(INTERNAL, "block %u of layer %u, KV head %u has other bytes when computed again",
+                    block, layer, kv_head);
+    *known = digest;
+    return STATUS_OK;
+}
+
+/* Storage blocks that a selection can hold at most. */
+uint32_t selector_entries(const worker_engine *e, const kern_selector *s)
+{
+    uint64_t n = s->total;
+    if (s->block > KERN_BLOCK) n *= s->block / KERN_BLOCK;
+    return n < e->max_blocks ? (uint32_t)n : e->max_blocks;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------- */
+
+static void read_dims(worker_engine *e)
+{
+    const model_config *m = &e->config.model->config;
+    const sparse_config *sparse = &m->sparse;
+    e->layers = m->layers;
+    e->heads = m->heads;
+    e->kv_heads = m->kv_heads;
+    e->head_dim = m->head_dim;
+    e->hidden = m->hidden;
+    e->ffn = m->ffn;
+    e->vocab = m->vocab;
+    e->seqs = e->cluster.max_num_seqs;
+    e->max_len = e->cluster.max_model_len != 0 ? e->cluster.max_model_len : m->positions_max;
+    e->max_len = (e->max_len + KERN_BLOCK - 1) / KERN_BLOCK * KERN_BLOCK;
+    e->max_blocks = e->max_len / KERN_BLOCK;
+    e->max_windows = e->max_len < sparse->window
+                         ? 1 : (e->max_len - sparse->window) / sparse->stride + 1;
+    e->select_block = sparse->block;
+    e->max_select_blocks = (e->max_len + e->select_block - 1) / e->select_block;
+    e->max_select = selector_entries(e, &e->config.widest);
+    e->max_entries = sched_entries_needed(e, &e->config.widest, e->max_blocks);
+    e->block_bytes = block_layout_bytes(&e->config.model->layout);
+    e->rows_max = e->cluster.max_num_batched_tokens + e->seqs;
+    e->qkv_stride = ((uint64_t)e->heads + 2 * e->kv_heads) * e->head_dim;
+}
+
+typedef struct plan_total {
+    worker_engine *e;
+    uint64_t bytes;
+    status result;
+} plan_total;
+
+static void *take(plan_total *t, uint64_t count, uint64_t item)
+{
+    void *p = NULL;
+    if (t->result == STATUS_OK) t->result = kern_alloc(t->e->backend, count * item, &p);
+    if (t->result == STATUS_OK) t->bytes += count * item;
+    return p;
+}
+
+static void take_picks(plan_total *t, pick_buffers *p, uint64_t rows)
+{
+    const worker_engine *e = t->e;
+    uint64_t n = rows * e->kv_heads;
+    p->scores = take(t, n * e->max_windows, sizeof(float));
+    p->query = take(t, n * e->max_select_blocks, sizeof(float));
+    p->importance = take(t, n * e->max_select_blocks, sizeof(float));
+    p->block = take(t, n * e->max_select, 2 * sizeof(int32_t)); /* resume lists are twice as long */
+    p->slot = take(t, n * e->max_select, 2 * sizeof(int32_t));
+    p->mask = take(t, n * e->max_select, 1);
+    p->count = take(t, n, sizeof(int32_t));
+    p->settled = take(t, n, sizeof(int32_t));
+}
+
+static void take_rows(plan_total *t)
+{
+    worker_engine *e = t->e;
+    uint64_t r = e->rows_max, q = (uint64_t)e->heads * e->head_dim;
+    int32_t **ints[] = {&e->row_seq, &e->row_pos, &e->row_token, &e->row_selector, &e->row_status,
+                        &e->next_pos};
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) *ints[i] = take(t, r, sizeof(int32_t));
+    e->row_hits = take(t, r, sizeof(uint32_t));
+    e->row_misses = take(t, r, sizeof(uint32_t));
+    e->x = take(t, r * e->hidden, sizeof(float));
+    e->x_next = take(t, (r > ENGINE_LOGIT_ROWS ? r : ENGINE_LOGIT_ROWS) * e->hidden, sizeof(float));
+    e->norm = take(t, (r > ENGINE_LOGIT_ROWS ? r : ENGINE_LOGIT_ROWS) * e->hidden, sizeof(float));
+    e->qkv = take(t, r * e->qkv_stride, sizeof(float));
+    e->heads_out = take(t, r * q, sizeof(float));
+    e->gate_up = take(t, r * 2 * e->ffn, sizeof(float));
+    e->act = take(t, r * e->ffn, sizeof(float));
+    e->pick_q[0] = take(t, r * q, sizeof(float));
+    e->pick_q[1] = take(t, r * q, sizeof(float));
+    e->q_prev = take(t, r * q, sizeof(float));
+    e->row_u = take(t, r * e->kv_heads, sizeof(uint16_t));
+    e->append_slot = take(t, r * e->kv_heads, sizeof(int32_t));
+    take_picks(t, &e->decode[0], e->seqs);
+    take_picks(t, &e->decode[1], e->seqs);
+    take_picks(t, &e->prefill, ENGINE_PREFILL_TILE);
+    uint64_t ahead = (uint64_t)e->seqs * e->layers;
+    e->last_q = take(t, 2 * ahead * q, sizeof(float));
+    e->ahead_block = take(t, ahead * e->kv_heads * e->max_select, sizeof(int32_t));
+    e->ahead_mask = take(t, ahead * e->kv_heads * e->max_select, 1);
+    e->ahead_count = take(t, ahead * e->kv_heads, sizeof(int32_t));
+    e->ahead_settled = take(t, ahead * e->kv_heads, sizeof(int32_t));
+    e->logits = take(t, (uint64_t)ENGINE_LOGIT_ROWS * e->vocab, sizeof(float));
+    e->sampling = take(t, ENGINE_LOGIT_ROWS, sizeof(kern_sampling));
+    e->sampled = take(t, ENGINE_LOGIT_ROWS, sizeof(kern_sampled));
+}
+
+static void take_summaries(plan_total *t)
+{
+    worker_engine *e = t->e;
+    uint64_t heads = (uint64_t)e->layers * e->seqs * e->kv_heads;
+    e->kc = take(t, heads * e->max_windows * e->head_dim, sizeof(uint16_t));
+    e->uc = take(t, heads * e->max_windows, sizeof(uint16_t));
+    e->u = take(t, heads * e->max_len, sizeof(uint16_t));
+    e->key_ring = take(t, heads * KERN_KEY_RING * e->head_dim, sizeof(uint16_t));
+    e->entry_of = take(t, heads * e->max_blocks, sizeof(int32_t));
+    e->block_of = take(t, heads * e->max_entries, sizeof(int32_t));
+    e->slot_of = take(t, heads * e->max_entries, sizeof(int32_t));
+    e->used_step = take(t, heads * e->max_entries, sizeof(uint32_t));
+    e->entries = take(t, e->seqs, sizeof(int32_t));
+    if (t->result != STATUS_OK) return;
+    memset(e->entry_of, 0xff, heads * e->max_blocks * sizeof(int32_t));
+    memset(e->block_of, 0xff, heads * e->max_entries * sizeof(int32_t));
+    memset(e->slot_of, 0xff, heads * e->max_entries * sizeof(int32_t));
+}
+
+static void take_host(worker_engine *e)
+{
+    arena *a = e->memory;
+    size_t heads = (size_t)e->layers * e->kv_heads, homes = heads * e->max_blocks;
+    e->pool_stack = ARENA_NEW(a, int32_t, e->pool_slots);
+    for (uint32_t i = 0; i < e->pool_slots; i++) e->pool_stack[i] = (int32_t)(e->pool_slots - 1 - i);
+    e->pool_free = e->pool_slots;
+    e->seq = ARENA_NEW(a, sequence, e->seqs);
+    for (uint32_t i = 0; i < e->seqs; i++) {
+        sequence *s = &e->seq[i];
+        s->token = ARENA_NEW(a, int32_t, e->max_len + 1);
+        s->pool_slot = ARENA_NEW(a, int32_t, heads * e->max_entries);
+        s->tail_slot = ARENA_NEW(a, int32_t, heads);
+        s->stage_slot = ARENA_NEW(a, int32_t, homes);
+        s->last_pick = ARENA_NEW(a, int32_t, heads * e->max_select);
+        memset(s->tail_slot, 0xff, heads * sizeof(int32_t));
+        memset(s->stage_slot, 0xff, homes * sizeof(int32_t));
+    }
+    e->shared.context = ARENA_NEW(a, context_id, e->seqs);
+    e->shared.digest = ARENA_NEW(a, uint64_t, e->seqs * homes);
+    e->ahead_bit = ARENA_NEW(a, uint8_t, e->seqs * homes);
+    e->fetching = ARENA_NEW(a, bool, e->layers);
+    e->queue = ARENA_NEW(a, engine_request, ENGINE_QUEUE);
+    for (uint32_t i = 0; i < ENGINE_QUEUE; i++)
+        e->queue[i].prompt = ARENA_NEW(a, int32_t, e->max_len);
+    uint32_t capacity = 1;
+    while (capacity < 64 * (e->seqs + ENGINE_QUEUE)) capacity *= 2;
+    e->events = ring_create(a, capacity, sizeof(worker_event));
+}
+
+static void take_exchanges(worker_engine *e)
+{
+    uint64_t demand = (uint64_t)e->seqs * e->kv_heads * e->max_select;
+    uint64_t ahead = (uint64_t)e->kv_heads * e->max_entries;
+    uint32_t capacity = (uint32_t)(demand > ahead ? demand : ahead);
+    e->groups = e->layers + e->layers * (e->seqs < 8 ? e->seqs + 1 : 9);
+    e->exchange = ARENA_NEW(e->memory, kern_exchange, e->groups + 1);
+    e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
+    for (uint32_t g = 0; g <= e->groups; g++) {
+        kern_exchange *x = &e->exchange[g];
+        x->capacity = capacity;
+        x->miss = ARENA_NEW(e->memory, kern_miss, capacity);
+        x->arrival = ARENA_NEW(e->memory, kern_arrival, capacity);
+    }
+}
+
+/* Host slots: one prompt being computed and the blocks it still waits to have acknowledged, an open
+ * block for every parked sequence, seals on their way; then the host tier. */
+static status create_io(worker_engine *e)
+{
+    uint32_t per_block = e->layers * e->kv_heads;
+    uint64_t base = (uint64_t)per_block * (e->max_blocks + 6ull * e->seqs + 16);
+    uint64_t tier = e->cluster.host_tier_bytes / e->block_bytes;
+    if (!e->config.with_store) {
+        base += (uint64_t)per_block * e->seqs * (e->max_blocks + 1);
+        tier = UINT32_MAX;
+    } else {
+        base += tier;
+    }
+    if (base * e->block_bytes > (1ull << 46) || base > INT32_MAX / 2)
+        return FAIL(NO_MEMORY, "host memory for %llu blocks cannot be had: lower --max-num-seqs or "
+                    "--max-model-len", (unsigned long long)base);
+    io_config io = {.memory = e->memory, .worker = &e->config, .shared = e->shared, .seqs = e->seqs,
+                    .layers = e->layers, .kv_heads = e->kv_heads, .max_blocks = e->max_blocks,
+                    .block_bytes = e->block_bytes, .slots = (uint32_t)base,
+                    .tier_slots = (uint32_t)(tier < UINT32_MAX ? tier : UINT32_MAX),
+                    .groups = e->groups, .group_capacity = e->exchange[0].capacity,
+                    .exchange = e->exchange};
+    TRY(io_create(&io, &e->io));
+    e->host = (kern_host){.notify = engine_notify, .pause = engine_pause, .self = e, .clock = e->config.clock};
+    return STATUS_OK;
+}
+
+/* Nothing to do: fetch_start tells the io side about a layer's misses. */
+void engine_notify(void *self)
+{
+    (void)self;
+}
+
+void engine_pause(void *self, uint64_t until_ns)
+{
+    io_pause(((worker_engine *)self)->io, until_ns);
+}
+
+/* ---- creation ---------------------------------------------------------------------------------------------------- */
+
+static status check_pool(const worker_engine *e)
+{
+    uint64_t need = (uint64_t)e->layers * e->kv_heads * e->max_entries;
+    if (e->pool_slots >= need) return STATUS_OK;
+    return FAIL(NO_MEMORY,
+                "a device pool of %llu bytes is too small for one step of one sequence: %u layers x "
+                "%u KV heads x %u blocks of %u bytes need --device-pool %lluKiB or more",
+                (unsigned long long)e->cluster.device_pool_bytes, e->layers, e->kv_heads,
+                e->max_entries, e->block_bytes,
+                (unsigned long long)((need * e->block_bytes + 1023) / 1024));
+}
+
+static status check_config(const worker_config *config)
+{
+    const cluster_config *c = config->cluster;
+    const model_config *m = &config->model->config;
+    if (c->max_num_seqs == 0 || c->max_num_seqs > 512)
+        return FAIL(INVALID, "--max-num-seqs %u: between 1 and 512", c->max_num_seqs);
+    if (c->max_num_batched_tokens == 0)
+        return FAIL(INVALID, "--max-num-batched-tokens 0: at least 1");
+    if (c->max_model_len > m->positions_max || config->model->max_tokens < c->max_model_len)
+        return FAIL(INVALID, "--max-model-len %u: the model has %u positions", c->max_model_len,
+                    m->positions_max);
+    if (config->with_store && c->map.node_count == 0)
+        return FAIL(INVALID, "a store needs nodes: the cluster file names none");
+    return STATUS_OK;
+}
+
+static void print_plan(const worker_engine *e, FILE *plan, uint64_t device_bytes)
+{
+    if (plan == NULL) return;
+    double mib = 1.0 / 1048576.0;
+    fprintf(plan, "memory plan: weights %.1f MiB, pool %.1f MiB (%u blocks of %u KiB), summaries, "
+                  "tables and workspaces %.1f MiB, host %.1f MiB\n",
+            (double)e->config.model->weight_bytes * mib,
+            (double)e->pool_slots * e->block_bytes * mib, e->pool_slots, e->block_bytes / 1024,
+            (double)(device_bytes - (uint64_t)e->pool_slots * e->block_bytes) * mib,
+            (double)arena_bytes(e->memory) * mib);
+}
+
+status worker_create(const worker_config *config, FILE *plan, worker_engine **out_engine)
+{
+    TRY(check_config(config));
+    arena *a = arena_create("worker");
+    worker_engine *e = ARENA_NEW(a, worker_engine, 1);
+    e->memory = a;
+    e->config = *config;
+    e->cluster = *config->cluster;
+    e->config.cluster = &e->cluster;
+    e->backend = config->model->backend;
+    read_dims(e);
+    e->pool_slots = (uint32_t)(e->cluster.device_pool_bytes / e->block_bytes);
+    plan_total total = {.e = e, .result = check_pool(e)};
+    e->pool = take(&total, e->pool_slots, e->block_bytes);
+    take_summaries(&total);
+    take_rows(&total);
+    status result = total.result;
+    if (result == STATUS_OK) result = kern_stream_create(e->backend, &e->stream);
+    if (result == STATUS_OK) {
+        take_host(e);
+        take_exchanges(e);
+        result = create_io(e);
+    }
+    if (result != STATUS_OK) {
+        worker_destroy(e);
+        return result;
+    }
+    arena_seal(a);
+    hist_reset(&e->stats.ttft_ns);
+    hist_reset(&e->stats.itl_ns);
+    print_plan(e, plan, total.bytes);
+    *out_engine = e;
+    return STATUS_OK;
+}
+
+static void give_picks(worker_engine *e, pick_buffers *p)
+{
+    void *all[] = {p->scores, p->query, p->importance, p->block, p->slot, p->mask, p->count,
+                   p->settled};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) kern_free(e->backend, all[i]);
+}
+
+static void give_device(worker_engine *e)
+{
+    void *all[] = {
+        e->pool, e->kc, e->uc, e->u, e->key_ring, e->entry_of, e->block_of, e->slot_of,
+        e->used_step, e->entries, e->row_seq, e->row_pos, e->row_token, e->row_selector,
+        e->row_status, e->next_pos, e->row_hits, e->row_misses, e->x, e->x_next, e->norm, e->qkv,
+        e->heads_out, e->gate_up, e->act, e->pick_q[0], e->pick_q[1], e->q_prev, e->row_u,
+        e->append_slot, e->last_q, e->ahead_block, e->ahead_mask, e->ahead_count,
+        e->ahead_settled, e->logits, e->sampling, e->sampled};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) kern_free(e->backend, all[i]);
+    give_picks(e, &e->decode[0]);
+    give_picks(e, &e->decode[1]);
+    give_picks(e, &e->prefill);
+}
+
+/* Live sequences end as canceled, so that the nodes hear DROP for every context. */
+void worker_destroy(worker_engine *e)
+{
+    if (e == NULL) return;
+    if (e->io != NULL) {
+        uint64_t until = clock_now(&e->config.clock) + e->cluster.put_deadline_ns;
+        for (uint32_t i = 0; i < e->seqs; i++) e->seq[i].cancel = true;
+        e->queue_count = 0;
+        bool open = true;
+        while (open && clock_now(&e->config.clock) < until) {
+            sched_turn(e);
+            open = false;
+            for (uint32_t i = 0; i < e->seqs; i++) open |= e->seq[i].state != SEQ_FREE;
+            worker_event event;
+            while (ring_pop(e->events, &event)) { /* nobody listens any more */
+            }
+            if (open) io_pause(e->io, clock_now(&e->config.clock) + 1000000);
+        }
+        io_destroy(e->io);
+    }
+    if (e->stream != NULL) kern_stream_destroy(e->stream);
+    give_device(e);
+    arena_destroy(e->memory);
+}
+
+/* ---- requests and events --------------------------------------------------------------------------------------------- */
+
+static status selector_register(worker_engine *e, const kern_selector *s)
+{
+    for (uint32_t i = 0; i < e->selector_count; i++) {
+        if (memcmp(&e->selectors[i], s, sizeof *s) == 0) return STATUS_OK;
+    }
+    if (e->selector_count == KERN_SELECTORS_MAX)
+        return FAIL(UNSUPPORTED, "more than %d different selectors in one run", KERN_SELECTORS_MAX);
+    e->selectors[e->selector_count++] = *s;
+    return STATUS_OK;
+}
+
+static status check_request(const worker_engine *e, const worker_request *r)
+{
+    uint32_t limit = e->cluster.max_model_len != 0 ? e->cluster.max_model_len
+                                                   : e->config.model->config.positions_max;
+    if (r->prompt_count == 0) return FAIL(INVALID, "the prompt has no tokens");
+    if (r->prompt_count > limit || r->max_new > limit - r->prompt_count)
+        return FAIL(INVALID, "%u prompt tokens and %u new ones do not fit the model's %u positions",
+                    r->prompt_count, r->max_new, limit);
+    if (r->max_new == 0 && r->score == NULL) return FAIL(INVALID, "max_tokens must be at least 1");
+    for (uint32_t i = 0; i < r->prompt_count; i++) {
+        if (r->prompt[i] < 0 || (uint32_t)r->prompt[i] >= e->vocab)
+            return FAIL(INVALID, "token id %d is outside the vocabulary of %u", r->prompt[i],
+                        e->vocab);
+    }
+    if (r->eos_count > 8) return FAIL(INVALID, "more than 8 end-of-sequence tokens");
+    if (selector_entries(e, &r->selector) > e->max_select)
+        return FAIL(INVALID, "the request's budget is larger than the engine was created for");
+    uint32_t blocks = (r->prompt_count + r->max_new + KERN_BLOCK - 1) / KERN_BLOCK;
+    uint64_t need = (uint64_t)e->layers * e->kv_heads * sched_entries_needed(e, &r->selector, blocks);
+    if (need > e->pool_slots)
+        return FAIL(NO_MEMORY, "the request needs %llu blocks of the device pool, which has %u",
+                    (unsigned long long)need, e->pool_slots);
+    return STATUS_OK;
+}
+
+status worker_submit(worker_engine *e, const worker_request *request)
+{
+    if (e->queue_count == ENGINE_QUEUE) return STATUS_BUSY;
+    TRY(check_request(e, request));
+    TRY(selector_register(e, &request->selector));
+    engine_request *to = &e->queue[(e->queue_head + e->queue_count) % ENGINE_QUEUE];
+    to->request = *request;
+    to->submitted_ns = clock_now(&e->config.clock);
+    to->cancel = false;
+    memcpy(to->prompt, request->prompt, request->prompt_count * sizeof(int32_t));
+    to->request.prompt = to->prompt;
+    if (request->eos_count > 0) memcpy(to->eos, request->eos, request->eos_count * sizeof(int32_t));
+    to->request.eos = to->eos;
+    e->queue_count++;
+    return STATUS_OK;
+}
+
+void worker_cancel(worker_engine *e, uint64_t id)
+{
+    for (uint32_t i = 0; i < e->queue_count; i++) {
+        engine_request *r = &e->queue[(e->queue_head + i) % ENGINE_QUEUE];
+        if (r->request.id == id) r->cancel = true;
+    }
+    for (uint32_t i = 0; i < e->seqs; i++) {
+        sequence *s = &e->seq[i];
+        if (s->state != SEQ_FREE && s->state != SEQ_CLOSING && s->request.id == id) s->cancel = true;
+    }
+}
+
+void engine_emit(worker_engine *e, const worker_event *event)
+{
+    CHECK(ring_push(e->events, event)); /* a step makes at most a few a sequence; see worker_step */
+}
+
+bool worker_next_event(worker_engine *e, worker_event *out_event)
+{
+    return ring_pop(e->events, out_event);
+}
+
+/* The caller reads events between steps; with a full ring the engine waits for that. */
+status worker_step(worker_engine *e)
+{
+    if (ring_count(e->events) > 32 * (e->seqs + ENGINE_QUEUE)) return STATUS_PENDING;
+    sched_turn(e);
+    status result = step_run(e);
+    if (result == STATUS_PENDING) io_pause(e->io, clock_now(&e->config.clock) + 2000000);
+    return result;
+}
+
+bool worker_idle(const worker_engine *e)
+{
+    if (e->queue_count > 0) return false;
+    for (uint32_t i = 0; i < e->seqs; i++) {
+        if (e->seq[i].state != SEQ_FREE) return false;
+    }
+    return true;
+}
+
+void worker_stats_read(const worker_engine *e, worker_stats *out_stats)
+{
+    io_stats io;
+    io_stats_read(e->io, &io);
+    *out_stats = e->stats;
+    out_stats->prefetch.late = io.late;
+    out_stats->stored.blocks = io.stored_blocks;
+    out_stats->stored.bytes = io.stored_bytes;
+    out_stats->stored.replicas = e->config.with_store ? e->cluster.map.replicas : 0;
+    out_stats->served.blocks = io.served_blocks;
+    out_stats->served.bytes = io.served_bytes;
+    out_stats->fetch_ns = io.fetch_ns;
+    out_stats->client = io.client;
+}

@@ -1,0 +1,206 @@
+/* worker/engine.h - private: what an engine keeps. Letters as in kernels.h: S sequence slots, L
+ * layers, Hk KV heads, B blocks, E entries, M selected blocks, N selection blocks, R rows.
+ *
+ * engine.c  creation, requests, events      sched.c   admit, park, resume, finish, recompute
+ * step.c    the step                        select.c  score .. plan of a range of rows
+ * prefill.c a prompt's rows in a layer      fetch.c   prefetch groups, installs, accounting */
+#ifndef WORKER_ENGINE_H
+#define WORKER_ENGINE_H
+
+#include "worker/io.h"
+#include "worker/worker.h"
+
+enum {
+    ENGINE_QUEUE = 16,        /* requests waiting for a sequence slot, each with room for a prompt */
+    ENGINE_PREFILL_TILE = 256, /* prompt rows that are scored and attended at once */
+    ENGINE_LOGIT_ROWS = 64,
+    ENGINE_VOID_MAX = 8,      /* times a position is tried before its blocks count as lost */
+    ENGINE_RECOMPUTE_MAX = 3,
+};
+
+typedef enum seq_state {
+    SEQ_FREE,
+    SEQ_PREFILL,  /* its prompt is being computed (also again, after a loss) */
+    SEQ_READY,    /* parked: blocks in the store or in host memory, no pool */
+    SEQ_RESUMING, /* has pool entries, waits for its first blocks */
+    SEQ_ACTIVE,   /* a row in every step */
+    SEQ_CLOSING,  /* finished; the io side still forgets it */
+} seq_state;
+
+typedef struct sequence {
+    seq_state state;
+    worker_request request;  /* prompt and eos point nowhere: see token, eos */
+    int32_t *token;          /* [max_model_len] prompt, then generated */
+    int32_t eos[8];
+    uint32_t count;          /* tokens known */
+    uint32_t done;           /* positions whose K and V exist: [0, done) */
+    uint32_t sampled;        /* new tokens made so far */
+    uint32_t blocks_max;     /* of the longest this sequence can get */
+    int32_t selector;        /* index in engine.selectors */
+    int32_t entries;         /* pool entries a (layer, KV head) while active */
+    int32_t *pool_slot;      /* [L * Hk * entries] taken while active */
+    int32_t *tail_slot;      /* [L * Hk] host slots of the open block while parked, or -1 */
+    int32_t *stage_slot;     /* [L, Hk, B] host slots while in prefill */
+    int32_t *last_pick;      /* [L, Hk, M] last selection, -1 pads: what to bring back first */
+    uint32_t generation;     /* grows when the slot's occupant or its entries change */
+    uint32_t groups_open;    /* prefetch groups under way */
+    uint32_t ran;            /* steps since it became active */
+    uint32_t resumed_step;   /* step number when it got its entries */
+    uint32_t void_tries;     /* at this position */
+    status void_status;
+    bool cancel;
+    bool forgotten;          /* CLOSING: the io side let go */
+    status put_status;       /* a block cannot be stored */
+    bool stored_once;        /* blocks were sent to io: IO_FORGET is owed */
+    uint64_t order;          /* admission order */
+    /* lookahead `step`: the selection made one step ahead for position ahead_pos */
+    uint32_t ahead_pos;
+    bool ahead_valid;
+    worker_event final;      /* counters gathered for FINISHED */
+    uint64_t last_token_ns;
+} sequence;
+
+/* A request that waits; its prompt and eos are copies. */
+typedef struct engine_request {
+    worker_request request;
+    int32_t *prompt; /* [max_model_len] */
+    int32_t eos[8];
+    uint64_t submitted_ns;
+    bool cancel;
+} engine_request;
+
+/* One layer's lists of a range of rows. */
+typedef struct pick_buffers {
+    float *scores;                 /* [R, Hk, W] */
+    float *query, *importance;     /* [R, Hk, N] */
+    int32_t *block, *slot;         /* [R, Hk, M] */
+    uint8_t *mask;                 /* [R, Hk, M] */
+    int32_t *count, *settled;      /* [R, Hk] */
+} pick_buffers;
+
+typedef struct prefetch_group {
+    bool used;
+    int32_t seq, layer;
+    uint32_t generation;
+    bool resume;
+} prefetch_group;
+
+/* Decode rows of one selection source, a range; the prefill rows have their own. */
+typedef struct row_range {
+    uint32_t first, count;
+} row_range;
+
+/* Rows to select for, at positions that may lie one step ahead, with the queries to do it by. */
+typedef struct pick_rows {
+    uint32_t count;
+    const int32_t *seq, *pos, *selector; /* [count] */
+    const float *q;                      /* [count, Hq, D], stride floats between rows */
+    uint64_t stride;
+} pick_rows;
+
+struct worker_engine {
+    worker_config config;
+    cluster_config cluster;
+    arena *memory;
+    kern_backend *backend;
+    kern_stream *stream;
+    kern_host host;
+    worker_io *io;
+    /* dims */
+    uint32_t seqs, layers, heads, kv_heads, head_dim, hidden, ffn, vocab;
+    uint32_t max_len, max_blocks, max_windows, max_entries, max_select, max_select_blocks;
+    uint32_t rows_max, select_block, block_bytes;
+    uint64_t qkv_stride;
+    /* selectors */
+    kern_selector selectors[KERN_SELECTORS_MAX];
+    uint32_t selector_count;
+    /* device memory */
+    uint16_t *kc, *uc, *u, *key_ring;
+    int32_t *entry_of, *block_of, *slot_of;
+    uint32_t *used_step;
+    int32_t *entries;              /* [S] */
+    uint8_t *pool;
+    uint32_t pool_slots, pool_free;
+    int32_t *pool_stack;
+    /* rows of the step under way: decode rows by source, then prefill rows */
+    uint32_t rows, decode_rows;
+    row_range source_rows[4], prefill_rows;
+    kern_source early;             /* the source all decode rows share, else SOURCE_OWN */
+    int32_t *row_seq, *row_pos, *row_token, *row_selector, *row_status, *next_pos;
+    uint32_t *row_hits, *row_misses;
+    float *x, *x_next, *norm, *qkv, *heads_out, *gate_up, *act, *pick_q[2], *q_prev;
+    uint16_t *row_u;
+    int32_t *append_slot;
+    pick_buffers decode[2];        /* by layer parity: a layer ahead may be planned already */
+    pick_buffers prefill;
+    float *last_q;                 /* [2, S, L, Hq * D] by position parity (lookahead step) */
+    int32_t *ahead_block, *ahead_count, *ahead_settled; /* [S, L, Hk, ...] */
+    uint8_t *ahead_mask;
+    float *logits;
+    kern_sampling *sampling;
+    kern_sampled *sampled;
+    /* exchange with io */
+    kern_exchange *exchange;       /* [groups]: layers, then prefetch */
+    prefetch_group *prefetch;      /* [groups - layers] */
+    uint32_t groups;
+    io_shared shared;
+    bool *fetching;                /* [L] IO_FETCH sent, IO_GATHERED owed */
+    uint8_t *ahead_bit;            /* [S, L, Hk, B] installed by prefetch, not used yet */
+    /* sequences */
+    sequence *seq;
+    uint32_t step_number;
+    uint64_t admitted;
+    engine_request *queue;         /* ring of ENGINE_QUEUE */
+    uint32_t queue_head, queue_count;
+    ring *events;
+    worker_stats stats;
+    uint64_t wait_ns_before;
+};
+
+/* views */
+kern_summary engine_summary(const worker_engine *e, uint32_t layer);
+kern_table engine_table(const worker_engine *e, uint32_t layer);
+size_t engine_home(const worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
+                   uint32_t block);
+/* INTERNAL: the block was sealed before with other bytes (a recompute must repeat them). */
+status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
+                         uint32_t block, uint64_t digest);
+uint32_t selector_entries(const worker_engine *e, const kern_selector *s);
+void engine_notify(void *self);                   /* kern_host.notify */
+void engine_pause(void *self, uint64_t until_ns); /* kern_host.pause */
+void engine_emit(worker_engine *e, const worker_event *event);
+
+/* sched.c */
+void sched_turn(worker_engine *e);           /* everything between steps */
+void sched_finish(worker_engine *e, uint32_t seq, worker_reason reason, status result);
+void sched_recompute(worker_engine *e, uint32_t seq);
+uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks);
+sequence *sched_prefilling(worker_engine *e, uint32_t *out_seq);
+
+/* select.c */
+pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride);
+status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick_buffers *out,
+                   uint32_t out_row);
+status plan_layer(worker_engine *e, uint32_t layer); /* all decode rows: select, plan, fetch_start */
+status select_ahead(worker_engine *e, uint32_t layer); /* lookahead `step`: for the next position */
+status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out);
+
+/* prefill.c */
+uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows); /* rows with host slots */
+status prefill_layer(worker_engine *e, uint32_t layer);
+status prefill_sealed(worker_engine *e);     /* after the step: digests, SEALED commands, prompt end */
+
+/* fetch.c */
+void fetch_start(worker_engine *e, uint32_t layer);  /* publish a layer's misses to io */
+status fetch_finish(worker_engine *e, uint32_t layer); /* wait, gather, count */
+bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,
+                 uint32_t per_head, bool resume);
+void fetch_install(worker_engine *e, int32_t group);
+void fetch_count_picks(worker_engine *e, uint32_t layer, const pick_buffers *picks);
+void fetch_candidates(worker_engine *e, uint32_t seq); /* locality blocks the pool lacks */
+void fetch_forget_ahead(worker_engine *e, uint32_t seq);
+
+/* step.c */
+status step_run(worker_engine *e);
+
+#endif

@@ -1,0 +1,254 @@
+/* Fetch groups: the blocks that one layer of a step misses (DEMAND), or that somebody wants ahead of
+ * time (PREFETCH), answered from host memory or from the store.
+ *
+ * A demand for a block that a prefetch is already bringing waits for that one instead of asking
+ * twice; should it fail, the demand asks itself. Sources stay valid until IO_GATHERED. */
+#include <string.h>
+
+#include "worker/io_impl.h"
+
+static uint64_t flight_hash(const worker_io *io, const kern_miss *m, uint32_t layer)
+{
+    return 1 + io_host_index(io, m->seq, (int32_t)layer, m->kv_head, m->block);
+}
+
+static uint32_t flight_place(const worker_io *io, uint64_t key)
+{
+    uint32_t at = (uint32_t)((key * 0x9e3779b97f4a7c15u) >> 32) & io->flight_mask;
+    while (io->flight_key[at] != 0 && io->flight_key[at] != key) at = (at + 1) & io->flight_mask;
+    return at;
+}
+
+static void flight_remove(worker_io *io, uint64_t key)
+{
+    uint32_t hole = flight_place(io, key);
+    if (io->flight_key[hole] != key) return;
+    io->flight_key[hole] = 0;
+    for (uint32_t at = (hole + 1) & io->flight_mask; io->flight_key[at] != 0;
+         at = (at + 1) & io->flight_mask) { /* re-seat what the hole would hide */
+        uint64_t moved = io->flight_key[at];
+        io->flight_key[at] = 0;
+        uint32_t to = flight_place(io, moved);
+        io->flight_key[to] = moved;
+        if (to == at) continue;
+        io->flight_group[to] = io->flight_group[at];
+        io->flight_index[to] = io->flight_index[at];
+    }
+}
+
+/* The layer of a group's blocks: demand groups are numbered by layer, prefetch groups carry it. */
+static uint32_t group_layer(const worker_io *io, int32_t g)
+{
+    const kern_miss *m = io->config.exchange[g].miss;
+    return (uint32_t)g < io->config.layers ? (uint32_t)g : m[0].reserved;
+}
+
+static void answer(worker_io *io, int32_t g, uint32_t i, status result)
+{
+    fetch_group *group = &io->group[g];
+    fetch_block *b = &group->block[i];
+    kern_arrival *a = &io->config.exchange[g].arrival[i];
+    if (result == STATUS_OK) {
+        bool host = b->state == FETCH_HOST;
+        a->source = host ? io->memory + (size_t)b->slot * io->config.block_bytes
+                         : (const uint8_t *)kv_slot_bytes(io->client, b->slot);
+        a->source_kind = host ? IO_SOURCE_HOST : IO_SOURCE_REMOTE;
+    } else {
+        b->state = FETCH_FAILED;
+    }
+    atomic_store_explicit(&a->state, result, memory_order_release);
+    CHECK(group->open > 0);
+    group->open--;
+    if (group->open == 0) {
+        bool remote = false;
+        for (uint32_t k = 0; k < group->count; k++) remote |= group->block[k].state == FETCH_LANDED;
+        if (remote) io->stats.fetch_ns += clock_now(&io->clock) - group->started_ns;
+        if ((uint32_t)g >= io->config.layers)
+            io_emit(io, IO_GROUP_DONE, io->config.exchange[g].miss[0].seq, g, STATUS_OK);
+    }
+    io_answered(io);
+}
+
+/* Host memory, a prefetch on its way, or the store. */
+static void start_block(worker_io *io, int32_t g, uint32_t i)
+{
+    fetch_group *group = &io->group[g];
+    fetch_block *b = &group->block[i];
+    const kern_miss *m = &io->config.exchange[g].miss[i];
+    uint32_t layer = group_layer(io, g);
+    size_t home = io_host_index(io, m->seq, (int32_t)layer, m->kv_head, m->block);
+    kern_arrival *a = &io->config.exchange[g].arrival[i];
+    block_id id = io_block_id(io, m->seq, (int32_t)layer, m->kv_head, m->block);
+    a->seed = block_id_hash(&id);
+    a->digest = io->config.shared.digest[home];
+    *b = (fetch_block){.slot = IO_NONE, .wait_group = IO_NONE, .wait_index = IO_NONE};
+    if (io->host_of[home] != IO_NONE) {
+        b->state = FETCH_HOST;
+        b->slot = io->host_of[home];
+        io->slot[b->slot].pins++;
+        answer(io, g, i, STATUS_OK);
+        return;
+    }
+    if (!io->store) {
+        answer(io, g, i, STATUS_NOT_FOUND);
+        return;
+    }
+    uint64_t key = flight_hash(io, m, layer);
+    uint32_t at = flight_place(io, key);
+    b->state = FETCH_PENDING;
+    if (io->flight_key[at] == key && (uint32_t)g < io->config.layers) {
+        fetch_block *ahead = &io->group[io->flight_group[at]].block[io->flight_index[at]];
+        if (ahead->wait_group == IO_NONE) {
+            b->state = FETCH_ATTACHED;
+            ahead->wait_group = g;
+            ahead->wait_index = (int32_t)i;
+            io->stats.late++;
+        }
+    } else if (io->flight_key[at] == 0 && (uint32_t)g >= io->config.layers) {
+        io->flight_key[at] = key;
+        io->flight_group[at] = g;
+        io->flight_index[at] = (int32_t)i;
+    }
+}
+
+void io_fetch_begin(worker_io *io, const io_command *command)
+{
+    int32_t g = command->group;
+    fetch_group *group = &io->group[g];
+    kern_exchange *x = &io->config.exchange[g];
+    uint32_t count = atomic_load_explicit(&x->published, memory_order_acquire);
+    CHECK(!group->active && count <= x->capacity && count > 0);
+    group->active = true;
+    group->count = group->open = count;
+    group->cursor = 0;
+    group->class = command->class;
+    group->started_ns = clock_now(&io->clock);
+    group->deadline_ns = command->deadline_ns;
+    atomic_fetch_add(&io->busy, 1);
+    for (uint32_t i = 0; i < count; i++) start_block(io, g, i);
+}
+
+void io_fetch_gathered(worker_io *io, int32_t g)
+{
+    fetch_group *group = &io->group[g];
+    CHECK(group->active && group->open == 0);
+    for (uint32_t i = 0; i < group->count; i++) {
+        fetch_block *b = &group->block[i];
+        if (b->state == FETCH_HOST) {
+            io_host_unpin(io, b->slot);
+        } else if (b->state == FETCH_LANDED) {
+            CHECK(io->landing_refs[b->slot] > 0);
+            if (--io->landing_refs[b->slot] == 0) kv_slot_release(io->client, b->slot);
+        }
+        b->state = FETCH_IDLE;
+    }
+    group->active = false;
+    atomic_fetch_sub(&io->busy, 1);
+}
+
+static get_request *get_take(worker_io *io)
+{
+    for (uint32_t i = 0; i < IO_GETS_MAX; i++) {
+        if (!io->get[i].used) return &io->get[i];
+    }
+    return NULL;
+}
+
+/* One kv_get for as many pending blocks of the group as fit. False: no credit now. */
+static bool submit_group(worker_io *io, int32_t g)
+{
+    fetch_group *group = &io->group[g];
+    get_request *request = get_take(io);
+    if (request == NULL) return false;
+    block_id id[KV_BATCH_MAX];
+    uint64_t digest[KV_BATCH_MAX];
+    uint32_t layer = group_layer(io, g), n = 0;
+    const kern_exchange *x = &io->config.exchange[g];
+    uint32_t i = group->cursor;
+    for (; i < group->count && n < KV_BATCH_MAX; i++) {
+        if (group->block[i].state != FETCH_PENDING) continue;
+        const kern_miss *m = &x->miss[i];
+        id[n] = io_block_id(io, m->seq, (int32_t)layer, m->kv_head, m->block);
+        digest[n] = x->arrival[i].digest;
+        request->index[n++] = i;
+    }
+    if (n == 0) {
+        group->cursor = i;
+        return true;
+    }
+    kv_get get = {.id = id, .digest = digest, .count = n, .class = group->class,
+                  .deadline_ns = group->deadline_ns};
+    status result = kv_get_submit(io->client, &get, &request->ticket);
+    if (result == STATUS_BUSY && clock_now(&io->clock) < group->deadline_ns) return false;
+    if (result != STATUS_OK) {
+        for (uint32_t k = 0; k < n; k++) answer(io, g, request->index[k], result);
+    } else {
+        request->used = true;
+        request->group = g;
+        request->count = n;
+        for (uint32_t k = 0; k < n; k++) group->block[request->index[k]].state = FETCH_ASKED;
+    }
+    group->cursor = i;
+    return true;
+}
+
+void io_fetch_submit(worker_io *io)
+{
+    if (!io->store) return;
+    for (int32_t g = 0; g < (int32_t)io->config.groups; g++) {
+        fetch_group *group = &io->group[g];
+        while (group->active && group->open > 0 && group->cursor < group->count) {
+            if (!submit_group(io, g)) break;
+        }
+    }
+}
+
+/* Pass a prefetched block's fate on to the demand that waits for it. */
+static void wake_attached(worker_io *io, fetch_block *from, status result)
+{
+    if (from->wait_group == IO_NONE) return;
+    int32_t g = from->wait_group;
+    uint32_t i = (uint32_t)from->wait_index;
+    from->wait_group = IO_NONE;
+    fetch_block *b = &io->group[g].block[i];
+    CHECK(b->state == FETCH_ATTACHED);
+    if (result == STATUS_OK) {
+        b->state = FETCH_LANDED;
+        b->slot = from->slot;
+        io->landing_refs[b->slot]++;
+        answer(io, g, i, STATUS_OK);
+    } else {
+        b->state = FETCH_PENDING;
+        if (i < io->group[g].cursor) io->group[g].cursor = i;
+    }
+}
+
+void io_fetch_get_done(worker_io *io, const kv_done *done)
+{
+    get_request *request = NULL;
+    for (uint32_t i = 0; i < IO_GETS_MAX && request == NULL; i++) {
+        if (io->get[i].used && io->get[i].ticket == done->ticket) request = &io->get[i];
+    }
+    CHECK(request != NULL && request->count == done->count);
+    int32_t g = request->group;
+    uint32_t layer = group_layer(io, g);
+    request->used = false;
+    for (uint32_t k = 0; k < done->count; k++) {
+        uint32_t i = request->index[k];
+        fetch_block *b = &io->group[g].block[i];
+        status result = done->block_status[k];
+        CHECK(b->state == FETCH_ASKED);
+        if (result == STATUS_OK) {
+            b->state = FETCH_LANDED;
+            b->slot = done->slot[k];
+            io->landing_refs[b->slot] = 1;
+            io->stats.served_blocks++;
+            io->stats.served_bytes += io->config.block_bytes;
+        }
+        if ((uint32_t)g >= io->config.layers) {
+            flight_remove(io, flight_hash(io, &io->config.exchange[g].miss[i], layer));
+            wake_attached(io, b, result);
+        }
+        answer(io, g, i, result);
+    }
+}

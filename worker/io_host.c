@@ -1,0 +1,197 @@
+/* Host slots: staging of prefill, copies of sealed blocks until R nodes have them, host tier.
+ *
+ * A slot's life: FREE (or the step thread's) -> DIRTY -> PUT -> CLEAN -> FREE. It is freed only when
+ * nothing reads it (pins), prefill has let go (hold) and, for dirty ones, the context was forgotten.
+ * Without a store a sealed slot is CLEAN at once and stays until the context is forgotten. */
+#include <string.h>
+
+#include "worker/io_impl.h"
+
+size_t io_host_index(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head, int32_t block)
+{
+    const io_config *c = &io->config;
+    return (((size_t)seq * c->layers + (size_t)layer) * c->kv_heads + (size_t)kv_head) *
+               c->max_blocks + (size_t)block;
+}
+
+static void list_push(worker_io *io, slot_list *list, int32_t s)
+{
+    host_slot *slot = &io->slot[s];
+    slot->prev = list->tail;
+    slot->next = IO_NONE;
+    if (list->tail != IO_NONE) io->slot[list->tail].next = s;
+    else list->head = s;
+    list->tail = s;
+    list->count++;
+}
+
+static void list_remove(worker_io *io, slot_list *list, int32_t s)
+{
+    host_slot *slot = &io->slot[s];
+    if (slot->prev != IO_NONE) io->slot[slot->prev].next = slot->next;
+    else list->head = slot->next;
+    if (slot->next != IO_NONE) io->slot[slot->next].prev = slot->prev;
+    else list->tail = slot->prev;
+    slot->prev = slot->next = IO_NONE;
+    CHECK(list->count > 0);
+    list->count--;
+}
+
+/* The slot leaves the io side; nothing may refer to it any more. */
+static void slot_free(worker_io *io, int32_t s)
+{
+    host_slot *slot = &io->slot[s];
+    CHECK(slot->pins == 0 && slot->state != SLOT_PUT && slot->state != SLOT_FREE);
+    list_remove(io, slot->state == SLOT_CLEAN ? &io->clean : &io->dirty, s);
+    int32_t *home = &io->host_of[io_host_index(io, slot->seq, slot->layer, slot->kv_head,
+                                               slot->block)];
+    if (*home == s) *home = IO_NONE;
+    memset(slot, 0, sizeof *slot);
+    slot->prev = slot->next = IO_NONE;
+    CHECK(ring_push(io->freed, &s)); /* as large as all slots */
+    io_answered(io);
+}
+
+/* Free orphans that became idle, and the coldest clean copies beyond the tier's size. */
+static void slot_settle(worker_io *io, int32_t s)
+{
+    host_slot *slot = &io->slot[s];
+    if (slot->orphan && slot->pins == 0 && slot->state != SLOT_PUT) {
+        int32_t seq = slot->seq;
+        slot_free(io, s);
+        io_host_forgotten_check(io, seq);
+        return;
+    }
+    int32_t at = io->clean.head;
+    while (at != IO_NONE && io->clean.count > io->config.tier_slots) {
+        int32_t next = io->slot[at].next;
+        if (io->slot[at].pins == 0 && !io->slot[at].hold) slot_free(io, at);
+        at = next;
+    }
+}
+
+void io_host_sealed(worker_io *io, const io_command *command)
+{
+    int32_t s = command->slot;
+    host_slot *slot = &io->slot[s];
+    CHECK(slot->state == SLOT_FREE && slot->pins == 0);
+    size_t at = io_host_index(io, command->seq, command->layer, command->kv_head, command->block);
+    int32_t old = io->host_of[at];
+    if (old != IO_NONE) { /* sealed again by a recompute: the newer copy serves from now on */
+        io->slot[old].orphan = true;
+        io->slot[old].hold = false;
+    }
+    *slot = (host_slot){.seq = command->seq, .layer = command->layer, .kv_head = command->kv_head,
+                        .block = command->block, .hold = command->hold,
+                        .state = io->store ? SLOT_DIRTY : SLOT_CLEAN};
+    list_push(io, io->store ? &io->dirty : &io->clean, s);
+    io->host_of[at] = s;
+    if (old != IO_NONE) slot_settle(io, old);
+}
+
+void io_host_unhold(worker_io *io, int32_t seq)
+{
+    for (uint32_t s = 0; s < io->config.slots; s++) {
+        if (io->slot[s].state != SLOT_FREE && io->slot[s].seq == seq) io->slot[s].hold = false;
+    }
+    if (io->clean.head != IO_NONE) slot_settle(io, io->clean.head);
+}
+
+void io_host_unpin(worker_io *io, int32_t s)
+{
+    CHECK(io->slot[s].pins > 0);
+    io->slot[s].pins--;
+    slot_settle(io, s);
+}
+
+/* Hand dirty slots to the client while it has credit. */
+void io_host_put_some(worker_io *io)
+{
+    uint64_t now = clock_now(&io->clock);
+    if (!io->store || now < io->retry_ns) return;
+    while (io->dirty.head != IO_NONE) {
+        int32_t s = io->dirty.head;
+        host_slot *slot = &io->slot[s];
+        if (slot->orphan && slot->pins == 0) {
+            slot_settle(io, s);
+            continue;
+        }
+        kv_put put = {
+            .id = io_block_id(io, slot->seq, slot->layer, slot->kv_head, slot->block),
+            .bytes = io->memory + (size_t)s * io->config.block_bytes,
+            .digest = io->config.shared.digest[io_host_index(io, slot->seq, slot->layer,
+                                                             slot->kv_head, slot->block)],
+            .class = KV_WRITE_BACK,
+            .deadline_ns = now + io->put_deadline_ns,
+        };
+        status result = kv_put_submit(io->client, &put, &slot->ticket);
+        if (result == STATUS_BUSY) return;
+        list_remove(io, &io->dirty, s);
+        slot->state = SLOT_PUT;
+        io->seq_busy[slot->seq]++;
+        if (result != STATUS_OK) io_host_put_done(io, s, result);
+        if (clock_now(&io->clock) < io->retry_ns) return;
+    }
+}
+
+void io_host_put_done(worker_io *io, int32_t s, status result)
+{
+    host_slot *slot = &io->slot[s];
+    CHECK(slot->state == SLOT_PUT);
+    slot->ticket = 0;
+    int32_t seq = slot->seq;
+    CHECK(io->seq_busy[seq] > 0);
+    io->seq_busy[seq]--;
+    if (result == STATUS_OK) {
+        io->stats.stored_blocks++;
+        io->stats.stored_bytes += io->config.block_bytes;
+        slot->state = SLOT_CLEAN;
+        list_push(io, &io->clean, s);
+    } else {
+        io->stats.put_retries++;
+        slot->state = SLOT_DIRTY;
+        list_push(io, &io->dirty, s);
+        io->retry_ns = clock_now(&io->clock) + 20000000u; /* let the store breathe: 20 ms */
+        if (++slot->tries == IO_PUT_TRIES && !slot->orphan)
+            io_emit(io, IO_PUT_FAILED, seq, IO_NONE, result);
+        if (slot->tries > IO_PUT_TRIES) slot->tries = IO_PUT_TRIES + 1;
+    }
+    slot_settle(io, s);
+    io_host_forgotten_check(io, seq);
+}
+
+void io_host_forget(worker_io *io, int32_t seq)
+{
+    io->forgetting[seq] = 1;
+    for (int32_t s = 0; s < (int32_t)io->config.slots; s++) {
+        host_slot *slot = &io->slot[s];
+        if (slot->state == SLOT_FREE || slot->seq != seq) continue;
+        slot->orphan = true;
+        slot->hold = false;
+        if (slot->state == SLOT_PUT) kv_cancel(io->client, slot->ticket);
+        else if (slot->pins == 0) slot_free(io, s);
+    }
+    io_host_forgotten_check(io, seq);
+}
+
+/* A forgotten context ends with a DROP on every node, once no put of it is under way. */
+void io_host_forgotten_check(worker_io *io, int32_t seq)
+{
+    if (io->forgetting[seq] == 0 || io->seq_busy[seq] > 0) return;
+    if (io->store && io->forgetting[seq] == 1) {
+        io->forgetting[seq] = 2;
+        status result = kv_drop_submit(io->client, io->config.shared.context[seq],
+                                       clock_now(&io->clock) + io->put_deadline_ns,
+                                       &io->drop_ticket[seq]);
+        if (result == STATUS_OK) {
+            io->seq_busy[seq]++;
+            return;
+        }
+        io->drop_ticket[seq] = 0; /* nobody to tell: leases end on the nodes by themselves */
+    }
+    for (uint32_t s = 0; s < io->config.slots; s++) { /* pinned by a fetch still being gathered */
+        if (io->slot[s].state != SLOT_FREE && io->slot[s].seq == seq) return;
+    }
+    io->forgetting[seq] = 0;
+    io_emit(io, IO_FORGOTTEN, seq, IO_NONE, STATUS_OK);
+}

@@ -1,0 +1,362 @@
+/* What happens between steps: events of the io side, admission, pool entries, parking and resuming,
+ * the end of sequences.
+ *
+ *   queue -> PREFILL -> READY <-> RESUMING -> ACTIVE -> CLOSING -> FREE
+ *                ^        ^______ park _________|
+ *                |________ recompute ___________|
+ *
+ * One sequence is in prefill at a time, oldest first. READY sequences get the pool in the order of
+ * admission; when it is full and somebody waits, the one that ran longest beyond its quantum parks. */
+#include "worker/engine.h"
+
+#include <string.h>
+
+/* ---- pool entries ------------------------------------------------------------------------------------------- */
+
+/* Entries a (layer, KV head): the selection, a victim margin, never more than there are blocks. */
+uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks)
+{
+    uint64_t select = selector_entries(e, s);
+    uint64_t with_margin = select + (select * e->cluster.victim_margin_percent + 99) / 100;
+    return with_margin < blocks ? (uint32_t)with_margin : blocks;
+}
+
+static void entries_give(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    uint32_t n = e->layers * e->kv_heads * (uint32_t)s->entries;
+    fetch_forget_ahead(e, seq);
+    for (uint32_t i = 0; i < n; i++) e->pool_stack[e->pool_free++] = s->pool_slot[i];
+    CHECK(e->pool_free <= e->pool_slots);
+    for (uint32_t l = 0; l < e->layers; l++) {
+        kern_table t = engine_table(e, l);
+        size_t b = (size_t)seq * e->kv_heads * e->max_blocks;
+        size_t k = (size_t)seq * e->kv_heads * e->max_entries;
+        memset(t.entry_of + b, 0xff, e->kv_heads * (size_t)e->max_blocks * sizeof(int32_t));
+        memset(t.block_of + k, 0xff, e->kv_heads * (size_t)e->max_entries * sizeof(int32_t));
+        memset(t.slot_of + k, 0xff, e->kv_heads * (size_t)e->max_entries * sizeof(int32_t));
+        memset(t.used_step + k, 0, e->kv_heads * (size_t)e->max_entries * sizeof(uint32_t));
+    }
+    e->entries[seq] = s->entries = 0;
+    s->generation++;
+}
+
+static bool entries_take(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    uint32_t entries = sched_entries_needed(e, &e->selectors[s->selector], s->blocks_max);
+    uint32_t n = e->layers * e->kv_heads * entries;
+    if (n > e->pool_free) return false;
+    s->entries = (int32_t)entries;
+    e->entries[seq] = (int32_t)entries;
+    uint32_t i = 0;
+    for (uint32_t l = 0; l < e->layers; l++) {
+        kern_table t = engine_table(e, l);
+        for (uint32_t h = 0; h < e->kv_heads; h++) {
+            size_t k = ((size_t)seq * e->kv_heads + h) * e->max_entries;
+            for (uint32_t j = 0; j < entries; j++, i++)
+                t.slot_of[k + j] = s->pool_slot[i] = e->pool_stack[--e->pool_free];
+        }
+    }
+    s->generation++;
+    return true;
+}
+
+/* ---- park and resume --------------------------------------------------------------------------------------------- */
+
+/* The open block moves to host slots; everything else is in the store or in host memory already. */
+static bool park(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    uint32_t n = e->layers * e->kv_heads;
+    uint32_t block = s->done / KERN_BLOCK;
+    if (s->done % KERN_BLOCK != 0) {
+        if (io_slots_free(e->io) < n) return false;
+        for (uint32_t l = 0; l < e->layers; l++) {
+            kern_table t = engine_table(e, l);
+            for (uint32_t h = 0; h < e->kv_heads; h++) {
+                size_t head = (size_t)seq * e->kv_heads + h;
+                int32_t entry = t.entry_of[head * e->max_blocks + block];
+                CHECK(entry >= 0);
+                int32_t to = io_slot_take(e->io);
+                uint8_t *copy = io_slot_bytes(e->io, to);
+                uint64_t seed = 0, digest;
+                kern_seal_args seal = {
+                    .pool = e->pool, .slot = &t.slot_of[head * e->max_entries + (size_t)entry],
+                    .seed = &seed, .copy = &copy, .digest = &digest, .n = 1,
+                    .block_bytes = e->block_bytes};
+                CHECK(kern_seal(e->stream, &seal) == STATUS_OK);
+                s->tail_slot[l * e->kv_heads + h] = to;
+            }
+        }
+    }
+    entries_give(e, seq);
+    s->state = SEQ_READY;
+    s->final.parks++;
+    e->stats.parks++;
+    return true;
+}
+
+static void tail_drop(worker_engine *e, sequence *s)
+{
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        if (s->tail_slot[i] >= 0) io_slot_give(e->io, s->tail_slot[i]);
+        s->tail_slot[i] = -1;
+    }
+}
+
+/* The open block goes back into the pool through the exchange that io never sees. */
+static void tail_install(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    if (s->done % KERN_BLOCK == 0) return;
+    kern_exchange *x = &e->exchange[e->groups];
+    for (uint32_t l = 0; l < e->layers; l++) {
+        for (uint32_t h = 0; h < e->kv_heads; h++) {
+            const uint8_t *bytes = io_slot_bytes(e->io, s->tail_slot[l * e->kv_heads + h]);
+            x->miss[h] = (kern_miss){.row = -1, .seq = (int32_t)seq, .kv_head = (int32_t)h,
+                                     .block = (int32_t)(s->done / KERN_BLOCK), .entry = -1,
+                                     .slot = -1};
+            x->arrival[h].source = bytes;
+            x->arrival[h].seed = 0;
+            x->arrival[h].digest = bytes_digest(bytes, e->block_bytes, 0);
+            atomic_store(&x->arrival[h].state, STATUS_OK);
+        }
+        atomic_store(&x->published, e->kv_heads);
+        kern_install_args install = {.exchange = x, .table = engine_table(e, l), .pool = e->pool,
+                                     .block_bytes = e->block_bytes, .step = e->step_number,
+                                     .keep_step = e->step_number, .verify = true};
+        CHECK(kern_install(e->stream, &install) == STATUS_OK);
+        for (uint32_t h = 0; h < e->kv_heads; h++)
+            CHECK(atomic_load(&x->arrival[h].state) == STATUS_OK);
+    }
+    tail_drop(e, s);
+}
+
+/* First what it attended to last, then forced blocks and the best by importance. */
+static void resume_fetch(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    uint32_t m = e->max_select;
+    int32_t *list = e->prefill.slot, *more = e->prefill.block; /* idle between steps */
+    int32_t seq_index = (int32_t)seq, next = (int32_t)s->done;
+    for (uint32_t l = 0; l < e->layers; l++) {
+        kern_candidates_args args = {
+            .seq = &seq_index, .next_pos = &next, .selector = &s->selector,
+            .selectors = e->selectors, .summary = engine_summary(e, l),
+            .table = engine_table(e, l), .block = more, .n = 1, .max_candidates = m,
+            .forced = true};
+        if (kern_candidates(e->stream, &args) != STATUS_OK) return;
+        for (uint32_t h = 0; h < e->kv_heads; h++) {
+            const int32_t *last = s->last_pick + ((size_t)l * e->kv_heads + h) * m;
+            memcpy(list + (size_t)h * 2 * m, more + (size_t)h * m, m * sizeof(int32_t));
+            memcpy(list + ((size_t)h * 2 + 1) * m, last, m * sizeof(int32_t));
+        }
+        if (!fetch_ahead(e, seq, l, list, 2 * m, true)) return;
+    }
+}
+
+static bool resume(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    if (!entries_take(e, seq)) return false;
+    s->resumed_step = e->step_number;
+    s->state = SEQ_RESUMING;
+    s->ran = 0;
+    tail_install(e, seq);
+    resume_fetch(e, seq);
+    io_command unhold = {.op = IO_UNHOLD, .seq = (int32_t)seq};
+    io_send(e->io, &unhold);
+    e->stats.resumes++;
+    return true;
+}
+
+/* ---- the end of a sequence ------------------------------------------------------------------------------------------ */
+
+static void stage_drop(worker_engine *e, sequence *s)
+{
+    uint32_t sealed = s->done / KERN_BLOCK; /* sealed blocks are the io side's */
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        int32_t *slot = s->stage_slot + (size_t)i * e->max_blocks;
+        for (uint32_t b = 0; b < e->max_blocks; b++) {
+            if (b >= sealed && slot[b] >= 0) io_slot_give(e->io, slot[b]);
+            slot[b] = -1;
+        }
+    }
+}
+
+static void leave(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    if (s->state == SEQ_ACTIVE || s->state == SEQ_RESUMING) entries_give(e, seq);
+    if (s->state == SEQ_PREFILL) stage_drop(e, s);
+    tail_drop(e, s);
+}
+
+void sched_finish(worker_engine *e, uint32_t seq, worker_reason reason, status result)
+{
+    sequence *s = &e->seq[seq];
+    CHECK(s->state != SEQ_FREE && s->state != SEQ_CLOSING);
+    leave(e, seq);
+    s->state = SEQ_CLOSING;
+    s->final.id = s->request.id;
+    s->final.kind = WORKER_FINISHED;
+    s->final.reason = reason;
+    s->final.result = result;
+    s->final.finished_ns = clock_now(&e->config.clock);
+    engine_emit(e, &s->final);
+    io_command forget = {.op = IO_FORGET, .seq = (int32_t)seq};
+    io_send(e->io, &forget);
+}
+
+/* Every replica of a block is gone: the prompt is computed again, generated tokens are replayed as
+ * decode steps, blocks are put again under the digests they had (DESIGN §10, recompute). */
+void sched_recompute(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    if (s->final.recomputes == ENGINE_RECOMPUTE_MAX) {
+        sched_finish(e, seq, REASON_FAILED, s->void_status);
+        return;
+    }
+    leave(e, seq);
+    s->final.recomputes++;
+    e->stats.recomputes++;
+    s->done = 0;
+    s->void_tries = 0;
+    s->ahead_valid = false;
+    s->state = SEQ_READY; /* done < prompt_count: waits for its turn in prefill */
+}
+
+/* ---- admission --------------------------------------------------------------------------------------------------------- */
+
+static bool needs_prefill(const sequence *s)
+{
+    return s->state == SEQ_READY && s->done < s->request.prompt_count;
+}
+
+sequence *sched_prefilling(worker_engine *e, uint32_t *out_seq)
+{
+    for (uint32_t i = 0; i < e->seqs; i++) {
+        if (e->seq[i].state != SEQ_PREFILL) continue;
+        *out_seq = i;
+        return &e->seq[i];
+    }
+    return NULL;
+}
+
+static int32_t oldest(const worker_engine *e, bool (*is)(const sequence *))
+{
+    int32_t best = -1;
+    for (uint32_t i = 0; i < e->seqs; i++) {
+        if (is(&e->seq[i]) && (best < 0 || e->seq[i].order < e->seq[best].order)) best = (int32_t)i;
+    }
+    return best;
+}
+
+static bool is_free(const sequence *s)
+{
+    return s->state == SEQ_FREE;
+}
+
+static bool can_resume(const sequence *s)
+{
+    return s->state == SEQ_READY && s->done >= s->request.prompt_count && s->groups_open == 0;
+}
+
+static status open_sequence(worker_engine *e, uint32_t seq, const worker_request *request)
+{
+    sequence *s = &e->seq[seq];
+    size_t homes = (size_t)e->layers * e->kv_heads * e->max_blocks;
+    TRY(context_id_random(&e->shared.context[seq]));
+    memset(e->shared.digest + engine_home(e, seq, 0, 0, 0), 0, homes * sizeof(uint64_t));
+    uint32_t generation = s->generation + 1;
+    int32_t *keep[] = {s->token, s->pool_slot, s->tail_slot, s->stage_slot, s->last_pick};
+    *s = (sequence){.generation = generation, .token = keep[0], .pool_slot = keep[1],
+                    .tail_slot = keep[2], .stage_slot = keep[3], .last_pick = keep[4]};
+    memset(s->last_pick, 0xff,
+           (size_t)e->layers * e->kv_heads * e->max_select * sizeof(int32_t));
+    s->request = *request;
+    memcpy(s->token, request->prompt, request->prompt_count * sizeof(int32_t));
+    if (request->eos_count > 0)
+        memcpy(s->eos, request->eos, request->eos_count * sizeof(int32_t));
+    s->count = request->prompt_count;
+    s->blocks_max = (request->prompt_count + request->max_new + KERN_BLOCK - 1) / KERN_BLOCK;
+    for (uint32_t i = 0; i < e->selector_count; i++) {
+        if (memcmp(&e->selectors[i], &request->selector, sizeof(kern_selector)) == 0)
+            s->selector = (int32_t)i;
+    }
+    s->order = e->admitted++;
+    s->state = SEQ_PREFILL;
+    return STATUS_OK;
+}
+
+static void admit(worker_engine *e)
+{
+    uint32_t seq;
+    if (sched_prefilling(e, &seq) != NULL) return;
+    int32_t again = oldest(e, needs_prefill);
+    if (again >= 0) {
+        if (e->seq[again].groups_open == 0) e->seq[again].state = SEQ_PREFILL;
+        return;
+    }
+    int32_t slot = oldest(e, is_free);
+    if (slot < 0 || e->queue_count == 0) return;
+    engine_request *request = &e->queue[e->queue_head];
+    e->queue_head = (e->queue_head + 1) % ENGINE_QUEUE;
+    e->queue_count--;
+    status result = open_sequence(e, (uint32_t)slot, &request->request);
+    e->seq[slot].final.submitted_ns = request->submitted_ns;
+    e->seq[slot].cancel = request->cancel;
+    if (result != STATUS_OK) {
+        e->seq[slot].state = SEQ_PREFILL;
+        sched_finish(e, (uint32_t)slot, REASON_FAILED, result);
+    }
+}
+
+/* The pool for READY sequences; a full pool rotates after the quantum. */
+static void rotate(worker_engine *e)
+{
+    int32_t ready = oldest(e, can_resume);
+    if (ready < 0 || resume(e, (uint32_t)ready)) return;
+    int32_t longest = -1;
+    for (uint32_t i = 0; i < e->seqs; i++) {
+        sequence *s = &e->seq[i];
+        if (s->state == SEQ_ACTIVE && s->groups_open == 0 && s->ran >= e->cluster.park_quantum_steps &&
+            (longest < 0 || s->ran > e->seq[longest].ran))
+            longest = (int32_t)i;
+    }
+    if (longest < 0 || !park(e, (uint32_t)longest)) return;
+    e->seq[longest].order = e->admitted++; /* behind everybody who waits */
+    resume(e, (uint32_t)ready);
+}
+
+static void take_event(worker_engine *e, const io_event *event)
+{
+    sequence *s = &e->seq[event->seq];
+    switch (event->kind) {
+    case IO_GROUP_DONE: fetch_install(e, event->group); break;
+    case IO_PUT_FAILED:
+        if (s->put_status == STATUS_OK) s->put_status = event->result;
+        break;
+    case IO_FORGOTTEN:
+        CHECK(s->state == SEQ_CLOSING);
+        s->forgotten = true;
+        break;
+    }
+}
+
+void sched_turn(worker_engine *e)
+{
+    io_event event;
+    while (io_receive(e->io, &event)) take_event(e, &event);
+    for (uint32_t i = 0; i < e->seqs; i++) {
+        sequence *s = &e->seq[i];
+        if (s->state == SEQ_CLOSING && s->forgotten && s->groups_open == 0) s->state = SEQ_FREE;
+        if (s->state == SEQ_FREE || s->state == SEQ_CLOSING) continue;
+        if (s->cancel) sched_finish(e, i, REASON_CANCELED, STATUS_OK);
+        else if (s->put_status != STATUS_OK) sched_finish(e, i, REASON_FAILED, s->put_status);
+        else if (s->state == SEQ_RESUMING && s->groups_open == 0) s->state = SEQ_ACTIVE;
+    }
+    admit(e);
+    rotate(e);
+}

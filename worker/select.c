@@ -1,0 +1,173 @@
+/* Selection of a range of rows: score -> pool -> select, then plan against the block table.
+ * The query is an argument, so that it may come from a layer or a step earlier (lookahead). */
+#include "worker/engine.h"
+
+#include <string.h>
+
+pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride)
+{
+    return (pick_rows){.count = rows.count, .seq = e->row_seq + rows.first,
+                       .pos = e->row_pos + rows.first, .selector = e->row_selector + rows.first,
+                       .q = q, .stride = stride};
+}
+
+/* The picks are written from row out_row of `out` on. */
+status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick_buffers *out,
+                   uint32_t out_row)
+{
+    size_t h = (size_t)out_row * e->kv_heads;
+    kern_summary summary = engine_summary(e, layer);
+    kern_score_args score = {
+        .q = rows->q, .row_seq = rows->seq, .row_pos = rows->pos, .row_selector = rows->selector,
+        .selectors = e->selectors, .summary = summary, .out = out->scores + h * e->max_windows,
+        .row_stride = rows->stride, .rows = rows->count, .heads = e->heads,
+    };
+    kern_pool_args pool = {
+        .scores = score.out, .row_seq = rows->seq, .row_pos = rows->pos,
+        .row_selector = rows->selector, .selectors = e->selectors, .summary = summary,
+        .query = out->query + h * e->max_select_blocks,
+        .importance = out->importance + h * e->max_select_blocks,
+        .rows = rows->count, .max_select_blocks = e->max_select_blocks,
+    };
+    kern_select_args select = {
+        .query = pool.query, .importance = pool.importance, .row_pos = rows->pos,
+        .row_selector = rows->selector, .selectors = e->selectors,
+        .block = out->block + h * e->max_select, .mask = out->mask + h * e->max_select,
+        .count = out->count + h, .settled = out->settled + h, .rows = rows->count,
+        .kv_heads = e->kv_heads, .max_select_blocks = e->max_select_blocks,
+        .max_select = e->max_select,
+    };
+    TRY(kern_score(e->stream, &score));
+    TRY(kern_pool(e->stream, &pool));
+    return kern_select(e->stream, &select);
+}
+
+/* The layer's own query of other states: norm -> q_proj -> RoPE. out: [count, Hq * D] dense. */
+status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out)
+{
+    const model_layer *w = &e->config.model->layer[layer];
+    kern_rmsnorm_args norm = {.x = x, .weight = w->input_norm, .out = e->norm, .rows = rows.count,
+                              .hidden = e->hidden,
+                              .eps = (float)e->config.model->config.norm_eps};
+    uint64_t width = (uint64_t)e->heads * e->head_dim;
+    kern_linear_args q = {.weight = w->q, .x = e->norm, .out = out, .x_stride = e->hidden,
+                          .out_stride = width, .rows = rows.count, .scale = 1.0f};
+    kern_rope_args rope = {.x = out, .row_pos = e->row_pos + rows.first,
+                           .cos = e->config.model->cos, .sin = e->config.model->sin,
+                           .rows = rows.count, .heads = e->heads, .head_dim = e->head_dim,
+                           .max_tokens = e->config.model->max_tokens, .row_stride = width};
+    TRY(kern_rmsnorm(e->stream, &norm));
+    TRY(kern_linear(e->stream, &q));
+    return kern_rope(e->stream, &rope);
+}
+
+/* ---- lookahead `step`: picks kept a sequence from one step to the next ----------------------------------- */
+
+static size_t ahead_home(const worker_engine *e, uint32_t seq, uint32_t layer)
+{
+    return ((size_t)seq * e->layers + layer) * e->kv_heads;
+}
+
+static float *last_q(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t pos)
+{
+    size_t width = (size_t)e->heads * e->head_dim;
+    return e->last_q + (((size_t)(pos & 1) * e->seqs + seq) * e->layers + layer) * width;
+}
+
+/* One row: the picks made a step ahead, or made now from the query of the token before. */
+static status load_ahead(worker_engine *e, uint32_t layer, uint32_t row, pick_buffers *picks)
+{
+    uint32_t seq = (uint32_t)e->row_seq[row], pos = (uint32_t)e->row_pos[row];
+    const sequence *s = &e->seq[seq];
+    size_t width = (size_t)e->heads * e->head_dim;
+    row_range one = {row, 1};
+    pick_rows rows = pick_rows_of(e, one, last_q(e, seq, layer, pos == 0 ? 0 : pos - 1), width);
+    if (pos == 0 || !s->ahead_valid || s->ahead_pos != pos)
+        return select_rows(e, layer, &rows, picks, row);
+    size_t from = ahead_home(e, seq, layer), to = (size_t)row * e->kv_heads;
+    size_t m = e->max_select, heads = e->kv_heads;
+    memcpy(picks->block + to * m, e->ahead_block + from * m, heads * m * sizeof(int32_t));
+    memcpy(picks->mask + to * m, e->ahead_mask + from * m, heads * m);
+    memcpy(picks->count + to, e->ahead_count + from, heads * sizeof(int32_t));
+    memcpy(picks->settled + to, e->ahead_settled + from, heads * sizeof(int32_t));
+    kern_pool_args pool = { /* victims are weighed by importance; the scores do not matter here */
+        .scores = picks->scores + to * e->max_windows, .row_seq = rows.seq, .row_pos = rows.pos,
+        .row_selector = rows.selector, .selectors = e->selectors,
+        .summary = engine_summary(e, layer), .query = picks->query + to * e->max_select_blocks,
+        .importance = picks->importance + to * e->max_select_blocks, .rows = 1,
+        .max_select_blocks = e->max_select_blocks,
+    };
+    return kern_pool(e->stream, &pool);
+}
+
+/* After attention of `layer`: select for the next position with this step's query, keep the picks
+ * and ask for what the pool lacks. A whole step passes before they are needed. */
+status select_ahead(worker_engine *e, uint32_t layer)
+{
+    row_range rows = e->source_rows[SOURCE_STEP];
+    size_t m = e->max_select, heads = e->kv_heads;
+    for (uint32_t r = rows.first; r < rows.first + rows.count; r++) {
+        uint32_t seq = (uint32_t)e->row_seq[r], pos = (uint32_t)e->row_pos[r];
+        sequence *s = &e->seq[seq];
+        if (e->row_status[r] != STATUS_OK || pos + 1 >= s->blocks_max * KERN_BLOCK) continue;
+        e->next_pos[r] = (int32_t)pos + 1;
+        row_range one = {r, 1};
+        pick_rows next = pick_rows_of(e, one, last_q(e, seq, layer, pos),
+                                      (uint64_t)e->heads * e->head_dim);
+        next.pos = e->next_pos + r;
+        pick_buffers *ahead = &e->prefill; /* idle here: its first row is scratch */
+        TRY(select_rows(e, layer, &next, ahead, 0));
+        size_t to = ahead_home(e, seq, layer);
+        memcpy(e->ahead_block + to * m, ahead->block, heads * m * sizeof(int32_t));
+        memcpy(e->ahead_mask + to * m, ahead->mask, heads * m);
+        memcpy(e->ahead_count + to, ahead->count, heads * sizeof(int32_t));
+        memcpy(e->ahead_settled + to, ahead->settled, heads * sizeof(int32_t));
+        for (size_t h = 0; h < heads; h++) {
+            for (size_t i = (size_t)ahead->count[h]; i < m; i++) ahead->block[h * m + i] = -1;
+        }
+        fetch_ahead(e, seq, layer, ahead->block, e->max_select, false);
+    }
+    return STATUS_OK;
+}
+
+/* ---- the plan of a layer ----------------------------------------------------------------------------------- */
+
+static status pick_layer(worker_engine *e, uint32_t layer, pick_buffers *picks)
+{
+    uint64_t width = (uint64_t)e->heads * e->head_dim;
+    for (int source = SOURCE_OWN; source <= SOURCE_STEP; source++) {
+        row_range rows = e->source_rows[source];
+        if (rows.count == 0) continue;
+        if (source == SOURCE_STEP) {
+            for (uint32_t r = rows.first; r < rows.first + rows.count; r++)
+                TRY(load_ahead(e, layer, r, picks));
+            continue;
+        }
+        bool own = source == SOURCE_OWN || layer == 0;
+        const float *q = own ? e->qkv + (size_t)rows.first * e->qkv_stride
+                             : e->pick_q[layer & 1] + (size_t)rows.first * width;
+        pick_rows of = pick_rows_of(e, rows, q, own ? e->qkv_stride : width);
+        TRY(select_rows(e, layer, &of, picks, rows.first));
+    }
+    return STATUS_OK;
+}
+
+status plan_layer(worker_engine *e, uint32_t layer)
+{
+    pick_buffers *picks = &e->decode[layer & 1];
+    if (e->decode_rows == 0) return STATUS_OK;
+    TRY(pick_layer(e, layer, picks));
+    fetch_count_picks(e, layer, picks);
+    kern_plan_args plan = {
+        .block = picks->block, .count = picks->count, .settled = picks->settled,
+        .importance = picks->importance, .row_seq = e->row_seq, .row_pos = e->row_pos,
+        .table = engine_table(e, layer), .slot = picks->slot, .exchange = &e->exchange[layer],
+        .row_status = e->row_status, .row_hits = e->row_hits, .row_misses = e->row_misses,
+        .rows = e->decode_rows, .max_select = e->max_select,
+        .max_select_blocks = e->max_select_blocks, .select_block = e->select_block,
+        .step = e->step_number,
+    };
+    TRY(kern_plan(e->stream, &plan));
+    fetch_start(e, layer);
+    return STATUS_OK;
+}

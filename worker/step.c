@@ -1,0 +1,436 @@
+/* The step: one row for every decoding sequence and a chunk of one prompt, through all layers.
+ *
+ * No host branch depends on what the device computed until the step is over: selections, misses and
+ * failures live in the arrays that ops pass on. A row whose block could not be had is void: the batch
+ * finishes, that row's token is thrown away and the position is repeated (DESIGN §10). */
+#include "worker/engine.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- rows --------------------------------------------------------------------------------------------------- */
+
+static void row_add(worker_engine *e, uint32_t seq, uint32_t pos)
+{
+    uint32_t r = e->rows++;
+    CHECK(r < e->rows_max);
+    e->row_seq[r] = (int32_t)seq;
+    e->row_pos[r] = (int32_t)pos;
+    e->row_token[r] = e->seq[seq].token[pos];
+    e->row_selector[r] = e->seq[seq].selector;
+    e->row_status[r] = STATUS_OK;
+    e->row_hits[r] = e->row_misses[r] = 0;
+}
+
+/* A block that this row completes needs host slots for its copies. */
+static bool may_decode(worker_engine *e, const sequence *s, uint32_t *slots_promised)
+{
+    if (s->state != SEQ_ACTIVE) return false;
+    if (s->done % KERN_BLOCK != KERN_BLOCK - 1) return true;
+    uint32_t need = e->layers * e->kv_heads;
+    if (io_slots_free(e->io) < *slots_promised + need) return false;
+    *slots_promised += need;
+    return true;
+}
+
+static void choose_rows(worker_engine *e)
+{
+    uint32_t promised = 0, sources = 0;
+    e->rows = 0;
+    e->early = SOURCE_OWN;
+    for (int source = SOURCE_OWN; source <= SOURCE_STEP; source++) {
+        e->source_rows[source].first = e->rows;
+        for (uint32_t i = 0; i < e->seqs; i++) {
+            const sequence *s = &e->seq[i];
+            if (s->state != SEQ_ACTIVE || (int)e->selectors[s->selector].source != source) continue;
+            if (may_decode(e, s, &promised)) row_add(e, i, s->done);
+        }
+        e->source_rows[source].count = e->rows - e->source_rows[source].first;
+        if (e->source_rows[source].count == 0) continue;
+        e->early = (kern_source)source;
+        sources++;
+    }
+    if (sources > 1) e->early = SOURCE_OWN; /* one plan a layer: early only when all agree */
+    e->decode_rows = e->rows;
+    e->prefill_rows = (row_range){e->rows, 0};
+    uint32_t seq;
+    sequence *s = sched_prefilling(e, &seq);
+    if (s == NULL || e->rows >= e->rows_max) return;
+    uint32_t budget = e->cluster.max_num_batched_tokens > e->rows
+                          ? e->cluster.max_num_batched_tokens - e->rows : 1;
+    uint32_t left = s->request.prompt_count - s->done;
+    uint32_t n = prefill_reserve(e, seq, left < budget ? left : budget);
+    for (uint32_t i = 0; i < n; i++) row_add(e, seq, s->done + i);
+    e->prefill_rows.count = n;
+}
+
+/* ---- a layer -------------------------------------------------------------------------------------------------- */
+
+static status project(worker_engine *e, const kern_weight *w, const float *x, uint64_t x_stride,
+                      float *out, uint64_t out_stride)
+{
+    kern_linear_args a = {.weight = w, .x = x, .out = out, .x_stride = x_stride,
+                          .out_stride = out_stride, .rows = e->rows, .scale = 1.0f};
+    return kern_linear(e->stream, &a);
+}
+
+static status add_residual(worker_engine *e, const kern_weight *w, const float *x,
+                           uint64_t x_stride, const float *residual, float *out)
+{
+    kern_linear_args a = {.weight = w, .x = x, .residual = residual, .out = out,
+                          .x_stride = x_stride, .out_stride = e->hidden, .rows = e->rows,
+                          .scale = (float)e->config.model->config.residual_scale};
+    return kern_linear(e->stream, &a);
+}
+
+static status norm(worker_engine *e, const float *x, const uint16_t *weight, uint32_t rows)
+{
+    kern_rmsnorm_args a = {.x = x, .weight = weight, .out = e->norm, .rows = rows,
+                           .hidden = e->hidden,
+                           .eps = (float)e->config.model->config.norm_eps};
+    return kern_rmsnorm(e->stream, &a);
+}
+
+static status rotate_rows(worker_engine *e, float *x, uint32_t heads)
+{
+    const model *m = e->config.model;
+    kern_rope_args a = {.x = x, .row_pos = e->row_pos, .cos = m->cos, .sin = m->sin,
+                        .rows = e->rows, .heads = heads, .head_dim = e->head_dim,
+                        .max_tokens = m->max_tokens, .row_stride = e->qkv_stride};
+    return kern_rope(e->stream, &a);
+}
+
+static status qkv_u(worker_engine *e, uint32_t layer)
+{
+    const model_layer *w = &e->config.model->layer[layer];
+    size_t q = (size_t)e->heads * e->head_dim, kv = (size_t)e->kv_heads * e->head_dim;
+    TRY(norm(e, e->x, w->input_norm, e->rows));
+    TRY(project(e, w->q, e->norm, e->hidden, e->qkv, e->qkv_stride));
+    TRY(project(e, w->kv, e->norm, e->hidden, e->qkv + q, e->qkv_stride));
+    TRY(rotate_rows(e, e->qkv, e->heads));
+    TRY(rotate_rows(e, e->qkv + q, e->kv_heads));
+    kern_importance_args u = {.v = e->qkv + q + kv, .a = w->a, .delta = w->delta, .out = e->row_u,
+                              .row_stride = e->qkv_stride, .rows = e->rows,
+                              .kv_heads = e->kv_heads, .head_dim = e->head_dim};
+    return kern_importance(e->stream, &u);
+}
+
+/* Keys and u of decode rows; windows that they complete. */
+static status summarise(worker_engine *e, uint32_t layer)
+{
+    kern_compress_args a = {.k = e->qkv + (size_t)e->heads * e->head_dim, .u = e->row_u,
+                            .row_seq = e->row_seq, .row_pos = e->row_pos,
+                            .summary = engine_summary(e, layer), .row_stride = e->qkv_stride,
+                            .rows = e->decode_rows};
+    return kern_compress(e->stream, &a);
+}
+
+/* K and V into the open block, whose entry the plan has made sure of. */
+static status append(worker_engine *e, uint32_t layer)
+{
+    kern_table t = engine_table(e, layer);
+    for (uint32_t r = 0; r < e->decode_rows; r++) {
+        for (uint32_t h = 0; h < e->kv_heads; h++) {
+            size_t head = (size_t)e->row_seq[r] * e->kv_heads + h;
+            int32_t entry = t.entry_of[head * e->max_blocks +
+                                       (size_t)(e->row_pos[r] / KERN_BLOCK)];
+            e->append_slot[r * e->kv_heads + h] =
+                entry < 0 ? -1 : t.slot_of[head * e->max_entries + (size_t)entry];
+        }
+    }
+    const float *k = e->qkv + (size_t)e->heads * e->head_dim;
+    kern_append_args a = {.k = k, .v = k + (size_t)e->kv_heads * e->head_dim,
+                          .slot = e->append_slot, .row_pos = e->row_pos, .pool = e->pool,
+                          .row_stride = e->qkv_stride, .rows = e->decode_rows,
+                          .kv_heads = e->kv_heads, .head_dim = e->head_dim};
+    return kern_append(e->stream, &a);
+}
+
+static status attend(worker_engine *e, uint32_t layer)
+{
+    const pick_buffers *p = &e->decode[layer & 1];
+    kern_attend_args a = {.q = e->qkv, .block = p->block, .slot = p->slot, .count = p->count,
+                          .mask = p->mask, .row_seq = e->row_seq, .row_pos = e->row_pos,
+                          .row_selector = e->row_selector, .selectors = e->selectors,
+                          .pool = e->pool, .summary = engine_summary(e, layer),
+                          .out = e->heads_out, .row_stride = e->qkv_stride,
+                          .rows = e->decode_rows, .heads = e->heads, .max_select = e->max_select,
+                          .block_bytes = e->block_bytes};
+    return kern_attend(e->stream, &a);
+}
+
+/* Lookahead `step` and resuming need this step's queries and picks later. */
+static void keep_queries(worker_engine *e, uint32_t layer)
+{
+    size_t width = (size_t)e->heads * e->head_dim;
+    for (uint32_t r = 0; r < e->rows; r++) {
+        bool last = r < e->decode_rows || r + 1 == e->rows;
+        if (!last || e->selectors[e->row_selector[r]].source != SOURCE_STEP) continue;
+        size_t at = ((size_t)(e->row_pos[r] & 1) * e->seqs + (size_t)e->row_seq[r]) * e->layers +
+                    layer;
+        memcpy(e->last_q + at * width, e->qkv + (size_t)r * e->qkv_stride, width * sizeof(float));
+    }
+}
+
+/* Queries for the next layer's selection, from states x of this one. */
+static status queries_ahead(worker_engine *e, uint32_t layer, kern_source source, row_range rows,
+                            const float *x)
+{
+    if (rows.count == 0 || layer + 1 == e->layers) return STATUS_OK;
+    if (e->selectors[e->row_selector[rows.first]].source != source) return STATUS_OK;
+    size_t width = (size_t)e->heads * e->head_dim;
+    return select_query(e, layer + 1, rows, x + (size_t)rows.first * e->hidden,
+                        e->pick_q[(layer + 1) & 1] + (size_t)rows.first * width);
+}
+
+static status mlp(worker_engine *e, uint32_t layer)
+{
+    const model_layer *w = &e->config.model->layer[layer];
+    TRY(norm(e, e->x_next, w->post_norm, e->rows));
+    TRY(project(e, w->gate_up, e->norm, e->hidden, e->gate_up, 2 * (uint64_t)e->ffn));
+    kern_swiglu_args a = {.gate = e->gate_up, .up = e->gate_up + e->ffn, .out = e->act,
+                          .in_stride = 2 * (uint64_t)e->ffn, .rows = e->rows, .ffn = e->ffn};
+    TRY(kern_swiglu(e->stream, &a));
+    return add_residual(e, w->down, e->act, e->ffn, e->x_next, e->x);
+}
+
+static status layer_run(worker_engine *e, uint32_t l)
+{
+    const model_layer *w = &e->config.model->layer[l];
+    bool early = e->early != SOURCE_OWN;
+    bool next_early = early && l + 1 < e->layers;
+    TRY(queries_ahead(e, l, SOURCE_INPUT, e->source_rows[SOURCE_INPUT], e->x));
+    if (next_early && e->early != SOURCE_MID) TRY(plan_layer(e, l + 1)); /* input, step */
+    TRY(qkv_u(e, l));
+    if (e->decode_rows > 0) TRY(summarise(e, l));
+    if (!early || (l == 0 && e->early != SOURCE_STEP)) TRY(plan_layer(e, l));
+    if (e->decode_rows > 0) TRY(append(e, l));
+    TRY(prefill_layer(e, l)); /* the prompt's rows compute while blocks arrive */
+    TRY(fetch_finish(e, l));
+    if (e->decode_rows > 0) TRY(attend(e, l));
+    keep_queries(e, l);
+    TRY(add_residual(e, w->o, e->heads_out, (uint64_t)e->heads * e->head_dim, e->x, e->x_next));
+    TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));
+    if (next_early && e->early == SOURCE_MID) TRY(plan_layer(e, l + 1)); /* under the MLP */
+    TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));
+    TRY(queries_ahead(e, l, SOURCE_INPUT, e->prefill_rows, e->x));
+    if (e->source_rows[SOURCE_STEP].count > 0) TRY(select_ahead(e, l));
+    return mlp(e, l);
+}
+
+/* ---- logits ---------------------------------------------------------------------------------------------------------- */
+
+static float log_softmax_at(const float *logits, uint32_t vocab, int32_t target)
+{
+    float most = logits[0];
+    for (uint32_t i = 1; i < vocab; i++) most = logits[i] > most ? logits[i] : most;
+    double sum = 0;
+    for (uint32_t i = 0; i < vocab; i++) sum += exp((double)logits[i] - most);
+    return (float)((double)logits[target] - most - log(sum));
+}
+
+static void emit_token(worker_engine *e, sequence *s, const kern_sampled *sampled,
+                       const float *logits)
+{
+    uint64_t now = clock_now(&e->config.clock);
+    if (s->sampled == 0) {
+        s->final.first_token_ns = now;
+        hist_add(&e->stats.ttft_ns, now - s->final.submitted_ns);
+    } else {
+        hist_add(&e->stats.itl_ns, now - s->last_token_ns);
+    }
+    s->last_token_ns = now;
+    worker_event event = {.id = s->request.id, .kind = WORKER_TOKEN, .sampled = *sampled,
+                          .index = s->sampled,
+                          .logits_digest = bytes_digest(logits, e->vocab * sizeof(float), 0)};
+    s->token[s->count++] = sampled->token;
+    s->sampled++;
+    engine_emit(e, &event);
+}
+
+/* The row predicts a token that nobody knows yet. */
+static bool row_samples(const worker_engine *e, uint32_t r)
+{
+    const sequence *s = &e->seq[e->row_seq[r]];
+    return e->row_status[r] == STATUS_OK && (uint32_t)e->row_pos[r] + 1 == s->count &&
+           s->sampled < s->request.max_new;
+}
+
+static bool row_scores(const worker_engine *e, uint32_t r)
+{
+    const sequence *s = &e->seq[e->row_seq[r]];
+    return s->request.score != NULL && (uint32_t)e->row_pos[r] + 1 < s->request.prompt_count;
+}
+
+static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        memcpy(e->x_next + (size_t)i * e->hidden, e->x + (size_t)rows[i] * e->hidden,
+               e->hidden * sizeof(float));
+    TRY(norm(e, e->x_next, e->config.model->final_norm, n));
+    kern_linear_args head = {.weight = e->config.model->lm_head, .x = e->norm, .out = e->logits,
+                             .x_stride = e->hidden, .out_stride = e->vocab, .rows = n,
+                             .scale = (float)e->config.model->config.logit_scale};
+    TRY(kern_linear(e->stream, &head));
+    int32_t pos[ENGINE_LOGIT_ROWS];
+    for (uint32_t i = 0; i < n; i++) {
+        pos[i] = e->row_pos[rows[i]] + 1;
+        e->sampling[i] = e->seq[e->row_seq[rows[i]]].request.sampling;
+    }
+    kern_sample_args sample = {.logits = e->logits, .sampling = e->sampling, .row_pos = pos,
+                               .out = e->sampled, .rows = n, .vocab = e->vocab};
+    TRY(kern_sample(e->stream, &sample));
+    TRY(kern_stream_sync(e->stream));
+    for (uint32_t i = 0; i < n; i++) {
+        sequence *s = &e->seq[e->row_seq[rows[i]]];
+        const float *logits = e->logits + (size_t)i * e->vocab;
+        if (row_scores(e, rows[i])) {
+            uint32_t p = (uint32_t)e->row_pos[rows[i]];
+            s->request.score[p] = log_softmax_at(logits, e->vocab, s->token[p + 1]);
+        }
+        if (row_samples(e, rows[i])) emit_token(e, s, &e->sampled[i], logits);
+    }
+    return STATUS_OK;
+}
+
+static status logits_all(worker_engine *e)
+{
+    uint32_t rows[ENGINE_LOGIT_ROWS], n = 0;
+    for (uint32_t r = 0; r < e->rows; r++) {
+        if (row_samples(e, r) || row_scores(e, r)) rows[n++] = r;
+        if (n == ENGINE_LOGIT_ROWS || (r + 1 == e->rows && n > 0)) {
+            TRY(logits_of(e, rows, n));
+            n = 0;
+        }
+    }
+    return STATUS_OK;
+}
+
+/* ---- commit ------------------------------------------------------------------------------------------------------------ */
+
+/* The row completed a block: digest, copy for the host, and off to R nodes. */
+static status seal_row(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    uint32_t block = (s->done - 1) / KERN_BLOCK;
+    for (uint32_t l = 0; l < e->layers; l++) {
+        kern_table t = engine_table(e, l);
+        for (uint32_t h = 0; h < e->kv_heads; h++) {
+            size_t head = (size_t)seq * e->kv_heads + h;
+            int32_t entry = t.entry_of[head * e->max_blocks + block], to = io_slot_take(e->io);
+            CHECK(entry >= 0 && to >= 0);
+            block_id id = io_block_id(e->io, (int32_t)seq, (int32_t)l, (int32_t)h, (int32_t)block);
+            uint64_t seed = block_id_hash(&id), digest = 0;
+            uint8_t *copy = io_slot_bytes(e->io, to);
+            kern_seal_args seal = {.pool = e->pool,
+                                   .slot = &t.slot_of[head * e->max_entries + (size_t)entry],
+                                   .seed = &seed, .copy = &copy, .digest = &digest, .n = 1,
+                                   .block_bytes = e->block_bytes};
+            TRY(kern_seal(e->stream, &seal));
+            io_command command = {.op = IO_SEALED, .seq = (int32_t)seq, .layer = (int32_t)l,
+                                  .kv_head = (int32_t)h, .block = (int32_t)block, .slot = to};
+            status same = engine_digest_set(e, seq, l, h, block, digest);
+            io_send(e->io, &command);
+            if (same != STATUS_OK) return same;
+        }
+    }
+    s->stored_once = true;
+    return STATUS_OK;
+}
+
+/* Blocks that no replica has can only be made again; what else failed may work the next time. */
+static void row_void(worker_engine *e, uint32_t seq, status why)
+{
+    sequence *s = &e->seq[seq];
+    s->void_tries++;
+    s->void_status = why;
+    s->ahead_valid = false;
+    s->final.void_rows++;
+    e->stats.void_rows++;
+    if (why == STATUS_NO_MEMORY || why == STATUS_INTERNAL)
+        sched_finish(e, seq, REASON_FAILED, why);
+    else if (why == STATUS_NOT_FOUND || s->void_tries >= ENGINE_VOID_MAX)
+        sched_recompute(e, seq);
+}
+
+static void row_done(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    s->void_tries = 0;
+    s->done++;
+    s->ran++;
+    s->ahead_pos = s->done;
+    s->ahead_valid = e->selectors[s->selector].source == SOURCE_STEP;
+    if (s->done % KERN_BLOCK == 0) {
+        status result = seal_row(e, seq);
+        if (result != STATUS_OK) {
+            sched_finish(e, seq, REASON_FAILED, result);
+            return;
+        }
+    }
+    uint32_t windows_at = (s->done + 1) % e->selectors[s->selector].stride;
+    if (windows_at == 0 || s->done % KERN_BLOCK == 0) fetch_candidates(e, seq);
+}
+
+static void finish_if_over(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    if (s->state == SEQ_FREE || s->state == SEQ_CLOSING || s->done < s->request.prompt_count) return;
+    if (s->sampled > 0) {
+        for (uint32_t i = 0; i < s->request.eos_count; i++) {
+            if (s->token[s->count - 1] != s->eos[i]) continue;
+            sched_finish(e, seq, REASON_EOS, STATUS_OK);
+            return;
+        }
+    }
+    if (s->sampled >= s->request.max_new) sched_finish(e, seq, REASON_LENGTH, STATUS_OK);
+}
+
+static void keep_picks(worker_engine *e, uint32_t layer)
+{
+    const pick_buffers *p = &e->decode[layer & 1];
+    for (size_t at = 0; at < (size_t)e->decode_rows * e->kv_heads; at++) {
+        sequence *s = &e->seq[e->row_seq[at / e->kv_heads]];
+        int32_t *to = s->last_pick + (layer * e->kv_heads + at % e->kv_heads) * e->max_select;
+        for (uint32_t i = 0; i < e->max_select; i++)
+            to[i] = (int32_t)i < p->count[at] ? p->block[at * e->max_select + i] : -1;
+    }
+}
+
+static status commit(worker_engine *e)
+{
+    uint32_t decoded[512];
+    CHECK(e->decode_rows <= 512);
+    for (uint32_t r = 0; r < e->decode_rows; r++) decoded[r] = (uint32_t)e->row_seq[r];
+    for (uint32_t r = 0; r < e->decode_rows; r++) {
+        if (e->row_status[r] != STATUS_OK) row_void(e, decoded[r], e->row_status[r]);
+        else row_done(e, decoded[r]);
+    }
+    uint32_t prompt = e->prefill_rows.count > 0 ? (uint32_t)e->row_seq[e->prefill_rows.first] : 0;
+    TRY(prefill_sealed(e));
+    for (uint32_t r = 0; r < e->decode_rows; r++) finish_if_over(e, decoded[r]);
+    if (e->prefill_rows.count > 0) finish_if_over(e, prompt);
+    return STATUS_OK;
+}
+
+status step_run(worker_engine *e)
+{
+    choose_rows(e);
+    if (e->rows == 0) return STATUS_PENDING;
+    uint64_t started = clock_now(&e->config.clock);
+    e->step_number++;
+    kern_embed_args embed = {.table = e->config.model->embed, .ids = e->row_token, .out = e->x,
+                             .rows = e->rows, .hidden = e->hidden, .vocab = e->vocab,
+                             .scale = (float)e->config.model->config.embed_scale};
+    TRY(kern_embed(e->stream, &embed));
+    if (e->early == SOURCE_STEP) TRY(plan_layer(e, 0));
+    for (uint32_t l = 0; l < e->layers; l++) {
+        TRY(layer_run(e, l));
+        keep_picks(e, l);
+    }
+    TRY(logits_all(e));
+    e->stats.steps++;
+    e->stats.decode_rows += e->decode_rows;
+    if (e->decode_rows > 0) e->stats.step_ns += clock_now(&e->config.clock) - started;
+    return commit(e);
+}
