@@ -1,0 +1,207 @@
+/* worker/session.c - open what a run needs, cheapest first, and close it in reverse.
+ *
+ * Flags were checked before; here the files are. A run's selections are collected before the engine
+ * exists, since they size its buffers. */
+#include "worker/session.h"
+
+#include <signal.h>
+#include <string.h>
+
+/* ---- signals
+ * --------------------------------------------------------------------------------------- */
+
+static volatile sig_atomic_t interrupted;
+
+static void on_signal(int number)
+{
+    (void)number;
+    interrupted = 1;
+}
+
+void session_catch_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    (void)sigemptyset(&action.sa_mask);
+    (void)sigaction(SIGINT, &action, NULL);
+    (void)sigaction(SIGTERM, &action, NULL);
+    struct sigaction ignore = {.sa_handler = SIG_IGN}; /* a closed pipe is a failed write */
+    (void)sigaction(SIGPIPE, &ignore, NULL);
+}
+
+bool session_interrupted(void)
+{
+    return interrupted != 0;
+}
+
+/* ---- selections
+ * ------------------------------------------------------------------------------------ */
+
+static bool same_word(const char *a, const char *b)
+{
+    return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+static const char *copy_word(session *s, const char *word)
+{
+    return word == NULL ? NULL : arena_string(s->memory, word);
+}
+
+static void describe(selection *way)
+{
+    static const char *const sources[] = {"own", "mid", "input", "step"};
+    const kern_selector *k = &way->selector;
+    bool full = k->total == UINT32_MAX;
+    way->name = full ? "full" : k->fill_by_importance ? "nosa" : "infllmv2";
+    way->lookahead = sources[k->source];
+    if (full) {
+        (void)snprintf(way->budget, sizeof way->budget, "null");
+    } else {
+        (void)snprintf(way->budget, sizeof way->budget, "[%u,%u,%u,%u]", k->init, k->local,
+                       k->query, k->total);
+    }
+}
+
+const selection *session_select(session *s, const selector_choice *asked)
+{
+    for (uint32_t i = 0; i < s->selection_count; i++) {
+        const selector_choice *known = &s->selection[i].asked;
+        if (same_word(known->name, asked->name) && same_word(known->budget, asked->budget) &&
+            same_word(known->source, asked->source))
+            return &s->selection[i];
+    }
+    if (s->selection_count == KERN_SELECTORS_MAX) return NULL;
+    selection *way = &s->selection[s->selection_count++];
+    way->asked = (selector_choice){copy_word(s, asked->name), copy_word(s, asked->budget),
+                                   copy_word(s, asked->source)};
+    /* Another selector than the run's does not inherit the run's budget. */
+    const selector_choice *run = &s->selection[0].asked;
+    selector_choice choice = {
+        .name = asked->name != NULL ? asked->name : run->name,
+        .budget = asked->budget != NULL || asked->name != NULL ? asked->budget : run->budget,
+        .source = asked->source != NULL ? asked->source : run->source,
+    };
+    way->result = model_selector(&s->model->config, &choice, &way->selector);
+    if (way->result == STATUS_OK) {
+        describe(way);
+    } else {
+        (void)snprintf(way->sentence, sizeof way->sentence, "%s", log_last_error());
+    }
+    return way;
+}
+
+static uint32_t larger(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The smallest selector that none of the run's exceeds in any number. */
+static kern_selector widest_of(const session *s)
+{
+    kern_selector widest = s->selection[0].selector;
+    for (uint32_t i = 1; i < s->selection_count; i++) {
+        const kern_selector *k = &s->selection[i].selector;
+        if (s->selection[i].result != STATUS_OK) continue;
+        widest.init = larger(widest.init, k->init);
+        widest.local = larger(widest.local, k->local);
+        widest.query = larger(widest.query, k->query);
+        widest.total = larger(widest.total, k->total);
+        widest.fill_by_importance |= k->fill_by_importance;
+        widest.bias |= k->bias;
+        if (k->source > widest.source) widest.source = k->source;
+    }
+    return widest;
+}
+
+/* ---- open, start, close
+ * ---------------------------------------------------------------------------- */
+
+static const char *last_part(arena *memory, const char *path)
+{
+    char *name = arena_string(memory, path);
+    size_t count = strlen(name);
+    while (count > 1 && name[count - 1] == '/')
+        name[--count] = '\0';
+    const char *slash = strrchr(name, '/');
+    return slash != NULL && slash[1] != '\0' ? slash + 1 : name;
+}
+
+static status open_limits(session *s)
+{
+    cluster_config_default(&s->cluster);
+    if (s->args->cluster != NULL) TRY(cluster_config_load(s->args->cluster, &s->cluster));
+    s->with_store = s->args->cluster != NULL;
+    if (s->with_store && s->cluster.map.node_count == 0)
+        return FAIL(INVALID, "%s: names no node, so there is no store", s->args->cluster);
+    args_apply(s->args, &s->cluster);
+    return STATUS_OK;
+}
+
+static status open_model(session *s)
+{
+    kern_config kernels = {.backend = s->args->backend, .threads = s->cluster.threads};
+    TRY(kern_backend_open(&kernels, &s->backend));
+    TRY(tokenizer_load(s->args->model, &s->words));
+    TRY(model_load(s->backend, s->args->model, s->cluster.max_model_len, NULL, NULL, &s->model));
+    const model_config *config = &s->model->config;
+    if (s->cluster.max_model_len > config->positions_max)
+        return FAIL(INVALID, "--max-model-len %u is more than the model's %u positions",
+                    s->cluster.max_model_len, config->positions_max);
+    if (s->cluster.max_model_len == 0) s->cluster.max_model_len = config->positions_max;
+    if (tokenizer_vocab(s->words) > config->vocab)
+        return FAIL(INVALID, "%s: tokenizer.json has %u ids, config.json's vocab_size is %u",
+                    s->args->model, tokenizer_vocab(s->words), config->vocab);
+    selector_choice choice = {s->args->selector, s->args->budget, s->args->lookahead};
+    return session_select(s, &choice)->result;
+}
+
+status session_open(const args *a, session *out_session)
+{
+    CHECK(a != NULL && out_session != NULL);
+    session s = {.args = a};
+    s.memory = arena_create("session");
+    s.model_name = last_part(s.memory, a->model);
+    s.stats = ARENA_NEW(s.memory, worker_stats, 1);
+    status result = open_limits(&s);
+    if (result == STATUS_OK) result = open_model(&s);
+    if (result != STATUS_OK) {
+        session_close(&s);
+        return result;
+    }
+    *out_session = s;
+    return STATUS_OK;
+}
+
+status session_start(session *s, FILE *plan)
+{
+    CHECK(s->engine == NULL && s->selection_count > 0);
+    uint64_t seed = s->args->seed;
+    if (seed == UINT64_MAX) TRY(rng_system(&seed, sizeof seed));
+    worker_config config = {
+        .model = s->model,
+        .cluster = &s->cluster,
+        .with_store = s->with_store,
+        .clock = clock_monotonic,
+        .seed = seed,
+        .prefetch = !s->args->no_prefetch,
+        .verify = !s->args->no_verify,
+        .widest = widest_of(s),
+    };
+    return worker_create(&config, plan, &s->engine);
+}
+
+const worker_stats *session_stats(session *s)
+{
+    CHECK(s->engine != NULL);
+    worker_stats_read(s->engine, s->stats);
+    return s->stats;
+}
+
+void session_close(session *s)
+{
+    if (s->engine != NULL) worker_destroy(s->engine);
+    model_free(s->model);
+    tokenizer_destroy(s->words);
+    if (s->backend != NULL) kern_backend_close(s->backend);
+    arena_destroy(s->memory);
+    *s = (session){.args = NULL};
+}
