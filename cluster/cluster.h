@@ -9,19 +9,25 @@
 
 #include "proto/proto.h"
 
-enum { CLUSTER_NODES_MAX = 64, CLUSTER_NAME_MAX = 64, CLUSTER_ADDRESS_MAX = 96, CLUSTER_REPLICAS_MAX = 4 };
+enum {
+    CLUSTER_NODES_MAX = 64,
+    CLUSTER_NAME_MAX = 64,
+    CLUSTER_ADDRESS_MAX = 96,
+    CLUSTER_REPLICAS_MAX = 4,
+    CLUSTER_WEIGHT_MAX = 1 << 20
+};
 
 typedef struct cluster_node {
     char name[CLUSTER_NAME_MAX];       /* unique, [a-z0-9-] */
     char data[CLUSTER_ADDRESS_MAX];    /* host:port of the data plane (UCX) */
     char control[CLUSTER_ADDRESS_MAX]; /* host:port of the control plane (gRPC) */
     char domain[CLUSTER_NAME_MAX];     /* failure domain; replicas lie in distinct ones */
-    uint32_t weight;                   /* relative share of blocks, >= 1 */
+    uint32_t weight;                   /* relative share of blocks, 1 .. CLUSTER_WEIGHT_MAX */
     bool alive;                        /* false: administratively out (drained, declared dead) */
 } cluster_node;
 
 typedef struct cluster_map {
-    uint64_t epoch; /* >= 1, grows with every change */
+    uint64_t epoch;    /* >= 1, grows with every change */
     uint32_t replicas; /* R */
     uint32_t node_count;
     cluster_node node[CLUSTER_NODES_MAX];
@@ -37,7 +43,8 @@ uint32_t cluster_place(const cluster_map *map, context_id context, uint32_t laye
 /* The map store seam: a file when embedded (one writer, `shoal cluster`), etcd in clusters. */
 typedef struct map_store_ops {
     status (*load)(void *self, cluster_map *out_map);
-    status (*save)(void *self, const cluster_map *map); /* FENCED unless map->epoch is newer by one */
+    status (*save)(void *self,
+                   const cluster_map *map); /* FENCED unless map->epoch is newer by one */
     void *self;
 } map_store_ops;
 status cluster_map_store_file(arena *a, const char *path, map_store_ops *out_store);
@@ -45,36 +52,37 @@ status cluster_map_store_file(arena *a, const char *path, map_store_ops *out_sto
 /* The configuration file: one YAML, every knob typed, units mandatory on sizes and times, unknown
  * keys refused. Defaults are those of cluster_config_default. */
 typedef struct cluster_config {
-    cluster_map map;          /* nodes, replicas; epoch 1 */
-    char state_dir[256];      /* pids, logs and the map file of `shoal cluster up` */
+    cluster_map map;     /* nodes, replicas; epoch 1 */
+    char state_dir[256]; /* pids, logs and the map file of `shoal cluster up` */
     uint32_t tenant;
     /* node */
-    uint64_t node_memory_bytes;    /* DRAM for blocks, a node */
-    uint64_t lease_grace_ns;       /* after a worker's lease ended, before its contexts go */
+    uint64_t node_memory_bytes; /* DRAM for blocks, a node */
+    uint64_t lease_grace_ns;    /* after a worker's lease ended, before its contexts go */
     uint32_t node_connections_max;
     /* client */
-    uint64_t fetch_deadline_ns;    /* DEMAND, and PREFETCH */
-    uint64_t hedge_after_ns;       /* ask the next replica too when the first is this late */
+    uint64_t fetch_deadline_ns; /* DEMAND, and PREFETCH */
+    uint64_t hedge_after_ns;    /* ask the next replica too when the first is this late */
     uint64_t put_deadline_ns;
     uint64_t connect_deadline_ns;
-    uint64_t suspect_ns;           /* how long a failed node is passed over before it is tried again */
+    uint64_t suspect_ns; /* how long a failed node is passed over before it is tried again */
     uint64_t lease_ns;
-    uint64_t landing_bytes;        /* the worker's landing zone */
-    uint32_t inflight_max[4];      /* blocks in flight a class: demand, write_back, prefetch, repair */
+    uint64_t landing_bytes;   /* the worker's landing zone */
+    uint32_t inflight_max[4]; /* blocks in flight a class: demand, write_back, prefetch, repair */
     /* worker */
     uint64_t device_pool_bytes;
     uint64_t host_tier_bytes;
     uint32_t max_num_seqs, max_num_batched_tokens, max_model_len; /* max_model_len 0: the model's */
     uint32_t park_quantum_steps;
     uint32_t victim_margin_percent;
-    uint32_t threads;              /* 0: one a core */
-    bool spin;                     /* io threads spin instead of epoll: reserved cores only */
+    uint32_t threads; /* 0: one a core */
+    bool spin;        /* io threads spin instead of epoll: reserved cores only */
 } cluster_config;
 
 void cluster_config_default(cluster_config *out_config);
 /* INVALID with one sentence that names file, key and what would do. */
 status cluster_config_load(const char *path, cluster_config *out_config);
-/* Parse "64MiB", "1GiB", "512KiB", "4096B" / "5ms", "2s", "300us", "10ns". INVALID without a unit. */
+/* Parse "64MiB", "1GiB", "512KiB", "4096B" / "5ms", "2s", "300us", "10ns". INVALID without a unit.
+ */
 status cluster_parse_bytes(const char *text, uint64_t *out_bytes);
 status cluster_parse_time(const char *text, uint64_t *out_ns);
 /* true for 127.0.0.0/8, ::1 and localhost */
