@@ -11,7 +11,7 @@ import numpy as np
 import nosa
 
 COMPRESS, NO_ATTEND = 1, 2                  # flags: the program makes the windows; no attention
-CHUNK = 1024                                # rows of one case that are held against the oracle at once
+CHUNK = 1024                                # rows that are held against the oracle at once
 
 
 @dataclasses.dataclass
@@ -43,13 +43,14 @@ class Backend:
 
 
 def make(name, sel, shape, tokens, rows, seed, flags=NO_ATTEND, edges=()):
-    """A random case. shape: (Hk, G, D). Keys and importance come in runs of 32 alike tokens, so that
-    blocks differ as those of text do; rows are drawn from all positions, the edges among them."""
+    """A random case. shape: (Hk, G, D). Keys and importance come in runs of 32 alike tokens, so
+    that blocks differ as those of text do; rows are drawn from all positions, with the edges."""
     rng = np.random.default_rng(seed)
     kv_heads, group, d = shape
 
     def runs(*tail):
-        return np.repeat(rng.standard_normal((kv_heads, tokens // 32 + 1, *tail)), 32, 1)[:, :tokens]
+        kinds = rng.standard_normal((kv_heads, tokens // 32 + 1, *tail))
+        return np.repeat(kinds, 32, 1)[:, :tokens]
 
     k = nosa.bf16(rng.standard_normal((kv_heads, tokens, d)) + 0.7 * runs(d))
     v = nosa.bf16(rng.standard_normal((kv_heads, tokens, d)))

@@ -4,26 +4,27 @@
     python3 compare_select.py --emulate      float32 NumPy in its place
     options: --rows N (at least so many random rows, default 100000), --seed S
 
-Each of more than 10^5 random rows, every edge position among them in each case, must select what the
-oracle selects, in the canonical order, wherever the oracle's scores are further apart than float32
-can confuse; at least 99 % of the selections must be such. Pooled scores must lie within that bound,
-importance must be equal, attention over the program's own selection within a bound of its own.
-Controls show that the bounds are tight: a dropped block, u shifted by a token and windows shifted by
-a token must each be noticed.
+Each of more than 10^5 random rows, every edge position among them in each case, must select what
+the oracle selects, in the canonical order, wherever the oracle's scores are further apart than
+float32 can confuse; at least 99 % of the selections must be such. Pooled scores must lie within
+that bound, importance must be equal, attention over the program's own selection within a bound of
+its own. Controls show that the bounds are tight: a dropped block, u shifted by a token and windows
+shifted by a token must each be noticed.
 
-The bound. u = 2^-24. chain(n) is the longest chain of roundings in a sum of n terms: n in any order,
-n / 16 + 4 with sixteen lanes and a tree, which is how the CPU levels sum (kernels/README.md). A logit
-sums D products, one fma each, and is scaled:
-|error| <= (chain(D) + 2) u |q| |k| / sqrt(D) =: d (Cauchy-Schwarz for the sum of absolute products).
-exp(x - max) adds the subtraction's rounding, |x - max| u <= 2 L u with L = |q| |k| / sqrt(D), and the
-polynomial's, taken as 2^-22; numerator and denominator of the softmax both have these, the denominator
-sums M terms, then there is a division and a sum over G heads. The relative error of a score is below
+The bound. u = 2^-24. chain(n) is the longest chain of roundings in a sum of n terms: n in any
+order, n / 16 + 4 with sixteen lanes and a tree, which is how the CPU levels sum
+(kernels/README.md). A logit sums D products, one fma each, and is scaled: |error| <= (chain(D) + 2)
+u |q| |k| / sqrt(D) =: d (Cauchy-Schwarz for the sum of absolute products). exp(x - max) adds the
+subtraction's rounding, |x - max| u <= 2 L u with L = |q| |k| / sqrt(D), and the polynomial's, taken
+as 2^-22; numerator and denominator of the softmax both have these, the denominator sums M terms,
+then there is a division and a sum over G heads. The relative error of a score is below
     e = 2 (d + 2 L u + 2^-22) + (chain(M) + G + 2) u
-and since every term of a sum is positive, so is that of the group's score and of a maximum of scores.
-Two sets of scores cannot be confused when (low - high) / (low + high) > e (nosa.margins). Importance
-windows are given as bf16 to both sides, so their comparison is exact, ties included. For attention
-the same e holds with keys for windows and tokens for M (the bias adds one rounding, |u| u, the
-accumulation over N tokens in any order N u): |error| <= (e + (N + 2) u) * sum(w |v|) / sum(w).
+and since every term of a sum is positive, so is that of the group's score and of a maximum of
+scores. Two sets of scores cannot be confused when (low - high) / (low + high) > e (nosa.margins).
+Importance windows are given as bf16 to both sides, so their comparison is exact, ties included. For
+attention the same e holds with keys for windows and tokens for M (the bias adds one rounding, |u|
+u, the accumulation over N tokens in any order N u): |error| <= (e + (N + 2) u) * sum(w |v|) /
+sum(w).
 """
 import argparse
 import math
@@ -62,8 +63,8 @@ def cases(rows, seed):
         ('importance 16', nosa.nosa((1, 4, 6, 16)), small, 4480, NO_ATTEND),
         ('query 16', nosa.nosa((1, 4, 16, 16)), small, 4480, NO_ATTEND),
         ('own windows', nosa.nosa(budget), small, 4480, NO_ATTEND | COMPRESS),
-        ('blocks of 16 by 16', nosa.Selector(0, 0, 16, 16, False, False, window=16, block=16), small,
-         4480, NO_ATTEND),
+        ('blocks of 16 by 16', nosa.Selector(0, 0, 16, 16, False, False, window=16, block=16),
+         small, 4480, NO_ATTEND),
         ('blocks of 32', nosa.Selector(1, 3, 12, 20, block=32), small, 4480, NO_ATTEND),
         ('blocks of 128', nosa.Selector(1, 2, 6, 10, block=128), small, 4480, NO_ATTEND),
         ('G 1', nosa.nosa(budget), (3, 1, 64), 4480, NO_ATTEND),
@@ -143,7 +144,8 @@ class Oracle:
         fill = backend.importance[rows, h, :blocks]
         visible = np.arange(blocks) <= self.current
         alike = ((fill == self.fill) | ~self.free) & ((fill == np.inf) | ~visible | self.free)
-        return {'selection': same, 'order': ordered, 'score': self.scores(backend.query[rows, h, :blocks]),
+        return {'selection': same, 'order': ordered,
+                'score': self.scores(backend.query[rows, h, :blocks]),
                 'importance': alike.all(1) | (~self.decides if not self.sel.fill else False)}
 
     def scores(self, query):
@@ -191,8 +193,8 @@ def judge(tally, case, backend, results, kc=None, uc=None):
             rows = slice(begin, begin + CHUNK)
             key = (h, n, lanes, backend.kc is None or backend.kc.tobytes() + backend.uc.tobytes())
             if key not in results:
-                results[key] = Oracle(case, h, rows, (case.kc if backend.kc is None else backend.kc)[h],
-                                      (case.uc if backend.uc is None else backend.uc)[h], lanes)
+                stored = case if backend.kc is None else backend
+                results[key] = Oracle(case, h, rows, stored.kc[h], stored.uc[h], lanes)
             oracle = results[key]
             good = oracle.compare(backend, h, rows)
             tally.selections += len(oracle.judged)
@@ -218,7 +220,9 @@ def attention(case, backend, h, rows, drop=None, u=None):
     if drop is not None:
         units[np.arange(len(pos)), drop] = False
     keep = units.reshape(len(pos), -1)[:, tokens // 16] & (tokens <= pos[:, None])
-    bound = relative_bound(q, k, keep.sum(1), lanes_of(backend)) + 2 * np.abs(u).max() * U + (keep.sum(1) + 2) * U
+    count = keep.sum(1)
+    bound = relative_bound(q, k, count, lanes_of(backend))
+    bound += (2 * np.abs(u).max() + count + 2) * U
     worst = np.zeros(len(pos))
     for g in range(q.shape[1]):
         logits = q[:, g] @ k.T / math.sqrt(q.shape[2]) + (u if sel.bias else 0.0)
@@ -287,8 +291,8 @@ def judge_attention(run, seed):
         for n, backend in enumerate(run(case)):
             for h in range(case.k.shape[0]):
                 rows = slice(0, len(case.pos))
-                error = attention(case, backend, h, rows).max()
-                worst[backend.name] = max(worst.get(backend.name, 0.0), float(np.nan_to_num(error, nan=1e9)))
+                error = np.nan_to_num(attention(case, backend, h, rows), nan=1e9).max()
+                worst[backend.name] = max(worst.get(backend.name, 0.0), float(error))
                 if n == 0:
                     controls.attention(case, backend, h, rows, rng)
     return worst, controls
@@ -320,9 +324,9 @@ def main():
         good = t.good() and worst[name] <= 1
         failed += not good
         print(f'{"ok    " if good else "FAILED"} {name}: {t.rows} rows, {t.selections} selections, '
-              f'{t.judged} judged ({100 * t.judged / t.selections:.3f} %; of the {t.choosing} with a '
-              f'choice {100 * t.judged_choosing / t.choosing:.3f} %), wrong: {t.wrong}; attention '
-              f'{worst[name]:.3f} of its bound')
+              f'{t.judged} judged ({100 * t.judged / t.selections:.3f} %; of the {t.choosing} with '
+              f'a choice {100 * t.judged_choosing / t.choosing:.3f} %), wrong: {t.wrong}; '
+              f'attention {worst[name]:.3f} of its bound')
     good = controls.report()
     failed += not good
     print(f'{len(tallies) + 1 - failed} passed, {failed} failed')

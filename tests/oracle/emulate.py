@@ -55,4 +55,5 @@ def emulate(case):
         query, fill = (np.where(ids > current, 0, np.where(must, np.inf, x)) for x in (query, fill))
         parts.append((query, fill, count, settled, order, mask, out))
     columns = [None if c[0] is None else np.stack(c, 1) for c in zip(*parts)]
-    return [Backend('numpy/float32', *((kc, uc) if case.flags & COMPRESS else (None, None)), *columns)]
+    made = (kc, uc) if case.flags & COMPRESS else (None, None)
+    return [Backend('numpy/float32', *made, *columns)]

@@ -11,8 +11,8 @@ checkpoints but for one), and
                       store of bf16 blocks keeps them: comparable far more closely
 
 transformers has no MiniCPM: `minicpm` is its Llama with longrope and the three scalings of MiniCPM
-(arXiv 2404.06395, section 3: embeddings times scale_emb, every branch times scale_depth / sqrt(layers),
-the last hidden state over hidden_size / dim_model_base) put in by hooks.
+(arXiv 2404.06395, section 3: embeddings times scale_emb, every branch times scale_depth /
+sqrt(layers), the last hidden state over hidden_size / dim_model_base) put in by hooks.
 """
 import json
 import math
@@ -26,25 +26,29 @@ from transformers.models.llama import modeling_llama
 
 OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', 'golden', 'llama')
 TOKENS, VOCAB = 200, 320
-COMMON = dict(vocab_size=VOCAB, hidden_act='silu', bos_token_id=1, eos_token_id=2, attention_bias=False,
-              mlp_bias=False)
+COMMON = dict(vocab_size=VOCAB, hidden_act='silu', bos_token_id=1, eos_token_id=2,
+              attention_bias=False, mlp_bias=False)
 LONG = [1.0 + 0.02 * n * n for n in range(32)]          # one factor for each pair of a head of 64
 
 CASES = {
-    'untied': dict(hidden_size=64, intermediate_size=112, num_hidden_layers=3, num_attention_heads=4,
-                   num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-5, rope_theta=10000.0,
+    'untied': dict(hidden_size=64, intermediate_size=112, num_hidden_layers=3,
+                   num_attention_heads=4, num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-5,
+                   rope_theta=10000.0,
                    max_position_embeddings=512, tie_word_embeddings=False),
-    'tied-llama3': dict(hidden_size=96, intermediate_size=96, num_hidden_layers=2, num_attention_heads=6,
-                        num_key_value_heads=2, head_dim=64, rms_norm_eps=1e-5, rope_theta=500000.0,
+    'tied-llama3': dict(hidden_size=96, intermediate_size=96, num_hidden_layers=2,
+                        num_attention_heads=6, num_key_value_heads=2, head_dim=64,
+                        rms_norm_eps=1e-5, rope_theta=500000.0,
                         max_position_embeddings=2048, tie_word_embeddings=True,
                         rope_scaling=dict(rope_type='llama3', factor=32.0, low_freq_factor=1.0,
-                                          high_freq_factor=4.0, original_max_position_embeddings=64)),
+                                          high_freq_factor=4.0,
+                                          original_max_position_embeddings=64)),
     'linear': dict(hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2,
                    num_key_value_heads=1, head_dim=128, rms_norm_eps=1e-6, rope_theta=10000.0,
                    max_position_embeddings=1024, tie_word_embeddings=False,
                    rope_scaling=dict(rope_type='linear', factor=4.0)),
-    'minicpm': dict(hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-                    num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=10000.0,
+    'minicpm': dict(hidden_size=128, intermediate_size=96, num_hidden_layers=2,
+                    num_attention_heads=2, num_key_value_heads=2, rms_norm_eps=1e-6,
+                    rope_theta=10000.0,
                     max_position_embeddings=512, tie_word_embeddings=False,
                     rope_scaling=dict(rope_type='longrope', long_factor=LONG, short_factor=LONG,
                                       original_max_position_embeddings=256)),
@@ -94,7 +98,8 @@ def write_config(folder, name, case):
         return
     minicpm = name == 'minicpm'
     config = dict(architectures=['MiniCPMForCausalLM' if minicpm else 'LlamaForCausalLM'],
-                  model_type='minicpm' if minicpm else 'llama', **COMMON, **case, torch_dtype='bfloat16')
+                  model_type='minicpm' if minicpm else 'llama', **COMMON, **case,
+                  torch_dtype='bfloat16')
     if minicpm:
         config.update(MINICPM)
     with open(path, 'w') as f:

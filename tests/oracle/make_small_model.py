@@ -1,12 +1,12 @@
 """Golden logits and selections of worker/small-model by the float64 oracle.
 
-    python make_small_model.py           (NumPy and the `tokenizers` package) writes ../golden/small-model/
+    python make_small_model.py           writes ../golden/small-model/ (needs NumPy and tokenizers)
 
-golden.json   {"tokens", "positions", "vocab", "runs"}; a run is {"name", "selector", "nll", "rows"}:
+golden.json   {"tokens", "positions", "vocab", "runs"}, a run {"name", "selector", "nll", "rows"}:
                 selector  the fields of nosa.Selector (a kern_selector in C)
                 nll       natural log loss of each token 1.. given those before, summed
-                rows      for each position: "top" (the ten largest logits as [id, value]), "lse" (log of
-                          the sum of their exponentials) and "selections" [layer][KV head] =
+                rows      for each position: "top" (ten largest logits, [id, value]), "lse" (log of
+                          the sum of all exponentials) and "selections" [layer][KV head] =
                           {"blocks" in canonical order, "settled", "margin": [query, importance]};
                           "margin" is nosa.margins, null for none
 logits.f32    little-endian float32 [runs, positions, vocab]
@@ -58,7 +58,8 @@ def run(model, tokens, sel):
         rows.append({'top': [[int(i), round(logits[t, i], 7)] for i in best],
                      'lse': round(lse[t], 7), 'selections': selections})
     nll = (lse[:-1] - logits[np.arange(len(tokens) - 1), tokens[1:]]).sum()
-    return {'selector': dataclasses.asdict(sel), 'nll': round(nll, 6), 'rows': rows}, logits[POSITIONS]
+    result = {'selector': dataclasses.asdict(sel), 'nll': round(nll, 6), 'rows': rows}
+    return result, logits[POSITIONS]
 
 
 def selection(parts, h, t):
@@ -71,7 +72,8 @@ def selection(parts, h, t):
 def main():
     from tokenizers import Tokenizer
     os.makedirs(OUT, exist_ok=True)
-    tokens = Tokenizer.from_file(os.path.join(SMALL, 'tokenizer.json')).encode(first_text()).ids[:TOKENS]
+    tokenizer = Tokenizer.from_file(os.path.join(SMALL, 'tokenizer.json'))
+    tokens = tokenizer.encode(first_text()).ids[:TOKENS]
     model, all_runs, logits = nosa.Model(SMALL), [], []
     for name, sel in runs():
         result, values = run(model, np.array(tokens), sel)

@@ -3,7 +3,7 @@
     python make_tokenizers.py            writes ../golden/tokenizer/, the same bytes every time
 
 text.txt          1 MB of UTF-8 on which tokenizers disagree if they can
-NAME.json         five tokenizers of the common styles (NAME small-model is worker/small-model's own)
+NAME.json         five tokenizers of the common styles (small-model is worker/small-model's own)
 NAME.ids          little-endian uint16 ids of text.txt as one string, no special tokens added; the
                   small model's of the whole text, the others' of its first PART bytes
 cases.json        short texts: ids with and without added special tokens, decoded text with and
@@ -40,11 +40,14 @@ SENTENCES = (
     '敏捷的棕色狐狸跳过了懒狗。', '今天是二〇二六年十一月，天气很好！', '我们需要更多的显存，但是没有。',
     '素早い茶色の狐はのろまな犬を飛び越える。', 'ｶﾀｶﾅとひらがな、漢字と１２３。', '빠른 갈색 여우가 게으른 개를 뛰어넘는다.',
     'Съешь же ещё этих мягких французских булок.', 'Ξεσκεπάζω την ψυχοφθόρα βδελυγμία.',
-    'Příliš žluťoučký kůň úpěl ďábelské ódy.', 'Zwölf Boxkämpfer jagen Viktor über den großen Deich.',
-    'صِف خَلقَ خَودِ كَمِثلِ الشَمسِ', 'דג סקרן שט בים מאוכזב', 'ऋषियों को सताने वाले दुष्ट राक्षसों',
+    'Příliš žluťoučký kůň úpěl ďábelské ódy.',
+    'Zwölf Boxkämpfer jagen Viktor über den großen Deich.',
+    'صِف خَلقَ خَودِ كَمِثلِ الشَمسِ', 'דג סקרן שט בים מאוכזב',
+    'ऋषियों को सताने वाले दुष्ट राक्षसों',
     'เป็นมนุษย์สุดประเสริฐเลิศคุณค่า', "It's I'll we've THEY'RE don't 'S 'tis o'clock",
     'naïve café Ångström ﬁne ﬂow ½ ² Ⅷ ①', 'price: $1,234.56 €7.00 ¥900 (12.5%)',
-    '👩‍👩‍👧‍👦 👍🏽 🇩🇪🇯🇵 ❤️ ☎ ✈️ 🏴‍☠️', 'x = a[i] << 3 | ~b; /* 0xFF */ // ok\r\n', 'e = mc², ∑ᵢ xᵢ ≤ ∞ → ℝ',
+    '👩‍👩‍👧‍👦 👍🏽 🇩🇪🇯🇵 ❤️ ☎ ✈️ 🏴‍☠️',
+    'x = a[i] << 3 | ~b; /* 0xFF */ // ok\r\n', 'e = mc², ∑ᵢ xᵢ ≤ ∞ → ℝ',
     'http://example.org/a?b=c&d=%20#e user@example.com', '{"key": [1, 2.5e-3, null], "t": "\\n"}\n',
 )
 SPECIALS = ('<|endoftext|>', '<|begin_of_text|>', '<|eot_id|>', '<|im_start|>', '<|im_end|>', '<s>',
@@ -70,12 +73,14 @@ def snippet(rng, documents):
         return text[at:at + rng.randrange(40, 700)]
     if kind == 5:                                   # code-like, with tabs and CRLF
         lines = [rng.choice(['', '\t', '    ', '\t\t  ', ' ' * rng.randrange(20)])
-                 + rng.choice(['if (x->n_rows != 0x1F) {', 'return self.__init__(a, *b)', '}', '#define N 64u',
-                               'for i in range(10):', "'don''t' || \"can't\"", '--i;', '', '// 中文注释'])
+                 + rng.choice(['if (x->n_rows != 0x1F) {', 'return self.__init__(a, *b)', '}',
+                               '#define N 64u', 'for i in range(10):',
+                               "'don''t' || \"can't\"", '--i;', '', '// 中文注释'])
                  for _ in range(rng.randrange(2, 9))]
         return rng.choice(['\n', '\r\n', '\r']).join(lines)
     if kind == 6:
-        low, high = rng.choice([(0x4e00, 0x9fff), (0x3041, 0x30ff), (0xac00, 0xd7a3), (0x20000, 0x2a6d0)])
+        low, high = rng.choice([(0x4e00, 0x9fff), (0x3041, 0x30ff),
+                               (0xac00, 0xd7a3), (0x20000, 0x2a6d0)])
         return letters(rng, low, high, rng.randrange(1, 40))
     if kind == 7:
         faces = [chr(rng.randrange(0x1f300, 0x1f650)) for _ in range(rng.randrange(1, 6))]
@@ -84,7 +89,9 @@ def snippet(rng, documents):
         base = [rng.choice('aeiouAEOUncsyz가가한') + ''.join(
             letters(rng, 0x300, 0x345, rng.randrange(0, 4))) for _ in range(rng.randrange(1, 12))]
         text = ''.join(base)
-        return unicodedata.normalize(rng.choice(['NFC', 'NFD', 'NFKD']), text) if rng.random() < .6 else text
+        if rng.random() >= .6:
+            return text
+        return unicodedata.normalize(rng.choice(['NFC', 'NFD', 'NFKD']), text)
     if kind == 9:
         return ''.join(chr(rng.choice([*range(32), 127, 0x85, 0x9f, 0xad, 0x200b, 0x202e, 0xfeff]))
                        for _ in range(rng.randrange(1, 6)))
@@ -92,14 +99,15 @@ def snippet(rng, documents):
         digits = rng.choice(['0123456789', '0123456789', '٠١٢٣٤٥٦٧٨٩', '０１２３４５６７８９', '²³¹½Ⅷ'])
         return ''.join(rng.choice(digits) for _ in range(rng.randrange(1, 60)))
     if kind == 11:
-        blank = rng.choice([' ', ' ', '\n', '\t', '\r\n', ' \n', '\u00a0', '\u3000', '\u2003', '\u2028'])
+        blank = rng.choice([' ', ' ', '\n', '\t', '\r\n', ' \n',
+                           '\u00a0', '\u3000', '\u2003', '\u2028'])
         return blank * rng.randrange(1, rng.choice([4, 12, 70]))
     if kind == 12:
         return rng.choice(['', ' ', '  ']) + rng.choice(SPECIALS) + rng.choice(['', ' ', '\n', 's'])
     if kind == 13:
         low, high = rng.choice([(0xa1, 0x24f), (0x370, 0x52f), (0x591, 0x6ff), (0x900, 0xdff),
-                                (0xe01, 0xfff), (0x1e00, 0x1fff), (0x2010, 0x2bff), (0xf900, 0xffef),
-                                (0x10000, 0x1014f), (0x1d400, 0x1d7ff)])
+                                (0xe01, 0xfff), (0x1e00, 0x1fff), (0x2010, 0x2bff),
+                                (0xf900, 0xffef), (0x10000, 0x1014f), (0x1d400, 0x1d7ff)])
         return letters(rng, low, high, rng.randrange(1, 30))
     if kind == 14:
         return rng.choice('!?.,;:-_=+*/\\#@&|^~`\'"()[]{}<>') * rng.randrange(1, 30)
@@ -117,7 +125,8 @@ def make_text(documents, seed, size):
 
 def train(tokenizer, documents, specials):
     trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=specials, show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), limit_alphabet=256)
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  limit_alphabet=256)
     tokenizer.train_from_iterator([*documents, *SENTENCES], trainer=trainer)
     return tokenizer
 
@@ -136,7 +145,8 @@ def llama3(documents):
     raw = json.loads(t.to_str())
     raw['model']['ignore_merges'] = True
     vocab = raw['model']['vocab']
-    for word in ('Ġinformation', 'Ġhowever', 'Ġmemory', '123', '\u0120\u0120\u0120\u0120\u0120', 'Ġdoor'):
+    for word in ('Ġinformation', 'Ġhowever', 'Ġmemory', '123',
+                 '\u0120\u0120\u0120\u0120\u0120', 'Ġdoor'):
         vocab.setdefault(word, len(vocab))          # reachable as whole words only
     t = Tokenizer.from_str(json.dumps(raw))
     t.decoder = decoders.ByteLevel()
@@ -145,7 +155,8 @@ def llama3(documents):
     bos = t.token_to_id(names[0])
     t.post_processor = processors.Sequence([
         processors.ByteLevel(trim_offsets=False),
-        processors.TemplateProcessing(single=f'{names[0]} $A', pair=f'{names[0]} $A {names[0]}:1 $B:1',
+        processors.TemplateProcessing(single=f'{names[0]} $A',
+                                      pair=f'{names[0]} $A {names[0]}:1 $B:1',
                                       special_tokens=[(names[0], bos)])])
     return t
 
@@ -186,13 +197,15 @@ def sentencepiece(documents):
     t.train_from_iterator([*documents, *SENTENCES], trainer=trainer)
     raw = json.loads(t.to_str())
     vocab = ['<unk>', '<s>', '</s>', *(f'<0x{b:02X}>' for b in range(256))]
-    vocab += [w for w in sorted(raw['model']['vocab'], key=raw['model']['vocab'].get) if w not in vocab]
-    raw['model'].update(vocab={w: i for i, w in enumerate(vocab)}, byte_fallback=True, fuse_unk=True)
+    trained = sorted(raw['model']['vocab'], key=raw['model']['vocab'].get)
+    vocab += [w for w in trained if w not in vocab]
+    ids = {w: i for i, w in enumerate(vocab)}
+    raw['model'].update(vocab=ids, byte_fallback=True, fuse_unk=True)
     raw['pre_tokenizer'] = None
     t = Tokenizer.from_str(json.dumps(raw))
     t.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
-    t.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(),
-                                   decoders.Strip(' ', 1, 0)])
+    t.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(),
+                                   decoders.Fuse(), decoders.Strip(' ', 1, 0)])
     t.add_special_tokens([AddedToken(name, special=True, normalized=False)
                           for name in ('<unk>', '<s>', '</s>')])
     t.post_processor = processors.TemplateProcessing(
@@ -206,17 +219,20 @@ def metaspace(documents):
     raw['normalizer'] = None
     t = Tokenizer.from_str(json.dumps(raw))
     t.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first', split=False)
-    t.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(), decoders.Fuse(),
-                                   decoders.Strip(' ', 1, 0)])
+    t.decoder = decoders.Sequence([decoders.Replace('▁', ' '), decoders.ByteFallback(),
+                                   decoders.Fuse(), decoders.Strip(' ', 1, 0)])
     return t
 
 
 def short_texts():
     rng = random.Random(3)
-    texts = ['', ' ', '  ', '\n', 'a', ' a', 'a ', 'a  b', '\r\n\r\n', '\x00', 'é', 'e\u0301', '한', '\u1112\u1161\u11ab',
-             '12345', '1234567890123', ' 007', "I'M don'T 'll", 'Hello<|endoftext|>world', '<|endoftext|>',
-             '<|endoftext|><|endoftext|>', '  <mask>  x', 'a <|fim|>  b', 'clock clocks o\'clock', '<s>a</s>',
-             '<|begin_of_text|>hi<|eot_id|>', '<unk>', '▁', 'a▁b', '\u200b', '\ufeffx', '👩‍👩‍👧‍👦', '\U0010fffd',
+    texts = ['', ' ', '  ', '\n', 'a', ' a', 'a ', 'a  b', '\r\n\r\n', '\x00', 'é',
+             'e\u0301', '한', '\u1112\u1161\u11ab',
+             '12345', '1234567890123', ' 007', "I'M don'T 'll", 'Hello<|endoftext|>world',
+             '<|endoftext|>', '<|endoftext|><|endoftext|>', '  <mask>  x', 'a <|fim|>  b',
+             'clock clocks o\'clock',
+             '<s>a</s>', '<|begin_of_text|>hi<|eot_id|>', '<unk>', '▁', 'a▁b',
+             '\u200b', '\ufeffx', '👩‍👩‍👧‍👦', '\U0010fffd',
              'tab\there', 'x\u00a0y', 'ﬁ', '\u212b', ' information however', 'information',
              '123 456', '      door', 'q\u0307\u0323', '\u0344', '<0x0A>', '\ue000']
     texts += list(SENTENCES)

@@ -24,7 +24,7 @@ EVERYTHING = 2**32 - 1
 INF = float('inf')
 
 
-# ---- numbers ---------------------------------------------------------------------------------------
+# ---- numbers -------------------------------------------------------------------------------------
 
 def bf16(x):
     """x rounded to the nearest bfloat16 (ties to even), as float64. Overflow is not handled."""
@@ -42,7 +42,7 @@ def silu(x):
     return x / (1.0 + np.exp(-x))
 
 
-# ---- selector ----------------------------------------------------------------------------------------
+# ---- selector ------------------------------------------------------------------------------------
 
 @dataclasses.dataclass(frozen=True)
 class Selector:
@@ -110,7 +110,7 @@ def forced(b, current, sel):
     return b < sel.init or b >= current - sel.local
 
 
-# ---- state made from keys and values -----------------------------------------------------------------
+# ---- state made from keys and values -------------------------------------------------------------
 
 def importance(v, a, delta):
     """v [..., Hk, D] (stored values), a [Hk], delta [Hk, Hk * D] -> u [..., Hk], to be stored."""
@@ -125,7 +125,7 @@ def compress(x, sel):
     return bf16(np.array(means).reshape(count, *x.shape[1:]))
 
 
-# ---- one row -----------------------------------------------------------------------------------------
+# ---- one row -------------------------------------------------------------------------------------
 
 def top(scores, count):
     """Indices of the `count` largest; of equal ones the smaller index."""
@@ -188,7 +188,7 @@ def attend_row(q, k, v, u, blocks, pos, sel):
     return (w @ v[t]) / w.sum(1, keepdims=True)
 
 
-# ---- all rows ----------------------------------------------------------------------------------------
+# ---- all rows ------------------------------------------------------------------------------------
 
 def block_scores(s, visible, sel, blocks):
     """s [..., M] -> [..., blocks]: maximum over the visible windows that touch each block."""
@@ -248,8 +248,8 @@ def choose(by_query, by_u, pos, sel):
 
 
 def rivals(s, visible, inside, outside, sel):
-    """Window scores s [R, M]; inside, outside boolean [R, NB] -> two pairs (low, high) [2, 2, R] that
-    must not cross for the selection to stay as it is; low is inf or high -inf where there is none.
+    """Window scores s [R, M]; inside, outside boolean [R, NB] -> two pairs (low, high) [2, 2, R]
+    that must not cross for the selection to stay; low is inf or high -inf where there is none.
 
     The first pair: the lowest block score inside, and the highest window score outside. But
     neighbouring blocks share windows: where the window that decides the lowest block inside also
@@ -277,8 +277,8 @@ def rivals(s, visible, inside, outside, sel):
 def margins(s, uc, chosen, late, pos, sel):
     """How far the selection of each row [R] is from another one -> (query, importance).
 
-    s [R, M] from window_scores, uc [M]. query: (low - high) / (low + high) of what was picked and what
-    was not: any relative error of all scores below it leaves the picks as they are. importance:
+    s [R, M] from window_scores, uc [M]. query: (low - high) / (low + high) of what was picked and
+    what was not: any relative error of scores below it leaves the picks as they are. importance:
     low - high of what was filled and what was left out. inf where there is nothing to confuse.
     """
     b = np.arange(chosen.shape[1])
@@ -293,8 +293,8 @@ def margins(s, uc, chosen, late, pos, sel):
         for low, high in rivals(scores, visible, inside, outside, sel):
             some = np.isfinite(low) & np.isfinite(high)
             low, high = np.where(some, low, 1.0), np.where(some, high, 0.0)
-            least = np.where(some, np.minimum(least, (low - high) / (low + high if relative else 1.0)),
-                             least)
+            size = low + high if relative else 1.0
+            least = np.where(some, np.minimum(least, (low - high) / size), least)
         return least
 
     query = gap(s, late, free & ~late, True)
@@ -304,8 +304,8 @@ def margins(s, uc, chosen, late, pos, sel):
 
 
 def select_rows(q, kc, uc, pos, sel, blocks):
-    """As select_row, for many rows of one KV head -> (chosen, late) [R, blocks], (query, importance)
-    margins [R]."""
+    """As select_row, for many rows of one KV head -> (chosen, late) [R, blocks], margins
+    (query, importance) [R]."""
     s, visible = window_scores(q, kc, pos, sel), windows_mask(pos, len(kc), sel)
     by_query = block_scores(s, visible, sel, blocks)
     by_u = block_scores(np.broadcast_to(uc, s.shape), visible, sel, blocks)
@@ -328,7 +328,7 @@ def attend_rows(q, k, v, u, chosen, pos, sel):
     return out
 
 
-# ---- RoPE --------------------------------------------------------------------------------------------
+# ---- RoPE ----------------------------------------------------------------------------------------
 
 def rope_frequencies(config):
     """-> (angle per position [D / 2], factor on cos and sin) for default, linear, llama3 and
@@ -370,7 +370,7 @@ def rotate(x, pos, rope):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-# ---- checkpoint --------------------------------------------------------------------------------------
+# ---- checkpoint ----------------------------------------------------------------------------------
 
 def head_dim(config):
     return config.get('head_dim') or config['hidden_size'] // config['num_attention_heads']
@@ -441,7 +441,8 @@ class Model:
         """-> k, v [R, Hk, D] and u [R, Hk] as stored."""
         h = self.norm(x, f'model.layers.{layer}.input_layernorm')
         shape = (len(x), self.kv_heads, self.d)
-        k = self.store(rotate(self.linear(h, layer, 'self_attn.k_proj').reshape(shape), pos, self.rope))
+        k = self.linear(h, layer, 'self_attn.k_proj').reshape(shape)
+        k = self.store(rotate(k, pos, self.rope))
         v = self.store(self.linear(h, layer, 'self_attn.v_proj').reshape(shape))
         a = self.w.get(f'model.layers.{layer}.self_attn.A')
         if a is None:
@@ -522,8 +523,9 @@ class Decoder:
         self.u[layer] = np.concatenate([self.u[layer], u])
         first = self.pos + 1 - self.sel.window
         if first >= 0 and first % self.sel.stride == 0:
-            self.kc[layer] = np.concatenate([self.kc[layer], bf16(self.k[layer][first:].mean(0))[None]])
-            self.uc[layer] = np.concatenate([self.uc[layer], bf16(self.u[layer][first:].mean(0))[None]])
+            kc, uc = (bf16(x[layer][first:].mean(0))[None] for x in (self.k, self.u))
+            self.kc[layer] = np.concatenate([self.kc[layer], kc])
+            self.uc[layer] = np.concatenate([self.uc[layer], uc])
 
     def step(self, token):
         """-> logits [vocab] for the token after."""

@@ -2,10 +2,11 @@
 
     python3 test_llama.py               prints 'N passed, N failed'
 
-Without rounding of K and V both compute the same formula, one in float64 and one in float32 (angles of
-up to 200 radians carry 1e-5 of float32 error): bound 1e-4 of the logits' standard deviation. With
-rounding a value near the middle of two bf16 numbers may fall either way, 2^-8 of that value apart: bound 0.01.
-Any program that stores K and V in bf16 can be held to the second file with the second bound.
+Without rounding of K and V both compute the same formula, one in float64 and one in float32 (angles
+of up to 200 radians carry 1e-5 of float32 error): bound 1e-4 of the logits' standard deviation.
+With rounding a value near the middle of two bf16 numbers may fall either way, 2^-8 of that value
+apart: bound 0.01. Any program that stores K and V in bf16 can be held to the second file with the
+second bound.
 """
 import json
 import os

@@ -27,7 +27,7 @@ def test(function):
     return function
 
 
-# ---- brute force: scalars, tokens and fractions, nothing shared with nosa.py ------------------------
+# ---- brute force: scalars and tokens, nothing shared ---------------------------------------------
 
 def brute_select(q, k, u, pos, sel):
     """q [G][D]; k [T][D], u [T] of tokens, not windows -> set of blocks. Windows are made here."""
@@ -69,7 +69,7 @@ def brute_attend(q, k, v, u, blocks, pos, sel):
     return np.array(out)
 
 
-# ---- cases -----------------------------------------------------------------------------------------
+# ---- cases ---------------------------------------------------------------------------------------
 
 def rows(rng, tokens, d=16, g=3):
     """Keys and importance with runs of 32 alike tokens, so that blocks differ."""
@@ -84,11 +84,13 @@ def tiny_model(rng, folder, a=0.7, **more):
     """A random checkpoint on disk: 2 layers, 4 query and 2 KV heads of 16."""
     config = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=50,
                   num_attention_heads=4, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6,
-                  rope_theta=10000.0, max_position_embeddings=4096, tie_word_embeddings=True, **more)
+                  rope_theta=10000.0, max_position_embeddings=4096, tie_word_embeddings=True,
+                  **more)
     shapes = {'model.embed_tokens.weight': (50, 32), 'model.norm.weight': (32,)}
     for n in range(2):
         p = f'model.layers.{n}.'
-        shapes |= {p + 'input_layernorm.weight': (32,), p + 'post_attention_layernorm.weight': (32,),
+        shapes |= {p + 'input_layernorm.weight': (32,),
+                   p + 'post_attention_layernorm.weight': (32,),
                    p + 'self_attn.q_proj.weight': (64, 32), p + 'self_attn.k_proj.weight': (32, 32),
                    p + 'self_attn.v_proj.weight': (32, 32), p + 'self_attn.o_proj.weight': (32, 64),
                    p + 'mlp.gate_proj.weight': (48, 32), p + 'mlp.up_proj.weight': (48, 32),
@@ -111,7 +113,7 @@ def tiny_model(rng, folder, a=0.7, **more):
     return Model(folder)
 
 
-# ---- tests -----------------------------------------------------------------------------------------
+# ---- tests ---------------------------------------------------------------------------------------
 
 @test
 def bf16_rounds_to_nearest_even():
@@ -133,7 +135,8 @@ def a_window_is_visible_at_the_token_that_completes_it():
 
 @test
 def the_windows_of_a_block_are_those_that_touch_it():
-    for window, stride, block in ((32, 16, 64), (16, 16, 16), (64, 64, 64), (32, 16, 128), (32, 16, 16)):
+    for window, stride, block in ((32, 16, 64), (16, 16, 16),
+                                  (64, 64, 64), (32, 16, 128), (32, 16, 16)):
         sel = Selector(window=window, stride=stride, block=block)
         for b in range(5):
             low, high = nosa.windows_of_block(b, sel)
@@ -172,10 +175,11 @@ def brute_force_agrees():
         kc, uc = nosa.compress(k, sel), nosa.compress(u, sel)
         for i in (0, 31, 63, 64, 511, 512, 575, 640, 767, 1005, 1007, 1008, 1151, 1152, 1199):
             blocks, _ = nosa.select_row(q[i], kc, uc, i, sel)
-            assert set(blocks) == brute_select(q[i].tolist(), k.tolist(), u.tolist(), i, sel), (sel, i)
+            plain = [x.tolist() for x in (q[i], k, v, u)]
+            assert set(blocks) == brute_select(plain[0], plain[1], plain[3], i, sel), (sel, i)
             if i in (31, 640, 1199):
                 got = nosa.attend_row(q[i], k, v, u, blocks, i, sel)
-                want = brute_attend(q[i].tolist(), k.tolist(), v.tolist(), u.tolist(), blocks, i, sel)
+                want = brute_attend(*plain, blocks, i, sel)
                 assert np.abs(got - want).max() < 1e-12
 
 
@@ -195,12 +199,13 @@ def margins_tell_how_near_another_selection_is():
             by_query = nosa.block_scores(scores, visible, sel, 24)
             return nosa.choose(by_query, np.zeros((500, 24)), pos, sel)[1]
 
-        for _ in range(20):             # any error below the margin leaves the picks alone
-            noise = 1 + 0.999 * query[:, None] * rng.choice((-1, 1), s.shape)
-            assert (picks(s * noise) == late).all()
-        unlike = sum((picks(s * (1 + 3 * query[:, None] * rng.choice((-1, 1), s.shape))) != late).any(1)
-                     for _ in range(20))
-        assert (unlike > 0).mean() > 0.9
+        def disturbed(factor):
+            signs = rng.choice((-1, 1), s.shape)
+            return (picks(s * (1 + factor * query[:, None] * signs)) != late).any(1)
+
+        # any error below the margin leaves the picks alone, one of three times the margin does not
+        assert not any(disturbed(0.999).any() for _ in range(20))
+        assert (sum(disturbed(3) for _ in range(20)) > 0).mean() > 0.9
 
 
 @test
@@ -220,7 +225,7 @@ def decode_equals_prefill_row_by_row():
     for sel in (nosa.nosa(BUDGET), nosa.infllmv2(BUDGET), nosa.full(), nosa.nosa(BUDGET, 'mid'),
                 nosa.nosa(BUDGET, 'input'), nosa.nosa(BUDGET, 'step')):
         picked = {}
-        x = model.prefill(tokens, sel, lambda layer, chosen, late, _: picked.update({layer: (chosen, late)}))
+        x = model.prefill(tokens, sel, lambda layer, *parts: picked.update({layer: parts[:2]}))
         logits, decoder, worst = model.logits(x), Decoder(model, sel), 0.0
         for t, token in enumerate(tokens):
             worst = max(worst, np.abs(decoder.step(token) - logits[t]).max())
@@ -281,7 +286,7 @@ def sources_differ_only_where_they_should():
     for source in nosa.SOURCES:
         model.prefill(tokens, nosa.nosa(BUDGET, source),
                       lambda layer, chosen, *_: picks.update({(source, layer): chosen}))
-    # layer 0 of mid and input uses its own query: only the window that is not complete yet is missing
+    # layer 0 of mid and input uses its own query: only the window just completed is missing
     assert (picks['mid', 0] == picks['input', 0]).all()
     unlike = (picks['mid', 0] != picks['own', 0]).any(-1).any(0)
     assert unlike.any() and set(np.nonzero(unlike)[0] % 16) == {15}

@@ -134,8 +134,8 @@ def main():
         for name in names:
             value = bits_per_byte(model, texts, token_bytes, *parse(name), tokens)
             result['bits_per_byte'][f'{name}@{tokens}'] = round(value, 4)
-        print(tokens, {k: v for k, v in result['bits_per_byte'].items() if k.endswith(f'@{tokens}')},
-              flush=True)
+        now = {k: v for k, v in result['bits_per_byte'].items() if k.endswith(f'@{tokens}')}
+        print(tokens, now, flush=True)
         save()
     for length in ('16k', '4k'):
         cases = lines(f'{args.cases}/keys-{length}.jsonl')

@@ -13,8 +13,8 @@ from attention import BLOCK, attention, pool, select, windows
 
 TRAINED_BUDGET = (1, 4, 10, 16)         # "NOSA 16", see attention.py for the four numbers
 # Where the selection's query comes from; all but 'own' are known before the row's own layer starts:
-# the previous layer's residual after its attention, its input, or the token before. The model is not
-# trained for them. Layer 0 has no previous layer and uses its own query.
+# the previous layer's residual after its attention, its input, or the token before. The model is
+# not trained for them. Layer 0 has no previous layer and uses its own query.
 SOURCES = ('own', 'mid', 'input', 'step')
 
 ATTENTION_WEIGHTS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
@@ -89,7 +89,7 @@ class Model(nn.Module):
         w = {name: getattr(self, name).to(bf16).unbind(0) for name in names}
         cos, sin = self.cos[:T, None], self.sin[:T, None]
         no_mask = torch.zeros(1, dtype=torch.uint8, device=tokens.device)
-        ahead = None                                    # residual that 'mid' or 'input' selects from
+        ahead = None                            # the residual that 'mid' or 'input' selects from
         for i in range(self.layers):
             h = rms_norm(x, self.norm_attention[i])
             if inputs is not None:
@@ -110,7 +110,8 @@ class Model(nn.Module):
                     chooser = self.queries(i, rms_norm(ahead, self.norm_attention[i]))
                 if tap is not None:
                     tap(i, chooser, k, u)
-                mask = select(chooser.detach(), k.detach(), u.detach(), *budget, int(source != 'own'))
+                mask = select(chooser.detach(), k.detach(), u.detach(),
+                              *budget, int(source != 'own'))
                 o, _ = attention(q, k, v, u, mask, True)
             if source == 'input':
                 ahead = x
