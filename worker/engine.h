@@ -146,6 +146,9 @@ struct worker_engine {
     io_shared shared;
     bool *fetching;                /* [L] IO_FETCH sent, IO_GATHERED owed */
     uint8_t *ahead_bit;            /* [S, L, Hk, B] installed by prefetch, not used yet */
+    /* tests look at every row of logits here: the row at `pos` predicts token pos + 1 */
+    void (*tap)(void *self, uint64_t id, uint32_t pos, const float *logits);
+    void *tap_self;
     /* sequences */
     sequence *seq;
     uint32_t step_number;

@@ -284,6 +284,8 @@ static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
     for (uint32_t i = 0; i < n; i++) {
         sequence *s = &e->seq[e->row_seq[rows[i]]];
         const float *logits = e->logits + (size_t)i * e->vocab;
+        if (e->tap != NULL)
+            e->tap(e->tap_self, s->request.id, (uint32_t)e->row_pos[rows[i]], logits);
         if (row_scores(e, rows[i])) {
             uint32_t p = (uint32_t)e->row_pos[rows[i]];
             s->request.score[p] = log_softmax_at(logits, e->vocab, s->token[p + 1]);

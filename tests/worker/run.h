@@ -1,0 +1,28 @@
+/* tests/worker/run.h - an engine for tests: open it on a model, run requests, look at logits. */
+#ifndef TESTS_WORKER_RUN_H
+#define TESTS_WORKER_RUN_H
+
+#include "worker/engine.h"
+
+typedef struct run run;
+
+typedef struct run_setup {
+    const char *model_dir;
+    selector_choice selector;
+    uint32_t max_len, seqs, batched, threads;
+    uint64_t pool_bytes, host_tier_bytes;
+    uint32_t park_quantum;           /* 0: 16 */
+    const cluster_config *cluster;   /* nodes and deadlines; NULL: no store */
+    bool no_verify, no_prefetch;
+} run_setup;
+
+run *run_open(const run_setup *setup); /* fails the test when it cannot */
+void run_close(run *r);
+worker_engine *run_engine(run *r);
+const kern_selector *run_selector(run *r);
+void run_tap(run *r, void (*tap)(void *, uint64_t, uint32_t, const float *), void *self);
+/* Teacher-forced: score[i] = log p(token i + 1). */
+void run_score(run *r, const int32_t *tokens, uint32_t count, float *score);
+void *run_memory(size_t bytes); /* freed at exit */
+
+#endif

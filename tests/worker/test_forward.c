@@ -1,0 +1,143 @@
+/* The worker's forward pass against what other programs computed (tests/golden): Hugging Face
+ * transformers for Llama- and MiniCPM-style checkpoints, the float64 oracle for NOSA. */
+#include "tests/test.h"
+#include "tests/worker/run.h"
+
+#include <cjson/cJSON.h>
+#include <stdlib.h>
+
+static char *read_all(const char *path, size_t *out_bytes)
+{
+    FILE *f = fopen(path, "rb");
+    EXPECT_MSG(f != NULL, "cannot read %s", path);
+    EXPECT(fseek(f, 0, SEEK_END) == 0);
+    long n = ftell(f);
+    rewind(f);
+    char *bytes = run_memory((size_t)n + 1);
+    EXPECT(fread(bytes, 1, (size_t)n, f) == (size_t)n);
+    bytes[n] = 0;
+    fclose(f);
+    *out_bytes = (size_t)n;
+    return bytes;
+}
+
+typedef struct golden {
+    cJSON *json;
+    int32_t token[4096];
+    uint32_t count, rows, vocab;
+    uint32_t row[64];
+    const float *logits; /* [runs, rows, vocab] */
+} golden;
+
+static void golden_open(const char *folder, const char *rows_key, const char *logits, golden *g)
+{
+    char path[512];
+    size_t n;
+    snprintf(path, sizeof path, "%s/%s/golden.json", TEST_GOLDEN_DIR, folder);
+    g->json = cJSON_Parse(read_all(path, &n));
+    EXPECT(g->json != NULL);
+    const cJSON *tokens = cJSON_GetObjectItem(g->json, "tokens");
+    const cJSON *rows = cJSON_GetObjectItem(g->json, rows_key), *item;
+    g->count = g->rows = 0;
+    cJSON_ArrayForEach(item, tokens) g->token[g->count++] = item->valueint;
+    cJSON_ArrayForEach(item, rows) g->row[g->rows++] = (uint32_t)item->valueint;
+    g->vocab = (uint32_t)cJSON_GetObjectItem(g->json, "vocab")->valueint;
+    snprintf(path, sizeof path, "%s/%s/%s", TEST_GOLDEN_DIR, folder, logits);
+    g->logits = (const float *)(const void *)read_all(path, &n);
+    EXPECT(n % (g->rows * g->vocab * sizeof(float)) == 0);
+}
+
+/* What the engine says at the golden rows. */
+typedef struct compare {
+    const golden *g;
+    const float *want; /* [rows, vocab] */
+    uint32_t seen;
+    double worst, square, mean;
+    uint64_t n;
+} compare;
+
+static void compare_row(void *self, uint64_t id, uint32_t pos, const float *logits)
+{
+    compare *c = self;
+    (void)id;
+    for (uint32_t r = 0; r < c->g->rows; r++) {
+        if (c->g->row[r] != pos) continue;
+        const float *want = c->want + (size_t)r * c->g->vocab;
+        c->seen++;
+        for (uint32_t v = 0; v < c->g->vocab; v++) {
+            double d = fabs((double)logits[v] - (double)want[v]);
+            if (d > c->worst) c->worst = d;
+            c->mean += want[v];
+            c->square += (double)want[v] * want[v];
+            c->n++;
+        }
+    }
+}
+
+static void llama_matches(const char *folder)
+{
+    golden g;
+    golden_open(folder, "rows", "logits_stored.f32", &g);
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", TEST_GOLDEN_DIR, folder);
+    run_setup setup = {.model_dir = path, .selector = {.name = "full"}, .max_len = g.count,
+                       .seqs = 1, .batched = 64, .pool_bytes = 64 << 20, .threads = 1};
+    run *r = run_open(&setup);
+    compare c = {.g = &g, .want = g.logits};
+    run_tap(r, compare_row, &c);
+    float score[4096];
+    run_score(r, g.token, g.count, score);
+    run_close(r);
+    double mean = c.mean / (double)c.n;
+    double deviation = sqrt(c.square / (double)c.n - mean * mean);
+    EXPECT_GE_U64(c.seen, g.rows - 1); /* the last row predicts nothing and has no logits */
+    EXPECT_LE_F64(c.worst / deviation, 0.01);
+}
+
+TEST(untied_sharded_llama_matches_transformers) { llama_matches("llama/untied"); }
+TEST(tied_llama3_scaled_llama_matches_transformers) { llama_matches("llama/tied-llama3"); }
+TEST(linearly_scaled_multi_query_llama_matches_transformers) { llama_matches("llama/linear"); }
+TEST(minicpm_scalings_match_transformers) { llama_matches("llama/minicpm"); }
+
+static void small_model_run(const golden *g, uint32_t index, const cJSON *of)
+{
+    const cJSON *s = cJSON_GetObjectItem(of, "selector");
+    const char *name = cJSON_GetObjectItem(of, "name")->valuestring;
+    char budget[64];
+    run_setup setup = {.model_dir = TEST_SMALL_MODEL_DIR, .max_len = 1536, .seqs = 1,
+                       .batched = 256, .pool_bytes = 16 << 20, .threads = 1};
+    setup.selector.name = strcmp(name, "full") == 0        ? "full"
+                          : strncmp(name, "infllm", 6) == 0 ? "infllmv2" : "nosa";
+    if (strcmp(name, "full") != 0) {
+        snprintf(budget, sizeof budget, "%d,%d,%d,%d", cJSON_GetObjectItem(s, "init")->valueint,
+                 cJSON_GetObjectItem(s, "local")->valueint,
+                 cJSON_GetObjectItem(s, "query")->valueint,
+                 cJSON_GetObjectItem(s, "total")->valueint);
+        setup.selector.budget = budget;
+        setup.selector.source = cJSON_GetObjectItem(s, "source")->valuestring;
+    }
+    run *r = run_open(&setup);
+    compare c = {.g = g, .want = g->logits + (size_t)index * g->rows * g->vocab};
+    run_tap(r, compare_row, &c);
+    float score[4096];
+    run_score(r, g->token, g->count, score);
+    run_close(r);
+    double nll = 0;
+    for (uint32_t i = 0; i + 1 < g->count; i++) nll -= score[i];
+    double want = cJSON_GetObjectItem(of, "nll")->valuedouble;
+    EXPECT_MSG(fabs(nll - want) <= 1.0, "%s: nll is %.3f, expected %.3f within 1", name, nll, want);
+    EXPECT_GE_U64(c.seen, g->rows - 1);
+    EXPECT_MSG(c.worst <= 0.06, "%s: a logit is off by %.4f, allowed 0.06", name, c.worst);
+}
+
+TEST(every_selector_and_source_of_the_small_model_matches_the_float64_oracle)
+{
+    golden g;
+    golden_open("small-model", "positions", "logits.f32", &g);
+    const cJSON *item, *runs = cJSON_GetObjectItem(g.json, "runs");
+    uint32_t index = 0;
+    cJSON_ArrayForEach(item, runs) small_model_run(&g, index++, item);
+    EXPECT_EQ_U64(index, 10);
+}
+
+TEST_MAIN()
