@@ -33,7 +33,7 @@ static void golden_open(const char *folder, const char *rows_key, const char *lo
 {
     char path[512];
     size_t n;
-    snprintf(path, sizeof path, "%s/%s/golden.json", TEST_GOLDEN_DIR, folder);
+    snprintf(path, sizeof path, "%s/tests/golden/%s/golden.json", TEST_SOURCE_DIR, folder);
     g->json = cJSON_Parse(read_all(path, &n));
     EXPECT(g->json != NULL);
     const cJSON *tokens = cJSON_GetObjectItem(g->json, "tokens");
@@ -42,7 +42,7 @@ static void golden_open(const char *folder, const char *rows_key, const char *lo
     cJSON_ArrayForEach(item, tokens) g->token[g->count++] = item->valueint;
     cJSON_ArrayForEach(item, rows) g->row[g->rows++] = (uint32_t)item->valueint;
     g->vocab = (uint32_t)cJSON_GetObjectItem(g->json, "vocab")->valueint;
-    snprintf(path, sizeof path, "%s/%s/%s", TEST_GOLDEN_DIR, folder, logits);
+    snprintf(path, sizeof path, "%s/tests/golden/%s/%s", TEST_SOURCE_DIR, folder, logits);
     g->logits = (const float *)(const void *)read_all(path, &n);
     EXPECT(n % (g->rows * g->vocab * sizeof(float)) == 0);
 }
@@ -79,7 +79,7 @@ static void llama_matches(const char *folder)
     golden g;
     golden_open(folder, "rows", "logits_stored.f32", &g);
     char path[512];
-    snprintf(path, sizeof path, "%s/%s", TEST_GOLDEN_DIR, folder);
+    snprintf(path, sizeof path, "%s/tests/golden/%s", TEST_SOURCE_DIR, folder);
     run_setup setup = {.model_dir = path, .selector = {.name = "full"}, .max_len = g.count,
                        .seqs = 1, .batched = 64, .pool_bytes = 64 << 20, .threads = 1};
     run *r = run_open(&setup);
@@ -104,7 +104,7 @@ static void small_model_run(const golden *g, uint32_t index, const cJSON *of)
     const cJSON *s = cJSON_GetObjectItem(of, "selector");
     const char *name = cJSON_GetObjectItem(of, "name")->valuestring;
     char budget[64];
-    run_setup setup = {.model_dir = TEST_SMALL_MODEL_DIR, .max_len = 1536, .seqs = 1,
+    run_setup setup = {.model_dir = TEST_SOURCE_DIR "/worker/small-model", .max_len = 1536, .seqs = 1,
                        .batched = 256, .pool_bytes = 16 << 20, .threads = 1};
     setup.selector.name = strcmp(name, "full") == 0        ? "full"
                           : strncmp(name, "infllm", 6) == 0 ? "infllmv2" : "nosa";
