@@ -133,11 +133,14 @@ typedef struct kv_server_config {
     uint64_t lease_grace_ns;
     uint32_t connections_max;
     uint64_t epoch;
+    const cluster_map *map;      /* copied; NULL: only the epoch is known until a client tells */
+    bool serve_unverified;       /* skip the digest check before a block is sent: benchmarks only */
     kv_faults faults;
 } kv_server_config;
 
 status kv_server_create(const kv_server_config *config, kv_server **out_server);
-void kv_server_destroy(kv_server *server);
+void kv_server_destroy(kv_server *server); /* after its transport was closed */
+const char *kv_server_address(const kv_server *server); /* as bound: the port is never 0 */
 void kv_server_poll(kv_server *server);
 void kv_server_wait(kv_server *server, int wake_fd, uint64_t until_ns);
 void kv_server_drain(kv_server *server); /* refuse new contexts and puts, keep serving gets */

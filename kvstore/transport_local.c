@@ -1,0 +1,468 @@
+/* kvstore/transport_local.c - a network inside this process, for tests, embedding and what-if runs.
+ *
+ * A hub holds a fixed number of links. A link has two ends and, each way, an array of records that
+ * the sender fills and the receiver empties: `sent` and `delivered` are the only words they share,
+ * so the data path has no lock. Dialling, accepting and freeing a link take the hub's mutex (a leaf
+ * in the lock order). Bodies are lent, not copied: the receiver reads the sender's memory inside
+ * its poll and then counts the record as delivered, whereupon the sender's poll raises `sent`. A
+ * body reused too early is therefore seen as corruption, which is what tests want.
+ *
+ * Pacing: a record leaves when the sender's line is free, takes bytes / rate on it, travels rtt / 2
+ * and takes the receiver's line for the same time. Both lines are one a transport, so many nodes
+ * answering one worker share its line, as with one network card.
+ *
+ * It does not reorder, lose or delay beyond that: faults are the server's and the simulator's. */
+#include "kvstore/transport.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+enum {
+    CABLES_MAX = 256,    /* connections of one hub */
+    LISTENERS_MAX = 128, /* transports that listen */
+    RECORDS = 128,       /* messages in flight one way on one cable; a power of two */
+    DELIVER_MAX = 64,    /* a link and poll: others get their turn */
+};
+
+typedef struct record {
+    uint64_t arrive_ns; /* when it has crossed sender's line and wire; 0: no pacing */
+    uint64_t cookie;
+    const void *body;
+    uint32_t head_bytes, body_bytes;
+    alignas(8) uint8_t head[WIRE_HEAD_MAX];
+} record;
+
+typedef struct lane {
+    alignas(64) _Atomic uint64_t sent;      /* written by the sender */
+    alignas(64) _Atomic uint64_t delivered; /* written by the receiver */
+    alignas(64) uint64_t acked;             /* the sender's: `sent` raised up to here */
+    record *records;                        /* [RECORDS] */
+} lane;
+
+typedef struct local local;
+
+typedef struct link_end {
+    local *owner;
+    atomic_bool closed; /* hung up, or its transport closed */
+    atomic_int busy;    /* > 0: touching the other end's memory just now */
+    bool opened_told;   /* the owner's thread only */
+    atomic_bool gone;   /* `closed` was told (or nobody is left to tell): the end is finished */
+} link_end;
+
+typedef struct cable {
+    _Atomic uint32_t generation; /* of the link's present use; 0: free */
+    atomic_bool accepted;
+    link_end end[2]; /* 0: who dialled, 1: who listens */
+    lane lane[2];    /* [i]: from end i to the other */
+} cable;
+
+typedef struct listener {
+    char address[CLUSTER_ADDRESS_MAX];
+    local *owner; /* NULL: free */
+} listener;
+
+struct kv_hub {
+    pthread_mutex_t lock;
+    clock_ops clock;
+    uint64_t rtt_ns, bytes_per_s;
+    uint32_t generation, port;
+    uint32_t cables_used; /* links [0, cables_used) were ever used */
+    cable cable[CABLES_MAX];
+    listener listener[LISTENERS_MAX];
+};
+
+struct local {
+    kv_transport base;
+    kv_hub *hub;
+    int wake_fd;
+    atomic_bool asleep;
+    uint64_t tx_free_ns, rx_free_ns;
+};
+
+static const kv_transport_ops local_ops;
+
+kv_hub *kv_hub_create(arena *a, clock_ops clock, uint64_t rtt_ns, uint64_t bytes_per_s)
+{
+    kv_hub *hub = ARENA_NEW(a, kv_hub, 1);
+    hub->clock = clock;
+    hub->rtt_ns = rtt_ns;
+    hub->bytes_per_s = bytes_per_s;
+    CHECK(pthread_mutex_init(&hub->lock, NULL) == 0);
+    for (uint32_t i = 0; i < CABLES_MAX; i++)
+        for (uint32_t e = 0; e < 2; e++)
+            hub->cable[i].lane[e].records = ARENA_NEW(a, record, RECORDS);
+    return hub;
+}
+
+status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transport)
+{
+    int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0) return FAIL(IO, "no eventfd for the in-process network: %s", strerror(errno));
+    local *t = ARENA_NEW(a, local, 1);
+    t->base.ops = &local_ops;
+    t->hub = hub;
+    t->wake_fd = fd;
+    *out_transport = &t->base;
+    return STATUS_OK;
+}
+
+/* ---- handles -----------------------------------------------------------------------------------
+ */
+
+static kv_peer handle(const kv_hub *hub, const cable *l, uint32_t end)
+{
+    uint64_t index = (uint64_t)(l - hub->cable) * 2 + end;
+    return (uint64_t)l->generation << 16 | (index + 1);
+}
+
+/* The link and end a handle names; NULL when that connection is over. */
+static cable *resolve(local *t, kv_peer peer, uint32_t *out_end)
+{
+    uint64_t index = (peer & 0xffff) - 1;
+    CHECK(peer != 0 && index < CABLES_MAX * 2);
+    cable *l = &t->hub->cable[index / 2];
+    *out_end = index % 2;
+    if (l->generation != (uint32_t)(peer >> 16)) return NULL;
+    if (l->end[*out_end].owner != t || l->end[*out_end].gone) return NULL;
+    return l;
+}
+
+static void wake(local *t)
+{
+    if (!atomic_load(&t->asleep)) return;
+    uint64_t one = 1;
+    ssize_t n = write(t->wake_fd, &one, sizeof one);
+    CHECK(n == sizeof one || errno == EAGAIN); /* EAGAIN: it is awake by then */
+}
+
+/* ---- control: listen, dial, hang up, close
+ * -------------------------------------------------------- */
+
+static status local_listen(kv_transport *base, const char *address,
+                           char out_bound[CLUSTER_ADDRESS_MAX])
+{
+    local *t = (local *)base;
+    kv_hub *hub = t->hub;
+    listener *place = NULL;
+    bool taken = false;
+    char bound[CLUSTER_ADDRESS_MAX];
+    size_t length = strlen(address);
+    CHECK(length < sizeof bound);
+    pthread_mutex_lock(&hub->lock);
+    if (length >= 2 && strcmp(address + length - 2, ":0") == 0)
+        snprintf(bound, sizeof bound, "%.*s:%u", (int)(length - 2), address, 40000 + hub->port++);
+    else
+        snprintf(bound, sizeof bound, "%s", address);
+    for (uint32_t i = 0; i < LISTENERS_MAX; i++) {
+        listener *l = &hub->listener[i];
+        if (l->owner == NULL && place == NULL) place = l;
+        if (l->owner != NULL && strcmp(l->address, bound) == 0) taken = true;
+    }
+    if (!taken && place != NULL) {
+        memcpy(place->address, bound, sizeof bound);
+        place->owner = t;
+    }
+    pthread_mutex_unlock(&hub->lock);
+    if (taken) return FAIL(IO, "cannot listen on %s: the address is in use", bound);
+    if (place == NULL) return FAIL(BUSY, "the in-process network has no more listeners");
+    memcpy(out_bound, bound, sizeof bound);
+    return STATUS_OK;
+}
+
+static void link_init(kv_hub *hub, cable *l, local *from, local *to)
+{
+    l->generation = ++hub->generation;
+    atomic_store(&l->accepted, false);
+    for (uint32_t e = 0; e < 2; e++) {
+        link_end *end = &l->end[e];
+        end->owner = e == 0 ? from : to;
+        atomic_store(&end->closed, false);
+        atomic_store(&end->busy, 0);
+        end->opened_told = false;
+        atomic_store(&end->gone, false);
+        atomic_store(&l->lane[e].sent, 0);
+        atomic_store(&l->lane[e].delivered, 0);
+        l->lane[e].acked = 0;
+    }
+}
+
+static status local_dial(kv_transport *base, const char *address, kv_peer *out_peer)
+{
+    local *t = (local *)base;
+    kv_hub *hub = t->hub;
+    local *to = NULL;
+    cable *l = NULL;
+    pthread_mutex_lock(&hub->lock);
+    for (uint32_t i = 0; i < LISTENERS_MAX; i++)
+        if (hub->listener[i].owner != NULL && strcmp(hub->listener[i].address, address) == 0)
+            to = hub->listener[i].owner;
+    for (uint32_t i = 0; i < CABLES_MAX && l == NULL; i++)
+        if (hub->cable[i].generation == 0) l = &hub->cable[i];
+    if (l != NULL && to != NULL) {
+        link_init(hub, l, t, to);
+        uint32_t index = (uint32_t)(l - hub->cable);
+        if (index >= hub->cables_used) hub->cables_used = index + 1;
+        *out_peer = handle(hub, l, 0);
+    }
+    pthread_mutex_unlock(&hub->lock);
+    if (to == NULL) return STATUS_UNREACHABLE; /* nobody there: as a refused connection */
+    if (l == NULL) return STATUS_BUSY;
+    wake(to);
+    return STATUS_OK;
+}
+
+static void local_hang_up(kv_transport *base, kv_peer peer)
+{
+    uint32_t end;
+    cable *l = resolve((local *)base, peer, &end);
+    if (l == NULL) return;
+    kv_hub *hub = l->end[end].owner->hub;
+    pthread_mutex_lock(&hub->lock);
+    atomic_store(&l->end[end].closed, true);
+    if (!l->end[!end].gone) wake(l->end[!end].owner);
+    pthread_mutex_unlock(&hub->lock);
+}
+
+/* Both ends finished: the link can be used again. Under the lock. */
+static void link_free_if_over(cable *l)
+{
+    if (l->generation != 0 && l->end[0].gone && l->end[1].gone) l->generation = 0;
+}
+
+static void local_close(kv_transport *base)
+{
+    local *t = (local *)base;
+    kv_hub *hub = t->hub;
+    pthread_mutex_lock(&hub->lock);
+    for (uint32_t i = 0; i < LISTENERS_MAX; i++)
+        if (hub->listener[i].owner == t) hub->listener[i].owner = NULL;
+    for (uint32_t i = 0; i < hub->cables_used; i++) {
+        cable *l = &hub->cable[i];
+        for (uint32_t e = 0; e < 2 && l->generation != 0; e++) {
+            if (l->end[e].owner != t || l->end[e].gone) continue;
+            atomic_store(&l->end[e].closed, true);
+            while (atomic_load(&l->end[!e].busy))
+                continue; /* it reads our memory: microseconds */
+            atomic_store(&l->end[e].gone, true);
+            if (!l->end[!e].gone) wake(l->end[!e].owner);
+            link_free_if_over(l);
+        }
+    }
+    pthread_mutex_unlock(&hub->lock);
+    close(t->wake_fd);
+}
+
+/* ---- data
+ * ----------------------------------------------------------------------------------------- */
+
+static uint64_t line_ns(const kv_hub *hub, uint64_t bytes)
+{
+    return hub->bytes_per_s == 0 ? 0 : bytes * 1000000000 / hub->bytes_per_s;
+}
+
+/* When a message sent now has arrived; moves the sender's line on. 0: no pacing. */
+static uint64_t arrival(local *t, uint64_t bytes)
+{
+    const kv_hub *hub = t->hub;
+    if (hub->rtt_ns == 0 && hub->bytes_per_s == 0) return 0;
+    uint64_t now = clock_now(&hub->clock);
+    if (t->tx_free_ns < now) t->tx_free_ns = now;
+    t->tx_free_ns += line_ns(hub, bytes);
+    return t->tx_free_ns + hub->rtt_ns / 2;
+}
+
+static status push(local *t, cable *l, uint32_t end, const kv_message *message)
+{
+    lane *out = &l->lane[end];
+    uint64_t sent = atomic_load_explicit(&out->sent, memory_order_relaxed);
+    if (l->end[end].closed || l->end[!end].closed) return STATUS_PEER_LOST;
+    if (sent - out->acked == RECORDS) return STATUS_BUSY;
+    record *r = &out->records[sent % RECORDS];
+    r->arrive_ns = arrival(t, message->head_bytes + message->body_bytes);
+    r->cookie = message->cookie;
+    r->body = message->body;
+    r->body_bytes = message->body_bytes;
+    r->head_bytes = message->head_bytes;
+    memcpy(r->head, message->head, message->head_bytes);
+    atomic_store_explicit(&out->sent, sent + 1, memory_order_seq_cst);
+    wake(l->end[!end].owner);
+    return STATUS_OK;
+}
+
+static status local_send(kv_transport *base, kv_peer peer, const kv_message *message)
+{
+    uint32_t end;
+    cable *l = resolve((local *)base, peer, &end);
+    CHECK(message->head_bytes <= WIRE_HEAD_MAX);
+    if (l == NULL) return STATUS_PEER_LOST;
+    atomic_fetch_add(&l->end[end].busy, 1); /* the other end stays until this is done */
+    status result = push((local *)base, l, end, message);
+    atomic_fetch_sub(&l->end[end].busy, 1);
+    return result;
+}
+
+/* Deliver the next record if one has arrived. */
+static bool deliver_one(local *t, cable *l, uint32_t end, uint64_t now)
+{
+    lane *in = &l->lane[!end];
+    link_end *me = &l->end[end];
+    uint64_t next = atomic_load_explicit(&in->delivered, memory_order_relaxed);
+    if (next == atomic_load_explicit(&in->sent, memory_order_seq_cst)) return false;
+    const record *r = &in->records[next % RECORDS];
+    uint64_t due = r->arrive_ns;
+    if (due != 0) {
+        uint64_t line = line_ns(t->hub, r->head_bytes + r->body_bytes);
+        if (t->hub->bytes_per_s != 0 && due < t->rx_free_ns + line) due = t->rx_free_ns + line;
+        if (now < due) return false;
+        t->rx_free_ns = due;
+    }
+    atomic_fetch_add(&me->busy, 1);
+    bool open = !atomic_load(&l->end[!end].closed) && !atomic_load(&me->closed);
+    if (open) {
+        kv_message m = {
+            .head = r->head,
+            .head_bytes = r->head_bytes,
+            .body = r->body,
+            .body_bytes = r->body_bytes,
+        };
+        t->base.events->message(t->base.owner, handle(t->hub, l, end), &m);
+        atomic_store_explicit(&in->delivered, next + 1, memory_order_seq_cst);
+    }
+    if (open) wake(l->end[!end].owner);
+    atomic_fetch_sub(&me->busy, 1);
+    return open;
+}
+
+/* Tell `closed` once nobody reads our memory any more; then the end is finished. */
+static bool finish_end(local *t, cable *l, uint32_t end)
+{
+    link_end *me = &l->end[end], *other = &l->end[!end];
+    if (!atomic_load(&me->closed) && !atomic_load(&other->closed)) return false;
+    status why = atomic_load(&me->closed) ? STATUS_OK : STATUS_PEER_LOST;
+    atomic_store(&me->closed, true);
+    if (atomic_load(&other->busy)) return true; /* next poll */
+    kv_peer peer = handle(t->hub, l, end);
+    bool told =
+        me->opened_told || end == 0; /* a dial that was never heard of ends in `closed` too */
+    atomic_store(&me->gone, true);
+    lane *out = &l->lane[end];
+    for (; out->acked != out->sent; out->acked++) {
+        const record *r = &out->records[out->acked % RECORDS];
+        if (r->body_bytes != 0) t->base.events->sent(t->base.owner, peer, r->cookie);
+    }
+    if (told) t->base.events->closed(t->base.owner, peer, why);
+    pthread_mutex_lock(&t->hub->lock);
+    if (!other->gone) wake(other->owner);
+    link_free_if_over(l);
+    pthread_mutex_unlock(&t->hub->lock);
+    return true;
+}
+
+static bool poll_end(local *t, cable *l, uint32_t end, uint64_t now)
+{
+    link_end *me = &l->end[end];
+    if (finish_end(t, l, end)) return true;
+    bool moved = false;
+    if (!me->opened_told && (end == 1 || atomic_load(&l->accepted))) {
+        me->opened_told = moved = true;
+        if (end == 1) {
+            atomic_store(&l->accepted, true);
+            wake(l->end[0].owner);
+        }
+        t->base.events->opened(t->base.owner, handle(t->hub, l, end));
+    }
+    lane *out = &l->lane[end];
+    while (out->acked != atomic_load(&out->delivered)) {
+        const record *r = &out->records[out->acked % RECORDS];
+        uint64_t cookie = r->cookie;
+        bool body = r->body_bytes != 0;
+        out->acked++; /* the record may be filled again by a send from within the event */
+        if (body) t->base.events->sent(t->base.owner, handle(t->hub, l, end), cookie);
+        moved = true;
+    }
+    for (uint32_t i = 0; i < DELIVER_MAX && me->opened_told; i++) {
+        if (!deliver_one(t, l, end, now)) break;
+        moved = true;
+    }
+    return moved;
+}
+
+/* Links of other transports come and go meanwhile; what is ours changes only under our hands,
+ * except that a dial to us may appear: the lock orders it. */
+static bool is_ours(local *t, cable *l, uint32_t end)
+{
+    return l->generation != 0 && l->end[end].owner == t && !l->end[end].gone;
+}
+
+static uint32_t ours(local *t, uint16_t list[2 * CABLES_MAX])
+{
+    uint32_t count = 0;
+    pthread_mutex_lock(&t->hub->lock);
+    for (uint32_t i = 0; i < t->hub->cables_used; i++)
+        for (uint32_t e = 0; e < 2; e++)
+            if (is_ours(t, &t->hub->cable[i], e)) list[count++] = (uint16_t)(i * 2 + e);
+    pthread_mutex_unlock(&t->hub->lock);
+    return count;
+}
+
+static bool local_poll(kv_transport *base)
+{
+    local *t = (local *)base;
+    uint16_t list[2 * CABLES_MAX];
+    uint32_t count = ours(t, list);
+    uint64_t now = t->hub->rtt_ns != 0 || t->hub->bytes_per_s != 0 ? clock_now(&t->hub->clock) : 0;
+    bool moved = false;
+    for (uint32_t i = 0; i < count; i++) {
+        cable *l = &t->hub->cable[list[i] / 2];
+        if (is_ours(t, l, list[i] % 2)) moved |= poll_end(t, l, list[i] % 2, now);
+    }
+    return moved;
+}
+
+/* Nanoseconds until poll finds something; 0: now. */
+static uint64_t due_in(local *t, uint64_t now)
+{
+    uint16_t list[2 * CABLES_MAX];
+    uint32_t count = ours(t, list);
+    uint64_t soonest = UINT64_MAX;
+    for (uint32_t i = 0; i < count; i++) {
+        cable *l = &t->hub->cable[list[i] / 2];
+        uint32_t end = list[i] % 2;
+        lane *in = &l->lane[!end], *out = &l->lane[end];
+        if (l->end[0].closed || l->end[1].closed) return 0;
+        if (!l->end[end].opened_told && (end == 1 || l->accepted)) return 0;
+        if (out->acked != out->delivered) return 0;
+        if (in->delivered == in->sent) continue;
+        uint64_t due = in->records[in->delivered % RECORDS].arrive_ns;
+        if (t->hub->bytes_per_s != 0 && due < t->rx_free_ns) due = t->rx_free_ns;
+        if (due <= now) return 0;
+        if (due - now < soonest) soonest = due - now;
+    }
+    return soonest;
+}
+
+static void local_wait(kv_transport *base, int wake_fd, uint64_t ns_max)
+{
+    local *t = (local *)base;
+    atomic_store(&t->asleep, true);
+    uint64_t ns = due_in(t, clock_now(&t->hub->clock));
+    if (ns > ns_max) ns = ns_max;
+    if (ns != 0) kv_sleep(t->wake_fd, wake_fd, ns);
+    atomic_store(&t->asleep, false);
+    uint64_t drained;
+    ssize_t n = read(t->wake_fd, &drained, sizeof drained);
+    CHECK(n == sizeof drained || errno == EAGAIN || errno == EINTR);
+}
+
+static const kv_transport_ops local_ops = {
+    .listen = local_listen,
+    .dial = local_dial,
+    .send = local_send,
+    .hang_up = local_hang_up,
+    .poll = local_poll,
+    .wait = local_wait,
+    .close = local_close,
+};
