@@ -27,74 +27,140 @@ status pattern_create_literal(arena *a, span text, pattern **out_pattern)
     return STATUS_OK;
 }
 
-static const char word_class[] = "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}";
+/* Oniguruma's word characters; outside a class it also takes the six of Latin-1 that are numbers.
+ */
+#define WORD       "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
+#define WORD_ALONE WORD "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
-/* One escape at text[0] == '\\'. Returns what stands for it, NULL: itself. */
-static const char *translate_escape(const char *text, bool in_class)
+/* What a construct is called in PCRE2, where the names or their meaning differ. */
+static const struct rewrite {
+    const char *from, *alone, *in_class; /* in_class NULL: refused there */
+} rewrites[] = {
+    {"\\s", "\\p{White_Space}", "\\p{White_Space}"},
+    {"\\S", "\\P{White_Space}", "\\P{White_Space}"},
+    {"\\w", "[" WORD_ALONE "]", WORD},
+    {"\\W", "[^" WORD_ALONE "]", NULL},
+    {"\\h", NULL, NULL}, /* a hexadecimal digit there, a blank here */
+    {"\\H", NULL, NULL},
+    {"&&", "&&", NULL}, /* intersection of classes */
+    {"[:alpha:]", "[:alpha:]", "\\p{Alphabetic}"},
+    {"[:alnum:]", "[:alnum:]", "\\p{Alphabetic}\\p{Nd}"},
+    {"[:digit:]", "[:digit:]", "\\p{Nd}"},
+    {"[:lower:]", "[:lower:]", "\\p{Lowercase}"},
+    {"[:upper:]", "[:upper:]", "\\p{Uppercase}"},
+    {"[:punct:]", "[:punct:]", "\\p{P}\\p{S}"},
+    {"[:space:]", "[:space:]", "\\p{White_Space}"},
+    {"[:word:]", "[:word:]", WORD},
+    {"[:cntrl:]", "[:cntrl:]", "[:cntrl:]"},
+    {"[:xdigit:]", "[:xdigit:]", "[:xdigit:]"},
+};
+
+typedef struct translation {
+    const char *file, *text;
+    size_t at;
+    bool in_class;
+    size_t class_at; /* a ] here is a character */
+    buffer out;
+} translation;
+
+static status refused(const translation *t, const char *what)
 {
-    switch (text[1]) {
-    case 's':
-        return "\\p{White_Space}";
-    case 'S':
-        return "\\P{White_Space}";
-    case 'w':
-        return in_class ? word_class : "[\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]";
-    case 'W':
-        return in_class ? NULL : "[^\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}]";
-    default:
-        return NULL;
-    }
+    return FAIL(UNSUPPORTED, "%s: the regular expression \"%.120s\" uses %s", t->file, t->text,
+                what);
 }
 
-/* What cannot be carried over at this place, NULL: nothing. */
-static const char *refuse(const char *text, bool in_class)
+static void write_text(translation *t, const char *text, size_t bytes)
 {
-    if (text[0] == '\\' && (text[1] == 'h' || text[1] == 'H')) return "\\h";
-    if (text[0] == '\\' && text[1] == 'W' && in_class) return "\\W in a class";
-    if (in_class && text[0] == '&' && text[1] == '&') return "&& in a class";
-    if (!in_class && strncmp(text, "(?m", 3) == 0) return "(?m";
-    return NULL;
+    buffer_append(&t->out, text, bytes);
+}
+
+static bool is_script(const char *name, size_t bytes)
+{
+    char property[64];
+    int error = 0;
+    PCRE2_SIZE at = 0;
+    int n = snprintf(property, sizeof property, "\\p{sc:%.*s}", (int)bytes, name);
+    if (bytes < 3 || n < 0 || (size_t)n >= sizeof property) return false;
+    pcre2_code *code =
+        pcre2_compile((PCRE2_SPTR)property, PCRE2_ZERO_TERMINATED, PCRE2_UTF, &error, &at, NULL);
+    if (code) pcre2_code_free(code);
+    return code != NULL;
+}
+
+/* \p{Han} is the script there and its extensions here. */
+static void translate_property(translation *t)
+{
+    const char *name = t->text + t->at + 3, *end = strchr(name, '}');
+    write_text(t, t->text + t->at, 3);
+    t->at += 3;
+    if (*name == '^') write_text(t, name++, 1);
+    size_t bytes = end ? (size_t)(end - name) : 0;
+    if (is_script(name, bytes)) write_text(t, "sc:", 3);
+    write_text(t, name, bytes);
+    t->at = (size_t)(name - t->text) + bytes;
+}
+
+/* (?m) lets a dot match a newline there, which is (?s) here. */
+static bool multiline_option(const char *text)
+{
+    if (text[0] != '(' || text[1] != '?') return false;
+    size_t letters = strspn(text + 2, "imsx-");
+    return memchr(text + 2, 'm', letters) != NULL;
+}
+
+static void translate_bracket(translation *t)
+{
+    char c = t->text[t->at];
+    if (!t->in_class && c == '[') {
+        t->in_class = true;
+        t->class_at = t->at + 1 + (t->text[t->at + 1] == '^');
+    } else if (t->in_class && c == ']' && t->at > t->class_at) {
+        t->in_class = false;
+    }
+    write_text(t, &c, 1);
+    t->at++;
+}
+
+static status translate_one(translation *t)
+{
+    const char *here = t->text + t->at;
+    for (size_t i = 0; i < sizeof rewrites / sizeof rewrites[0]; i++) {
+        const struct rewrite *r = &rewrites[i];
+        size_t n = strlen(r->from);
+        if (strncmp(here, r->from, n) != 0) continue;
+        const char *to = t->in_class ? r->in_class : r->alone;
+        if (!to) return refused(t, r->from);
+        if (!t->in_class && here[0] == '[') break; /* a class that begins with a colon */
+        write_text(t, to, strlen(to));
+        t->at += n;
+        return STATUS_OK;
+    }
+    if ((here[0] == '\\') && (here[1] == 'p' || here[1] == 'P') && here[2] == '{') {
+        translate_property(t);
+        return STATUS_OK;
+    }
+    if (here[0] == '\\' && here[1] != '\0') {
+        write_text(t, here, 2);
+        t->at += 2;
+        return STATUS_OK;
+    }
+    if (!t->in_class && multiline_option(here)) return refused(t, "(?m");
+    if (t->in_class && here[0] == '[')
+        return refused(t, here[1] == ':' ? "a bracket expression that is not known"
+                                         : "nested classes");
+    translate_bracket(t);
+    return STATUS_OK;
 }
 
 static status translate(arena *a, const char *file, const char *text, char **out)
 {
-    size_t bytes = strlen(text), used = 0;
-    char *to = arena_alloc(a, bytes * 24 + 1, 1); /* the longest translation of two bytes is 46 */
-    bool in_class = false;
-    size_t class_at = 0;
-    for (size_t i = 0; i < bytes; i++) {
-        const char *bad = refuse(text + i, in_class);
-        if (bad)
-            return FAIL(UNSUPPORTED, "%s: the regular expression \"%.120s\" uses %s", file, text,
-                        bad);
-        if (text[i] == '\\' && i + 1 < bytes) {
-            const char *other = translate_escape(text + i, in_class);
-            size_t n = other ? strlen(other) : 2;
-            memcpy(to + used, other ? other : text + i, n);
-            used += n;
-            i++;
-            continue;
-        }
-        if (!in_class && text[i] == '[') {
-            in_class = true;
-            class_at = i + 1 + (text[i + 1] == '^');
-        } else if (in_class && text[i] == '[') {
-            if (text[i + 1] != ':')
-                return FAIL(UNSUPPORTED, "%s: the regular expression \"%.120s\" nests classes",
-                            file, text);
-            const char *end = strstr(text + i, ":]");
-            size_t n = end ? (size_t)(end + 2 - (text + i)) : 1;
-            memcpy(to + used, text + i, n);
-            used += n;
-            i += n - 1;
-            continue;
-        } else if (in_class && text[i] == ']' && i > class_at) {
-            in_class = false;
-        }
-        to[used++] = text[i];
-    }
-    to[used] = '\0';
-    *out = to;
+    translation t = {.file = file, .text = text};
+    size_t bytes = strlen(text);
+    buffer_reserve(&t.out, a, 40 * bytes + 1); /* \w is the longest: 2 bytes become 76 */
+    while (t.at < bytes)
+        TRY(translate_one(&t));
+    t.out.data[t.out.bytes] = '\0';
+    *out = t.out.data;
     return STATUS_OK;
 }
 

@@ -11,8 +11,8 @@
 /* GPT-2's split (Radford et al. 2019), which ByteLevel applies with use_regex. */
 static const char gpt2_regex[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-/* \w of the `regex` crate, which Whitespace uses: Unicode's word characters and the two joiners. */
-static const char whitespace_regex[] = "[\\w\\x{200c}\\x{200d}]+|[^\\w\\s\\x{200c}\\x{200d}]+";
+/* Whitespace is \w+|[^\w\s]+ of Rust's regex crate, whose word characters are UNICODE_WORD. */
+static const char whitespace_regex[] = "[" UNICODE_WORD "]+|[^" UNICODE_WORD "\\s]+";
 
 /* ---- reading the file --------------------------------------------------------------------------
  */

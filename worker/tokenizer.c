@@ -132,8 +132,8 @@ static status read_added(const char *file, const cJSON *list, tokenizer *t)
     cJSON_ArrayForEach(item, list) TRY(read_added_token(file, item, t));
     index_added(&t->raw);
     index_added(&t->normalized);
-    TRY(pattern_create_regex(t->arena, file, "\\A\\w", &t->word_at_start));
-    return pattern_create_regex(t->arena, file, "\\w\\z", &t->word_at_end);
+    TRY(pattern_create_regex(t->arena, file, "\\A[" UNICODE_WORD "]", &t->word_at_start));
+    return pattern_create_regex(t->arena, file, "[" UNICODE_WORD "]\\z", &t->word_at_end);
 }
 
 /* ---- post-processor

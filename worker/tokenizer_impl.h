@@ -46,6 +46,8 @@ uint32_t utf8_put(int32_t code, char *out); /* 1..4 bytes */
  */
 
 typedef struct pattern pattern;
+/* Members of a class: word characters by Unicode's annex C of UTS 18, the joiners included. */
+#define UNICODE_WORD "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{200c}\\x{200d}"
 /* {"String": "..."} or {"Regex": "..."}: Oniguruma's syntax as far as it means the same in PCRE2.
  * INVALID, UNSUPPORTED. */
 status pattern_create(arena *a, const char *file, const cJSON *item, pattern **out_pattern);
