@@ -1,0 +1,155 @@
+#include "tests/e2e/nodes.h"
+
+#include <arpa/inet.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "proto/rpc.h"
+#include "proto/shoal_node.pb-c.h"
+#include "tests/test.h"
+
+static struct {
+    uint32_t count;
+    pid_t pid[NODES_MAX];
+    cluster_node node[NODES_MAX];
+    char memory[32], faults[128];
+} all;
+
+static uint16_t free_port(void)
+{
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof a;
+    EXPECT(fd >= 0 && bind(fd, (struct sockaddr *)&a, n) == 0);
+    EXPECT(getsockname(fd, (struct sockaddr *)&a, &n) == 0);
+    close(fd);
+    return ntohs(a.sin_port);
+}
+
+static void run_node(uint32_t i, int out)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* no node outlives a crashed test */
+    dup2(out, STDOUT_FILENO);
+    char path[512];
+    snprintf(path, sizeof path, "%s/bin/shoal-kvstore", TEST_BINARY_DIR);
+    const cluster_node *n = &all.node[i];
+    const char *argv[] = {path, "--name", n->name, "--listen", n->data, "--control", n->control,
+                          "--memory", all.memory, "--log-level", "error", NULL, NULL, NULL};
+    if (all.faults[0] != 0) {
+        argv[11] = "--fault";
+        argv[12] = all.faults;
+    }
+    execv(path, (char *const *)argv);
+    _exit(127);
+}
+
+/* Start and wait for the line that says it serves. */
+static void start(uint32_t i)
+{
+    int pipe_fd[2];
+    EXPECT(pipe2(pipe_fd, O_CLOEXEC) == 0);
+    pid_t pid = fork();
+    EXPECT(pid >= 0);
+    if (pid == 0) run_node(i, pipe_fd[1]);
+    close(pipe_fd[1]);
+    all.pid[i] = pid;
+    char line[512] = "";
+    size_t have = 0;
+    while (strstr(line, "ready") == NULL || strchr(line, '\n') == NULL) {
+        struct pollfd p = {.fd = pipe_fd[0], .events = POLLIN};
+        EXPECT_MSG(poll(&p, 1, 20000) == 1, "node %u is not ready after 20 s", i);
+        ssize_t got = read(pipe_fd[0], line + have, sizeof line - 1 - have);
+        EXPECT_MSG(got > 0, "node %u ended before it was ready", i);
+        have += (size_t)got;
+        line[have] = 0;
+    }
+    close(pipe_fd[0]);
+}
+
+void nodes_start(uint32_t count, uint32_t replicas, const char *memory, const char *faults,
+                 cluster_config *out_config)
+{
+    EXPECT(count <= NODES_MAX);
+    memset(&all, 0, sizeof all);
+    all.count = count;
+    snprintf(all.memory, sizeof all.memory, "%s", memory);
+    snprintf(all.faults, sizeof all.faults, "%s", faults == NULL ? "" : faults);
+    cluster_config_default(out_config);
+    out_config->map.replicas = replicas;
+    out_config->map.epoch = 1;
+    out_config->map.node_count = count;
+    for (uint32_t i = 0; i < count; i++) {
+        cluster_node *n = &all.node[i];
+        *n = (cluster_node){.weight = 1, .alive = true};
+        snprintf(n->name, sizeof n->name, "n%u", i);
+        snprintf(n->domain, sizeof n->domain, "d%u", i);
+        snprintf(n->data, sizeof n->data, "127.0.0.1:%u", free_port());
+        snprintf(n->control, sizeof n->control, "127.0.0.1:%u", free_port());
+        out_config->map.node[i] = *n;
+        start(i);
+    }
+}
+
+void nodes_signal(uint32_t i, int signal)
+{
+    EXPECT(i < all.count && all.pid[i] > 0 && kill(all.pid[i], signal) == 0);
+}
+
+void nodes_kill(uint32_t i)
+{
+    nodes_signal(i, SIGKILL);
+    EXPECT(waitpid(all.pid[i], NULL, 0) == all.pid[i]);
+    all.pid[i] = 0;
+}
+
+void nodes_restart(uint32_t i)
+{
+    if (all.pid[i] > 0) nodes_kill(i);
+    start(i);
+}
+
+void nodes_counts(node_counts *out_sum)
+{
+    *out_sum = (node_counts){0};
+    for (uint32_t i = 0; i < all.count; i++) {
+        rpc_client *client;
+        if (all.pid[i] == 0) continue;
+        EXPECT(rpc_client_create(all.node[i].control, NULL, &client) == STATUS_OK);
+        Shoal__V1__NodeStatsRequest request = SHOAL__V1__NODE_STATS_REQUEST__INIT;
+        struct ProtobufCMessage *reply;
+        status s = rpc_client_call(client, "/shoal.v1.Node/Stats",
+                                   (struct ProtobufCMessage *)&request,
+                                   &shoal__v1__node_stats__descriptor, 5000, &reply);
+        EXPECT_MSG(s == STATUS_OK, "node %u does not answer: %s", i, log_last_error());
+        const Shoal__V1__NodeStats *stats = (const Shoal__V1__NodeStats *)reply;
+        for (size_t k = 0; k < stats->n_classes; k++) {
+            const Shoal__V1__NodeClassStats *c = stats->classes[k];
+            bool write = c->traffic_class == SHOAL__V1__TRAFFIC_CLASS__TRAFFIC_WRITE_BACK ||
+                         c->traffic_class == SHOAL__V1__TRAFFIC_CLASS__TRAFFIC_REPAIR;
+            *(write ? &out_sum->stored : &out_sum->served) += c->blocks_ok;
+        }
+        out_sum->corrupt += stats->corrupt;
+        out_sum->misses += stats->misses;
+        protobuf_c_message_free_unpacked(reply, NULL);
+        rpc_client_destroy(client);
+    }
+}
+
+void nodes_stop(void)
+{
+    for (uint32_t i = 0; i < all.count; i++) {
+        if (all.pid[i] == 0) continue;
+        kill(all.pid[i], SIGCONT);
+        kill(all.pid[i], SIGTERM);
+        int how = 0;
+        EXPECT(waitpid(all.pid[i], &how, 0) == all.pid[i]);
+        EXPECT_MSG(WIFEXITED(how) && WEXITSTATUS(how) == 0, "node %u ended with status 0x%x", i, how);
+        all.pid[i] = 0;
+    }
+}
