@@ -64,8 +64,8 @@ static void put_or_drop_done(worker_io *io, const kv_done *done)
         }
         return;
     }
-    for (int32_t s = 0; s < (int32_t)io->config.slots; s++) {
-        if (io->slot[s].state != SLOT_PUT || io->slot[s].ticket != done->ticket) continue;
+    for (int32_t s = io->putting.head; s != IO_NONE; s = io->slot[s].next) {
+        if (io->slot[s].ticket != done->ticket) continue;
         io_host_put_done(io, s, done->result);
         return;
     }
@@ -163,7 +163,7 @@ static void allocate(worker_io *io)
         io->step.stack[s] = (int32_t)(c->slots - 1 - s);
     }
     io->step.count = c->slots;
-    io->dirty = io->clean = (slot_list){IO_NONE, IO_NONE, 0};
+    io->dirty = io->clean = io->putting = (slot_list){IO_NONE, IO_NONE, 0};
     io->forgetting = ARENA_NEW(a, uint8_t, c->seqs);
     io->seq_busy = ARENA_NEW(a, uint32_t, c->seqs);
     io->drop_ticket = ARENA_NEW(a, kv_ticket, c->seqs);

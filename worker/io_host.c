@@ -127,6 +127,7 @@ void io_host_put_some(worker_io *io)
         status result = kv_put_submit(io->client, &put, &slot->ticket);
         if (result == STATUS_BUSY) return;
         list_remove(io, &io->dirty, s);
+        list_push(io, &io->putting, s);
         slot->state = SLOT_PUT;
         io->seq_busy[slot->seq]++;
         if (result != STATUS_OK) io_host_put_done(io, s, result);
@@ -139,6 +140,7 @@ void io_host_put_done(worker_io *io, int32_t s, status result)
     host_slot *slot = &io->slot[s];
     CHECK(slot->state == SLOT_PUT);
     slot->ticket = 0;
+    list_remove(io, &io->putting, s);
     int32_t seq = slot->seq;
     CHECK(io->seq_busy[seq] > 0);
     io->seq_busy[seq]--;

@@ -31,7 +31,7 @@ typedef struct host_slot {
     uint8_t tries;
     uint32_t pins; /* arrivals that point into it */
     kv_ticket ticket;
-    int32_t prev, next; /* in the list of its state: dirty queue or clean LRU */
+    int32_t prev, next; /* in the list of its state: dirty queue, puts under way, clean LRU */
 } host_slot;
 
 typedef struct slot_list { int32_t head, tail; uint32_t count; } slot_list;
@@ -78,8 +78,7 @@ struct worker_io {
     uint8_t *memory;     /* [slots, block_bytes] */
     host_slot *slot;     /* [slots] */
     int32_t *host_of;    /* [S, L, Hk, B] host slot or -1 */
-    slot_list dirty, clean;
-    int32_t *blocked;    /* slots whose put was refused for now, retried at retry_ns */
+    slot_list dirty, clean, putting;
     uint64_t retry_ns;
     uint8_t *forgetting; /* [S] IO_FORGET seen; waits for its puts and drop */
     uint32_t *seq_busy;  /* [S] puts and drops under way */

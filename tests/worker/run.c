@@ -10,7 +10,52 @@ struct run {
     worker_engine *engine;
     kern_selector selector;
     cluster_config cluster;
+    kv_hub *hub;
+    uint32_t servers;
+    kv_server *server[8];
+    kv_transport *transport[8];
 };
+
+static void pump(void *self)
+{
+    run *r = self;
+    for (uint32_t i = 0; i < r->servers; i++) {
+        if (r->server[i] != NULL) kv_server_poll(r->server[i]);
+    }
+}
+
+static void open_hub(run *r, const run_setup *setup)
+{
+    arena *a = arena_create("hub");
+    r->hub = kv_hub_create(a, clock_monotonic, 0, 0);
+    r->servers = setup->hub_nodes;
+    r->cluster.map.epoch = 1;
+    r->cluster.map.node_count = setup->hub_nodes;
+    r->cluster.map.replicas = setup->hub_replicas;
+    for (uint32_t i = 0; i < setup->hub_nodes; i++) {
+        cluster_node *n = &r->cluster.map.node[i];
+        *n = (cluster_node){.weight = 1, .alive = true};
+        snprintf(n->name, sizeof n->name, "n%u", i);
+        snprintf(n->domain, sizeof n->domain, "d%u", i);
+        snprintf(n->data, sizeof n->data, "127.0.0.1:%u", 7101 + i);
+        EXPECT(kv_transport_local_open(a, r->hub, &r->transport[i]) == STATUS_OK);
+        kv_server_config config = {
+            .memory = a, .transport = r->transport[i], .clock = clock_monotonic, .seed = 77 + i,
+            .memory_bytes = setup->hub_memory_bytes != 0 ? setup->hub_memory_bytes : 256 << 20,
+            .lease_grace_ns = 30000000000u, .connections_max = 4, .epoch = 1,
+            .faults = setup->hub_faults};
+        snprintf(config.name, sizeof config.name, "n%u", i);
+        snprintf(config.listen, sizeof config.listen, "%s", n->data);
+        EXPECT_MSG(kv_server_create(&config, &r->server[i]) == STATUS_OK, "%s", log_last_error());
+    }
+}
+
+void run_hub_kill(run *r, uint32_t node)
+{
+    kv_transport_close(r->transport[node]);
+    kv_server_destroy(r->server[node]);
+    r->server[node] = NULL;
+}
 
 void *run_memory(size_t bytes)
 {
@@ -36,8 +81,10 @@ run *run_open(const run_setup *setup)
     r->cluster.max_num_batched_tokens = setup->batched;
     r->cluster.max_model_len = setup->max_len;
     r->cluster.park_quantum_steps = setup->park_quantum != 0 ? setup->park_quantum : 16;
+    if (setup->hub_nodes > 0) open_hub(r, setup);
     worker_config config = {.model = r->model, .cluster = &r->cluster,
-                            .with_store = setup->cluster != NULL, .clock = clock_monotonic,
+                            .with_store = setup->cluster != NULL || setup->hub_nodes > 0,
+                            .hub = r->hub, .pump = pump, .pump_self = r, .clock = clock_monotonic,
                             .seed = 1, .prefetch = !setup->no_prefetch,
                             .verify = !setup->no_verify, .widest = r->selector};
     EXPECT_MSG(worker_create(&config, NULL, &r->engine) == STATUS_OK, "%s", log_last_error());
@@ -47,6 +94,9 @@ run *run_open(const run_setup *setup)
 void run_close(run *r)
 {
     worker_destroy(r->engine);
+    for (uint32_t i = 0; i < r->servers; i++) {
+        if (r->server[i] != NULL) run_hub_kill(r, i);
+    }
     model_free(r->model);
     kern_backend_close(r->backend);
 }
@@ -80,4 +130,26 @@ void run_score(run *r, const int32_t *tokens, uint32_t count, float *score)
         while (worker_next_event(r->engine, &event)) finished |= event.kind == WORKER_FINISHED;
     }
     EXPECT(event.result == STATUS_OK);
+}
+
+status run_decode(run *r, const int32_t *tokens, uint32_t count, uint32_t max_new,
+                  uint64_t *out_digest, worker_event *out_final)
+{
+    worker_request request = {.id = 1, .prompt = tokens, .prompt_count = count, .max_new = max_new,
+                              .selector = r->selector, .sampling = {.top_p = 1.0f}};
+    TRY(worker_submit(r->engine, &request));
+    *out_digest = 0;
+    bool finished = false;
+    while (!finished || !worker_idle(r->engine)) {
+        status s = worker_step(r->engine);
+        if (s != STATUS_OK && s != STATUS_PENDING) return s;
+        worker_event event;
+        while (worker_next_event(r->engine, &event)) {
+            uint64_t step[3] = {*out_digest, event.logits_digest, (uint64_t)event.sampled.token};
+            if (event.kind == WORKER_TOKEN) *out_digest = bytes_digest(step, sizeof step, 0);
+            else *out_final = event;
+            finished |= event.kind == WORKER_FINISHED;
+        }
+    }
+    return out_final->result;
 }

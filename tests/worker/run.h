@@ -14,6 +14,9 @@ typedef struct run_setup {
     uint32_t park_quantum;           /* 0: 16 */
     const cluster_config *cluster;   /* nodes and deadlines; NULL: no store */
     bool no_verify, no_prefetch;
+    uint32_t hub_nodes, hub_replicas; /* > 0: nodes in this process on an in-process network */
+    uint64_t hub_memory_bytes;        /* a node's; 0: 256 MiB */
+    kv_faults hub_faults;
 } run_setup;
 
 run *run_open(const run_setup *setup); /* fails the test when it cannot */
@@ -23,6 +26,10 @@ const kern_selector *run_selector(run *r);
 void run_tap(run *r, void (*tap)(void *, uint64_t, uint32_t, const float *), void *self);
 /* Teacher-forced: score[i] = log p(token i + 1). */
 void run_score(run *r, const int32_t *tokens, uint32_t count, float *score);
+/* One request to its end; digest: chained over tokens and logits. Returns the result. */
+status run_decode(run *r, const int32_t *tokens, uint32_t count, uint32_t max_new,
+                  uint64_t *out_digest, worker_event *out_final);
+void run_hub_kill(run *r, uint32_t node);    /* its memory is gone; nobody answers there */
 void *run_memory(size_t bytes); /* freed at exit */
 
 #endif

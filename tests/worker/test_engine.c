@@ -1,0 +1,129 @@
+/* The engine over an in-process store: the same bits from everywhere, and clear ends when the store
+ * cannot do its part. The fault matrix with real processes is tests/e2e. */
+#include "tests/test.h"
+#include "tests/worker/run.h"
+
+enum { PROMPT = 1700, NEW = 90 };
+
+/* Tokens that look like text to the model: a walk through its vocabulary with repeats. */
+static const int32_t *prompt(void)
+{
+    static int32_t tokens[PROMPT];
+    rng r;
+    rng_seed(&r, 11);
+    for (uint32_t i = 0; i < PROMPT; i++)
+        tokens[i] = i > 100 && rng_below(&r, 3) > 0 ? tokens[i - 1 - rng_below(&r, 90)]
+                                                    : (int32_t)(1 + rng_below(&r, 4000));
+    return tokens;
+}
+
+static run_setup setup_of(uint32_t nodes, uint32_t replicas)
+{
+    return (run_setup){.model_dir = TEST_SOURCE_DIR "/worker/small-model",
+                       .selector = {.name = "nosa", .budget = "16"}, .max_len = 2048, .seqs = 2,
+                       .batched = 128, .threads = 1, .pool_bytes = 8 << 20, .hub_nodes = nodes,
+                       .hub_replicas = replicas};
+}
+
+static uint64_t digest_of(const run_setup *setup, worker_event *final, worker_stats *stats)
+{
+    run *r = run_open(setup);
+    uint64_t digest;
+    EXPECT_MSG(run_decode(r, prompt(), PROMPT, NEW, &digest, final) == STATUS_OK, "%s",
+               log_last_error());
+    worker_stats_read(run_engine(r), stats);
+    run_close(r);
+    return digest;
+}
+
+static uint64_t memory_digest(void)
+{
+    static uint64_t known;
+    worker_event final;
+    worker_stats stats;
+    run_setup setup = setup_of(0, 0);
+    if (known == 0) known = digest_of(&setup, &final, &stats);
+    return known;
+}
+
+TEST(remote_blocks_give_the_bits_of_local_ones)
+{
+    worker_event final;
+    worker_stats stats;
+    run_setup setup = setup_of(3, 2);
+    EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
+    EXPECT(stats.blocks.remote > 0);
+    EXPECT_EQ_U64(stats.stored.blocks, (PROMPT + NEW - 1) / 64 * 16);
+}
+
+TEST(flipped_replies_fail_over_and_change_nothing)
+{
+    worker_event final;
+    worker_stats stats;
+    run_setup setup = setup_of(3, 2);
+    setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = 0.05};
+    EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
+    EXPECT(stats.client.corrupt > 0);
+}
+
+TEST(lost_blocks_are_computed_again_with_the_same_bits)
+{
+    run_setup setup = setup_of(1, 1);
+    setup.hub_faults = (kv_faults){.seed = 5, .flip_memory = 0.02}; /* no other replica has it */
+    worker_event final;
+    worker_stats stats;
+    run *r = run_open(&setup);
+    uint64_t digest;
+    status s = run_decode(r, prompt(), PROMPT, NEW, &digest, &final);
+    worker_stats_read(run_engine(r), &stats);
+    run_close(r);
+    EXPECT(stats.recomputes > 0);
+    if (s == STATUS_OK) EXPECT_EQ_X64(digest, memory_digest());
+    else EXPECT_EQ_U64(final.recomputes, ENGINE_RECOMPUTE_MAX); /* gave up, said so */
+}
+
+TEST(a_full_store_fails_the_request_with_no_space)
+{
+    run_setup setup = setup_of(1, 1);
+    setup.hub_memory_bytes = 1 << 20; /* 64 blocks */
+    run *r = run_open(&setup);
+    uint64_t digest;
+    worker_event final;
+    EXPECT_EQ_I64(run_decode(r, prompt(), PROMPT, NEW, &digest, &final), STATUS_NO_SPACE);
+    run_close(r);
+}
+
+TEST(fewer_nodes_than_replicas_fails_the_request_as_degraded)
+{
+    run_setup setup = setup_of(2, 2);
+    run *r = run_open(&setup);
+    run_hub_kill(r, 1);
+    uint64_t digest;
+    worker_event final;
+    EXPECT_EQ_I64(run_decode(r, prompt(), PROMPT, NEW, &digest, &final), STATUS_DEGRADED);
+    run_close(r);
+}
+
+TEST(a_pool_smaller_than_one_step_is_refused_with_what_it_needs)
+{
+    run_setup setup = setup_of(0, 0);
+    setup.pool_bytes = 1 << 20;
+    kern_backend *backend;
+    model *m;
+    kern_config kern = {.backend = "cpu", .threads = 1};
+    EXPECT(kern_backend_open(&kern, &backend) == STATUS_OK);
+    EXPECT(model_load(backend, setup.model_dir, 2048, NULL, NULL, &m) == STATUS_OK);
+    cluster_config cluster;
+    cluster_config_default(&cluster);
+    cluster.device_pool_bytes = setup.pool_bytes;
+    cluster.max_model_len = 2048;
+    worker_config config = {.model = m, .cluster = &cluster, .clock = clock_monotonic};
+    EXPECT(model_selector(&m->config, &setup.selector, &config.widest) == STATUS_OK);
+    worker_engine *e;
+    EXPECT_EQ_I64(worker_create(&config, NULL, &e), STATUS_NO_MEMORY);
+    EXPECT(strstr(log_last_error(), "--device-pool 5120KiB") != NULL);
+    model_free(m);
+    kern_backend_close(backend);
+}
+
+TEST_MAIN()
