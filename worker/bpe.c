@@ -32,6 +32,13 @@ int32_t bpe_find(const bpe *b, span text)
     }
 }
 
+/* Without the added tokens. */
+static int32_t model_find(const bpe *b, span text)
+{
+    int32_t id = bpe_find(b, text);
+    return id >= 0 && b->added[id] ? -1 : id;
+}
+
 static status add_entry(arena *a, const char *file, bpe *b, const char *key, uint64_t id)
 {
     span text = span_copy(a, json_text(key, a));
@@ -91,6 +98,7 @@ static status read_vocab(arena *a, const char *file, const cJSON *vocab, const c
     TRY(measure(file, vocab, added, &b->vocab, &entries));
     b->text = ARENA_NEW(a, const char *, b->vocab);
     b->bytes = ARENA_NEW(a, uint32_t, b->vocab);
+    b->added = ARENA_NEW(a, bool, b->vocab);
     b->slot_mask = pow2_at_least(2 * (uint64_t)entries) - 1;
     b->slots = ARENA_NEW(a, uint32_t, b->slot_mask + 1);
     const cJSON *item;
@@ -115,7 +123,9 @@ static status read_vocab(arena *a, const char *file, const cJSON *vocab, const c
                         "%s: the added token \"%.60s\" has the id %llu, but %d in the "
                         "vocabulary",
                         file, text, (unsigned long long)id, known);
-        if (known < 0) TRY(add_entry(a, file, b, text, id));
+        if (known >= 0) continue;
+        TRY(add_entry(a, file, b, text, id));
+        b->added[id] = true;
     }
     return STATUS_OK;
 }
@@ -188,8 +198,8 @@ static status read_merges(arena *a, const char *file, const cJSON *merges, bpe *
         buffer_append(&joined, left.text, left.bytes);
         buffer_append(&joined, right.text, right.bytes);
         joined.data[joined.bytes] = '\0';
-        int32_t l = bpe_find(b, left), r = bpe_find(b, right);
-        int32_t id = bpe_find(b, (span){joined.data, joined.bytes});
+        int32_t l = model_find(b, left), r = model_find(b, right);
+        int32_t id = model_find(b, (span){joined.data, joined.bytes});
         if (l < 0 || r < 0 || id < 0)
             s = FAIL(INVALID, "%s: merge %u (%.40s) uses a token outside the vocabulary", file,
                      rank, joined.data);
@@ -251,7 +261,7 @@ status bpe_parse(arena *a, const char *file, const cJSON *model, const cJSON *ad
     for (uint32_t i = 0; i < 256; i++) {
         char text[8];
         snprintf(text, sizeof text, "<0x%02X>", i);
-        b->byte_id[i] = b->byte_fallback ? bpe_find(b, (span){text, 6}) : -1;
+        b->byte_id[i] = b->byte_fallback ? model_find(b, (span){text, 6}) : -1;
     }
     b->cache = ARENA_NEW(a, cache_slot, CACHE_SLOTS);
     return STATUS_OK;
@@ -369,7 +379,7 @@ static void add_characters(merging *m, span word)
         int32_t code;
         span c = {word.text + i, utf8_next(word.text + i, &code)};
         i += c.bytes;
-        int32_t id = code < CHAR_TABLE ? b->char_id[code] : bpe_find(b, c);
+        int32_t id = code < CHAR_TABLE ? b->char_id[code] : model_find(b, c);
         if (id >= 0) {
             if (unknown) add_symbol(m, b->unk);
             unknown = false;
@@ -412,7 +422,7 @@ status bpe_word(bpe *b, span word, id_list *out)
         return STATUS_OK;
     }
     uint32_t before = out->count;
-    int32_t whole = b->ignore_merges ? bpe_find(b, word) : -1;
+    int32_t whole = b->ignore_merges ? model_find(b, word) : -1;
     if (whole >= 0) {
         id_list_add(out, whole);
         cache_fill(slot, hash, word, out->ids + before, 1);

@@ -162,6 +162,7 @@ _Static_assert(sizeof(cache_slot) == 128, "two cache lines");
 typedef struct bpe {
     const char **text; /* [vocab] as written in the file, NULL: no such id */
     uint32_t *bytes;   /* [vocab] */
+    bool *added; /* [vocab] stands among the added tokens only: BPE never makes it */
     uint32_t vocab;
     uint32_t *slots; /* id + 1 by text, 0: empty */
     uint32_t slot_mask;
@@ -185,7 +186,7 @@ void id_list_add(id_list *l, int32_t id);
 
 /* `added` is the file's list of added tokens: some ids stand only there. */
 status bpe_parse(arena *a, const char *file, const cJSON *model, const cJSON *added, bpe *b);
-int32_t bpe_find(const bpe *b, span text); /* -1: none */
+int32_t bpe_find(const bpe *b, span text); /* added tokens too; -1: none */
 status bpe_word(bpe *b, span word, id_list *out);
 
 /* ---- detokenize ---------------------------------------------------------------------------------

@@ -215,6 +215,26 @@ TEST(special_tokens_in_text_are_ids_and_can_be_left_out_of_text)
     arena_destroy(a);
 }
 
+/* "xy" is an added token that must stand alone: inside a word BPE must not make it either, though
+ * ignore_merges takes whole words from the vocabulary. */
+TEST(an_added_token_is_not_made_by_bpe)
+{
+    tokenizer *t = good("{\"added_tokens\":[{\"id\":4,\"content\":\"xy\",\"single_word\":true}],"
+                        "\"pre_tokenizer\":{\"type\":\"Digits\",\"individual_digits\":true},"
+                        "\"model\":{\"ignore_merges\":true,\"vocab\":{\"x\":0,\"y\":1,\"1\":2,"
+                        "\"yx\":3},\"merges\":[]}," BYTES_DECODER "}");
+    arena *a = arena_create("test");
+    int32_t *ids;
+    uint32_t count;
+    static const int32_t want[] = {2, 0, 1, 2, 3};
+    EXPECT_OK(tokenizer_encode(t, "1xy1yx", 6, false, a, &ids, &count));
+    EXPECT(count == 5 && memcmp(ids, want, sizeof want) == 0);
+    EXPECT_OK(tokenizer_encode(t, "xy", 2, false, a, &ids, &count));
+    EXPECT(count == 1 && ids[0] == 4);
+    tokenizer_destroy(t);
+    arena_destroy(a);
+}
+
 /* Bits a byte are counted with these lengths. */
 TEST(bytes_of_tokens_add_up_to_the_text)
 {
