@@ -1,0 +1,99 @@
+/* cluster/cli/ask.c - see ask.h. A connection a question: the CLI is short-lived and asks little.
+ */
+#include "cluster/cli/ask.h"
+
+#include "proto/health.pb-c.h"
+#include "proto/rpc.h"
+#include "proto/shoal_node.pb-c.h"
+
+const char *ask_state_name(ask_state state)
+{
+    static const char *const names[] = {"unreachable", "starting", "serving", "draining"};
+    CHECK((size_t)state < sizeof names / sizeof *names);
+    return names[state];
+}
+
+/* One call on a connection of its own. The reply is the caller's. */
+static status ask(const char *control, const char *method, const ProtobufCMessage *request,
+                  const ProtobufCMessageDescriptor *reply_type, uint32_t timeout_ms,
+                  ProtobufCMessage **out_reply)
+{
+    rpc_client *client = NULL;
+    TRY(rpc_client_create(control, NULL, &client));
+    status s = rpc_client_call(client, method, request, reply_type, timeout_ms, out_reply);
+    rpc_client_destroy(client);
+    return s;
+}
+
+bool ask_health(const char *control, uint32_t timeout_ms)
+{
+    Grpc__Health__V1__HealthCheckRequest request = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
+    ProtobufCMessage *reply = NULL;
+    if (ask(control, "/grpc.health.v1.Health/Check", &request.base,
+            &grpc__health__v1__health_check_response__descriptor, timeout_ms, &reply) != STATUS_OK)
+        return false;
+    bool serving = ((const Grpc__Health__V1__HealthCheckResponse *)reply)->status ==
+                   GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__SERVING_STATUS__SERVING;
+    protobuf_c_message_free_unpacked(reply, NULL);
+    return serving;
+}
+
+static void take_status(const Shoal__V1__NodeStatus *from, ask_answer *to)
+{
+    to->state = from->state == SHOAL__V1__NODE_STATE__NODE_STATE_SERVING    ? ASK_SERVING
+                : from->state == SHOAL__V1__NODE_STATE__NODE_STATE_DRAINING ? ASK_DRAINING
+                                                                            : ASK_STARTING;
+    snprintf(to->version, sizeof to->version, "%s", from->version ? from->version : "");
+    to->incarnation = from->incarnation;
+    to->epoch = from->epoch;
+    to->uptime_ms = from->uptime_ms;
+    to->contexts = from->contexts;
+    to->connections = from->connections;
+    if (!from->capacity) return;
+    to->slots = from->capacity->slots;
+    to->slots_used = from->capacity->slots_used;
+    to->slot_bytes = from->capacity->slot_bytes;
+    to->memory_bytes = from->capacity->memory_bytes;
+    to->used_bytes = from->capacity->used_bytes;
+}
+
+static void take_stats(const Shoal__V1__NodeStats *from, ask_answer *to)
+{
+    to->served_blocks = from->hits;
+    to->served_bytes = from->bytes_served;
+    to->stored_blocks = from->puts_stored;
+    to->stored_bytes = from->bytes_stored;
+    to->misses = from->misses;
+    to->corrupt = from->corrupt;
+    to->busy = from->busy;
+    to->dropped_blocks = from->blocks_dropped;
+}
+
+status ask_node(const char *control, uint32_t timeout_ms, ask_answer *out_answer)
+{
+    Shoal__V1__NodeStatusRequest want_status = SHOAL__V1__NODE_STATUS_REQUEST__INIT;
+    Shoal__V1__NodeStatsRequest want_stats = SHOAL__V1__NODE_STATS_REQUEST__INIT;
+    ask_answer answer = {0};
+    ProtobufCMessage *reply = NULL;
+    TRY(ask(control, "/shoal.v1.Node/Status", &want_status.base,
+            &shoal__v1__node_status__descriptor, timeout_ms, &reply));
+    take_status((const Shoal__V1__NodeStatus *)reply, &answer);
+    protobuf_c_message_free_unpacked(reply, NULL);
+    TRY(ask(control, "/shoal.v1.Node/Stats", &want_stats.base, &shoal__v1__node_stats__descriptor,
+            timeout_ms, &reply));
+    take_stats((const Shoal__V1__NodeStats *)reply, &answer);
+    protobuf_c_message_free_unpacked(reply, NULL);
+    *out_answer = answer;
+    return STATUS_OK;
+}
+
+status ask_drain(const char *control, uint32_t timeout_ms)
+{
+    Shoal__V1__NodeDrainRequest request = SHOAL__V1__NODE_DRAIN_REQUEST__INIT;
+    request.reason = (char *)(uintptr_t) "shoal node drain";
+    ProtobufCMessage *reply = NULL;
+    TRY(ask(control, "/shoal.v1.Node/Drain", &request.base,
+            &shoal__v1__node_drain_reply__descriptor, timeout_ms, &reply));
+    protobuf_c_message_free_unpacked(reply, NULL);
+    return STATUS_OK;
+}
