@@ -119,9 +119,9 @@ static status set_value(const flag *f, const char *value, args *a)
     case FLAG_PERCENT:
         return set_whole(f, value, a);
     case FLAG_BYTES:
-        if (cluster_parse_bytes(value, (uint64_t *)to) != STATUS_OK)
+        if (value[0] < '0' || value[0] > '9' || value[strlen(value) - 1] != 'B')
             return FAIL(INVALID, "%s %s: must be a size with its unit, as 64MiB", f->name, value);
-        return STATUS_OK;
+        return cluster_parse_bytes(value, (uint64_t *)to);
     case FLAG_SEED:
         if (!whole_number(value, "", (uint64_t *)to))
             return FAIL(INVALID, "%s %s: must be a whole number", f->name, value);

@@ -103,7 +103,8 @@ static status emit_error(decode *d, live *l, const batch_error *error)
     batch_write_error(&line, l->line, l->request.custom_id, error);
     keep_digest(d, l->ordinal, &line);
     d->run.failed++;
-    LOG(WARN, "%s", error->message);
+    /* Some causes were logged where they were found. */
+    if (strcmp(log_last_error(), error->message) != 0) LOG(WARN, "%s", error->message);
     return emit(d, l->ordinal, l->memory, &line);
 }
 
@@ -432,9 +433,10 @@ static status open_all(decode *d)
     TRY(open_files(d));
     TRY(session_open(a, &d->session));
     TRY(look_ahead(d));
+    TRY(session_start(&d->session, a->format == FORMAT_TEXT && !a->quiet ? stderr : NULL));
+    /* Last: a run that cannot start leaves the file as it was. */
     batch_mode mode = a->overwrite ? BATCH_OVERWRITE : a->resume ? BATCH_RESUME : BATCH_NEW;
     TRY(batch_writer_open(a->output, a->input, mode, &d->writer));
-    TRY(session_start(&d->session, a->format == FORMAT_TEXT && !a->quiet ? stderr : NULL));
     uint32_t want = 2 * d->session.cluster.max_num_seqs;
     d->live_max = want < LIVE_MIN ? LIVE_MIN : want > LIVE_MAX ? LIVE_MAX : want;
     d->live = ARENA_NEW(d->memory, live, d->live_max);
