@@ -143,6 +143,7 @@ void kv_server_destroy(kv_server *server); /* after its transport was closed */
 const char *kv_server_address(const kv_server *server); /* as bound: the port is never 0 */
 void kv_server_poll(kv_server *server);
 void kv_server_wait(kv_server *server, int wake_fd, uint64_t until_ns);
+bool kv_server_idle(const kv_server *server); /* nothing queued, nothing being answered */
 void kv_server_drain(kv_server *server); /* refuse new contexts and puts, keep serving gets */
 
 typedef struct kv_server_stats {
@@ -150,6 +151,9 @@ typedef struct kv_server_stats {
     uint64_t incarnation, epoch;
     uint64_t slots, slots_free, slots_used, slots_reserved; /* sum of the last three = slots */
     uint64_t block_bytes, contexts, connections, corrupt, not_found, leases_expired, dropped_blocks;
+    uint64_t slots_quarantined; /* of slots_used: given up, but a reply still reads them */
+    uint64_t connections_total, contexts_dropped, stale, oldest_operation_ns;
+    uint32_t layout;            /* layout_hash of the blocks; 0: none yet */
     bool draining;
 } kv_server_stats;
 void kv_server_stats_read(const kv_server *server, kv_server_stats *out_stats);

@@ -131,6 +131,7 @@ static void on_opened(void *owner, kv_peer peer)
         if (s->conn[i].peer != 0) continue;
         s->conn[i] = (server_conn){.peer = peer, .since_ns = clock_now(&s->config.clock)};
         s->stats.connections++;
+        s->stats.connections_total++;
         return;
     }
     LOG(WARN, "refusing a connection: all %u are taken", s->config.connections_max);
@@ -341,6 +342,11 @@ void kv_server_wait(kv_server *server, int wake_fd, uint64_t until_ns)
     if (next > now) s->transport->ops->wait(s->transport, wake_fd, next - now);
 }
 
+bool kv_server_idle(const kv_server *server)
+{
+    return server->jobs_used == 0;
+}
+
 void kv_server_drain(kv_server *server)
 {
     server->stats.draining = true;
@@ -359,4 +365,13 @@ void kv_server_stats_read(const kv_server *server, kv_server_stats *out_stats)
     out_stats->slots_reserved = usage.reserved;
     out_stats->block_bytes = usage.block_bytes;
     out_stats->contexts = kv_context_count(server->contexts);
+    out_stats->slots_quarantined = usage.quarantined;
+    out_stats->layout = server->layout;
+    uint64_t now = clock_now(&server->config.clock), oldest = now;
+    for (uint32_t k = 0; k < KV_CLASSES; k++) {
+        uint32_t head = server->queue[k].head;
+        if (head != KV_NONE && server->jobs[head].since_ns < oldest)
+            oldest = server->jobs[head].since_ns;
+    }
+    out_stats->oldest_operation_ns = now - oldest;
 }

@@ -32,6 +32,7 @@ typedef struct job {
     uint32_t conn;
     kv_class class;
     uint64_t request;
+    uint64_t since_ns;    /* when it came */
     uint64_t ready_ns;    /* not answered before (a delay that faults ask for) */
     uint64_t deadline_ns; /* GET: nobody waits after it */
     /* GET */

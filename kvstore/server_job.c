@@ -90,7 +90,8 @@ job *server_job_add(kv_server *s, uint32_t conn, job_kind kind, kv_class class, 
     j->conn = conn;
     j->class = class;
     j->request = request;
-    j->ready_ns = delay == 0 ? 0 : clock_now(&s->config.clock) + delay;
+    j->since_ns = clock_now(&s->config.clock);
+    j->ready_ns = delay == 0 ? 0 : j->since_ns + delay;
     j->deadline_ns = UINT64_MAX;
     j->ordinal = 0;
     j->checked = j->corrupted = false;

@@ -123,6 +123,7 @@ void server_put_verify(kv_server *s, job *j, uint64_t now)
         j->result = publish(s, &s->conn[j->conn], slot, now);
     else
         s->stats.corrupt++;
+    s->stats.stale += j->result == STATUS_STALE;
     kv_slot_info info;
     (void)s->tier.ops->bytes(s->tier.self, slot, &info);
     if (s->tier.ops->find(s->tier.self, &info.id) != slot) {
@@ -147,6 +148,7 @@ void server_drop(kv_server *s, uint32_t conn, const kv_message *m)
     status result = STATUS_FENCED;
     if (!server_epoch_old(s, conn, drop.epoch))
         result = kv_context_drop(s->contexts, s->conn[conn].tenant, drop.context);
+    s->stats.contexts_dropped += result == STATUS_OK;
     job *j = server_job_add(s, conn, JOB_RESULT, KV_DEMAND, drop.head.request);
     if (j == NULL) return; /* the blocks are gone; the client asks again for the word */
     j->reply = WIRE_DROP_DONE;
