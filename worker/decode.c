@@ -1,8 +1,9 @@
 /* worker/decode.c - a batch file through the engine, answers in the order they are finished.
  *
  * Lines are read as the engine has room, so memory does not grow with the file. Each line ends as
- * exactly one output line, unless the run ends first: then nothing is said about it, and --resume
- * takes it up again. With --deterministic lines wait for those before them, in a window.
+ * exactly one output line, unless the run ends first (interrupted, disk full, store gone): then
+ * nothing is said about it, and --resume takes it up again. With --deterministic lines wait for
+ * those before them, in a window.
  *
  * The file is read twice: first for the selections that lines ask for, which size the engine. */
 #include "worker/verbs.h"
@@ -335,6 +336,11 @@ static status take_event(decode *d, const worker_event *event)
             worker_cancel(d->session.engine, l->id);
         return STATUS_OK;
     }
+    status whole;
+    if (event->reason == REASON_FAILED &&
+        session_store_failed(&d->session, event->result,
+                             "finished lines are kept, --resume goes on behind them", &whole))
+        return whole;
     l->used = false;
     d->live_count--;
     if (event->reason == REASON_FAILED) {

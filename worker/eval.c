@@ -300,6 +300,10 @@ static status take_event(eval *e, const worker_event *event)
         l->taken++;
         return STATUS_OK;
     }
+    status whole;
+    if (event->reason == REASON_FAILED &&
+        session_store_failed(&e->session, event->result, "the evaluation ends here", &whole))
+        return whole;
     e->live_count--;
     if (event->reason == REASON_FAILED) {
         char sentence[256];

@@ -6,6 +6,7 @@
 
 #include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- signals
  * --------------------------------------------------------------------------------------- */
@@ -125,6 +126,30 @@ static const char *last_part(arena *memory, const char *path)
     return slash != NULL && slash[1] != '\0' ? slash + 1 : name;
 }
 
+/* `shoal cluster up` keeps the epoch of the running nodes, and which are drained, in
+ * state_dir/cluster.map. It is believed where it speaks of the same nodes as the file. */
+static status open_map(session *s)
+{
+    char path[sizeof s->cluster.state_dir + 16];
+    (void)snprintf(path, sizeof path, "%s/cluster.map", s->cluster.state_dir);
+    if (access(path, F_OK) != 0) return STATUS_OK;
+    map_store_ops store;
+    cluster_map *running = ARENA_NEW(s->memory, cluster_map, 1);
+    TRY(cluster_map_store_file(s->memory, path, &store));
+    TRY(store.load(store.self, running));
+    bool same = running->node_count == s->cluster.map.node_count;
+    for (uint32_t i = 0; same && i < running->node_count; i++) {
+        const cluster_node *a = &running->node[i], *b = &s->cluster.map.node[i];
+        same = strcmp(a->name, b->name) == 0 && strcmp(a->data, b->data) == 0;
+    }
+    if (same) {
+        s->cluster.map = *running;
+    } else {
+        LOG(WARN, "%s is of other nodes than %s, which is followed", path, s->args->cluster);
+    }
+    return STATUS_OK;
+}
+
 static status open_limits(session *s)
 {
     cluster_config_default(&s->cluster);
@@ -132,6 +157,7 @@ static status open_limits(session *s)
     s->with_store = s->args->cluster != NULL;
     if (s->with_store && s->cluster.map.node_count == 0)
         return FAIL(INVALID, "%s: names no node, so there is no store", s->args->cluster);
+    if (s->with_store) TRY(open_map(s));
     args_apply(s->args, &s->cluster);
     return STATUS_OK;
 }
@@ -187,6 +213,18 @@ status session_start(session *s, FILE *plan)
         .widest = widest_of(s),
     };
     return worker_create(&config, plan, &s->engine);
+}
+
+bool session_store_failed(session *s, status result, const char *kept, status *out_run)
+{
+    bool store = result == STATUS_UNREACHABLE || result == STATUS_PEER_LOST ||
+                 result == STATUS_FENCED || result == STATUS_DEGRADED;
+    if (!store || !s->with_store) return false;
+    bool alone = session_stats(s)->client.nodes_connected == 0;
+    *out_run = alone ? STATUS_UNREACHABLE : result;
+    LOG(ERROR, "%s: %s; %s", s->args->cluster,
+        alone ? "no node can be reached" : status_sentence(result), kept);
+    return true;
 }
 
 const worker_stats *session_stats(session *s)

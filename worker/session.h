@@ -48,6 +48,9 @@ status session_start(session *s, FILE *plan);
 /* Waiting is over for whoever asks: SIGINT or SIGTERM came. A second one kills. */
 void session_catch_signals(void);
 bool session_interrupted(void);
+/* Whether a request's failure is the store's: then it is the whole run's, and what is not finished
+ * is left for another run. Logs the sentence; `kept` ends it. */
+bool session_store_failed(session *s, status result, const char *kept, status *out_run);
 /* The engine's numbers so far. */
 const worker_stats *session_stats(session *s);
 void session_close(session *s);

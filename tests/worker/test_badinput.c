@@ -4,8 +4,8 @@
  */
 #include "tests/worker/program.h"
 
-#include <ctype.h>
-#include <stdlib.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -166,6 +166,53 @@ static void run_case(const bad_case *c)
     }
     bool said = strstr(run.err, c->sentence) != NULL || (out && strstr(out, c->sentence) != NULL);
     EXPECT_MSG(said, "%s: \"%s\" was not said: %s", c->name, c->sentence, run.err);
+    arena_destroy(memory);
+}
+
+/* Ports that a listener of the test held a moment ago: nobody answers there. */
+static int closed_port(void)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    EXPECT(fd >= 0);
+    EXPECT(bind(fd, (struct sockaddr *)&address, size) == 0);
+    EXPECT(getsockname(fd, (struct sockaddr *)&address, &size) == 0);
+    EXPECT(close(fd) == 0);
+    return ntohs(address.sin_port);
+}
+
+TEST(a_store_without_a_reachable_node_ends_the_run_and_leaves_its_lines_for_another)
+{
+    static program_run run;
+    char yaml[512], line[4096];
+    arena *memory = arena_create("badinput");
+    snprintf(yaml, sizeof yaml,
+             "replicas: 1\nnodes:\n  - name: n1\n    data: 127.0.0.1:%d\n"
+             "    control: 127.0.0.1:%d\n    domain: a\n",
+             closed_port(), closed_port());
+    program_write("cluster.yaml", yaml);
+    int used = snprintf(line, sizeof line, "%s", GOOD("short"));
+    used += snprintf(
+        line + used, sizeof line - (size_t)used, "%s",
+        "{\"custom_id\":\"long\",\"method\":\"POST\",\"url\":\"/v1/completions\","
+        "\"body\":{\"max_tokens\":300,\"temperature\":0,\"ignore_eos\":true,\"prompt\":[1");
+    for (int i = 0; i < 200; i++) /* more than a block, so that it has something to store */
+        used += snprintf(line + used, sizeof line - (size_t)used, ",%d", 2 + i);
+    snprintf(line + used, sizeof line - (size_t)used, "]}}\n");
+    program_write("in.jsonl", line);
+    PROGRAM_CALL(&run, "decode", "@in.jsonl", "-o", "@out.jsonl", "--model", SMALL_MODEL,
+                 "--cluster", "@cluster.yaml", "--max-num-seqs", "1");
+    EXPECT_MSG(run.exit_code == 3, "exit code %d: %s", run.exit_code, run.err);
+    EXPECT_HAS_STR(run.err, "no node can be reached; finished lines are kept");
+    const char *out = program_read(memory, "out.jsonl");
+    EXPECT_HAS_STR(out, "\"custom_id\":\"short\"");
+    EXPECT(strstr(out, "\"custom_id\":\"long\"") == NULL);
+    PROGRAM_CALL(&run, "decode", "@in.jsonl", "-o", "@out.jsonl", "--model", SMALL_MODEL,
+                 "--resume");
+    EXPECT_EQ_I64(run.exit_code, 0);
+    out = program_read(memory, "out.jsonl");
+    EXPECT_EQ_I64(count_of(out, "\"error\":null"), 2);
     arena_destroy(memory);
 }
 
