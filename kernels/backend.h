@@ -112,9 +112,15 @@ KERN_OPS(X)
 
 extern const kern_ops kern_ops_ref, kern_ops_generic, kern_ops_avx2, kern_ops_avx512;
 
-/* sample: what needs arithmetic in bulk is the level's, the rest is shared (sample.c) so that the
- * levels draw the same token. log_sum_exp: natural log of the sum of exp(logits). */
-typedef float (*kern_log_sum_exp)(const float *logits, uint32_t count);
-status kern_sample_rows(kern_stream *stream, const kern_sample_args *args, kern_log_sum_exp lse);
+/* sample: what needs arithmetic in bulk is the backend's, the rest is shared (sample.c). */
+typedef struct kern_sample_math {
+    float (*largest)(const float *logits, uint32_t count); /* NaN is passed over */
+    /* Natural log of the sum of e^logit; top is the largest. */
+    float (*log_sum_exp)(const float *logits, uint32_t count, float top);
+    /* out = e^((logit - top) * inverse) */
+    void (*weights)(const float *logits, uint32_t count, float top, float inverse, float *out);
+} kern_sample_math;
+status kern_sample_rows(kern_stream *stream, const kern_sample_args *args,
+                        const kern_sample_math *math);
 
 #endif

@@ -133,15 +133,20 @@ status LEVEL(swiglu)(kern_stream *stream, const kern_swiglu_args *args)
     return STATUS_OK;
 }
 
-/* Largest first, then sixteen running sums and the tree; the logarithm is sample.c's. */
-static float log_sum_exp(const float *logits, uint32_t count)
+static float largest(const float *logits, uint32_t count)
 {
     const uint32_t whole = count / 16 * 16, rest = count - whole;
     vf most = vf_set1(-INFINITY);
     for (uint32_t i = 0; i < whole; i += 16)
         most = vf_max(vf_load(logits + i), most);
     if (rest > 0) most = vf_max(vf_first(rest, vf_load_n(logits + whole, rest), most), most);
-    const float top = vf_max_lane(most);
+    return vf_max_lane(most);
+}
+
+/* Sixteen running sums and the tree. */
+static float log_sum_exp(const float *logits, uint32_t count, float top)
+{
+    const uint32_t whole = count / 16 * 16, rest = count - whole;
     const vf shift = vf_set1(top);
     vf sum = vf_zero();
     for (uint32_t i = 0; i < whole; i += 16)
@@ -150,10 +155,23 @@ static float log_sum_exp(const float *logits, uint32_t count)
         const vf e = vf_exp(vf_sub(vf_load_n(logits + whole, rest), shift));
         sum = vf_add(sum, vf_first(rest, e, vf_zero()));
     }
-    return top + (float)kern_log(vf_sum(sum));
+    return top + (float)kern_log((double)vf_sum(sum));
+}
+
+static void weights(const float *logits, uint32_t count, float top, float inverse, float *out)
+{
+    const uint32_t whole = count / 16 * 16, rest = count - whole;
+    const vf shift = vf_set1(top), factor = vf_set1(inverse);
+    for (uint32_t i = 0; i < whole; i += 16)
+        vf_store(out + i, vf_exp(vf_mul(vf_sub(vf_load(logits + i), shift), factor)));
+    if (rest > 0) {
+        const vf l = vf_sub(vf_load_n(logits + whole, rest), shift);
+        vf_store_n(out + whole, vf_exp(vf_mul(l, factor)), rest);
+    }
 }
 
 status LEVEL(sample)(kern_stream *stream, const kern_sample_args *args)
 {
-    return kern_sample_rows(stream, args, log_sum_exp);
+    static const kern_sample_math math = {largest, log_sum_exp, weights};
+    return kern_sample_rows(stream, args, &math);
 }

@@ -81,17 +81,30 @@ status ref_swiglu(kern_stream *stream, const kern_swiglu_args *a)
     return STATUS_OK;
 }
 
-static float log_sum_exp(const float *logits, uint32_t count)
+static float largest(const float *logits, uint32_t count)
 {
-    double top = -INFINITY, sum = 0.0;
+    float top = -INFINITY;
     for (uint32_t i = 0; i < count; i++)
-        if ((double)logits[i] > top) top = (double)logits[i];
+        if (logits[i] > top) top = logits[i];
+    return top;
+}
+
+static float log_sum_exp(const float *logits, uint32_t count, float top)
+{
+    double sum = 0.0;
     for (uint32_t i = 0; i < count; i++)
-        sum += exp((double)logits[i] - top);
-    return (float)(top + log(sum));
+        sum += exp((double)logits[i] - (double)top);
+    return (float)((double)top + log(sum));
+}
+
+static void weights(const float *logits, uint32_t count, float top, float inverse, float *out)
+{
+    for (uint32_t i = 0; i < count; i++)
+        out[i] = (float)exp(((double)logits[i] - (double)top) * (double)inverse);
 }
 
 status ref_sample(kern_stream *stream, const kern_sample_args *a)
 {
-    return kern_sample_rows(stream, a, log_sum_exp);
+    static const kern_sample_math math = {largest, log_sum_exp, weights};
+    return kern_sample_rows(stream, a, &math);
 }

@@ -10,7 +10,7 @@
 
 typedef struct sample_job {
     const kern_sample_args *a;
-    kern_log_sum_exp lse;
+    const kern_sample_math *math;
 } sample_job;
 
 static uint64_t mix(uint64_t x)
@@ -42,109 +42,147 @@ static uint32_t key_id(uint64_t key)
     return UINT32_MAX - (uint32_t)key;
 }
 
-/* Largest key on top. */
-static void sink(uint64_t *heap, uint32_t count, uint32_t i)
+/* ---- heaps of keys ------------------------------------------------------------------------------
+ */
+
+/* sign 0: largest on top, ~0: smallest on top (keys are compared after the exclusive or). */
+static void sink(uint64_t *heap, uint32_t count, uint32_t i, uint64_t sign)
 {
     const uint64_t key = heap[i];
     for (;;) {
         uint32_t child = 2 * i + 1;
         if (child >= count) break;
-        if (child + 1 < count && heap[child + 1] > heap[child]) child++;
-        if (heap[child] <= key) break;
+        if (child + 1 < count && (heap[child + 1] ^ sign) > (heap[child] ^ sign)) child++;
+        if ((heap[child] ^ sign) <= (key ^ sign)) break;
         heap[i] = heap[child];
         i = child;
     }
     heap[i] = key;
 }
 
-static uint64_t take_best(uint64_t *heap, uint32_t *count)
+static void make_heap(uint64_t *heap, uint32_t count, uint64_t sign)
 {
-    const uint64_t best = heap[0];
-    heap[0] = heap[--*count];
-    sink(heap, *count, 0);
-    return best;
+    for (uint32_t i = count / 2; i-- > 0;)
+        sink(heap, count, i, sign);
 }
 
-static uint32_t greedy(const float *logits, uint32_t vocab)
+/* Swap the top to heap[count - 1] and mend the rest. */
+static uint64_t take_top(uint64_t *heap, uint32_t count, uint64_t sign)
 {
-    uint64_t best = 0;
-    for (uint32_t i = 0; i < vocab; i++) {
-        const uint64_t key = logit_key(logits[i], i);
-        if (key > best) best = key;
-    }
-    return key_id(best);
+    const uint64_t top = heap[0];
+    heap[0] = heap[count - 1];
+    heap[count - 1] = top;
+    sink(heap, count - 1, 0, sign);
+    return top;
 }
 
-/* No cut: candidates in order of id, one pass for the sum and one to find the draw. */
-static uint32_t draw_from_all(const float *logits, uint32_t vocab, const kern_sampling *how,
-                              double unit)
+/* ---- draws --------------------------------------------------------------------------------------
+ */
+
+/* A row's candidates and their weights e^((logit - largest) / temperature), by id. */
+typedef struct draw {
+    const float *logits;
+    const kern_sampling *how;
+    float *weight;
+    uint64_t *key; /* [vocab] scratch; after a cut, candidates best first */
+    uint32_t vocab;
+    double unit;
+} draw;
+
+/* The first id whose weights up to it exceed the draw. */
+static uint32_t draw_from_all(const draw *d)
 {
-    const double top = (double)logits[greedy(logits, vocab)],
-                 inverse = 1.0 / (double)how->temperature;
-    double sum = 0.0;
-    for (uint32_t i = 0; i < vocab; i++)
-        sum += kern_exp(((double)logits[i] - top) * inverse);
-    const double target = unit * sum;
-    double reached = 0.0;
+    double sum = 0.0, reached = 0.0;
     uint32_t last = 0;
-    for (uint32_t i = 0; i < vocab; i++) {
-        const double p = kern_exp(((double)logits[i] - top) * inverse);
-        if (p > 0.0) last = i;
-        reached += p;
-        if (reached > target) return i;
+    for (uint32_t i = 0; i < d->vocab; i++)
+        sum += (double)d->weight[i];
+    for (uint32_t i = 0; i < d->vocab; i++) {
+        if (d->weight[i] > 0.0f) last = i;
+        reached += (double)d->weight[i];
+        if (reached > d->unit * sum) return i;
     }
     return last;
 }
 
-/* Candidates best first into `order`, as many as top-k and top-p leave; their weights' sum. */
-static uint32_t cut(const float *logits, uint32_t vocab, const kern_sampling *how, uint64_t *heap,
-                    uint64_t *order, double *out_sum)
+/* The `most` best, best first, by a heap whose smallest is on top. */
+static uint32_t cut_top_k(const draw *d, uint32_t most)
 {
-    uint32_t held = vocab;
-    for (uint32_t i = 0; i < vocab; i++)
-        heap[i] = logit_key(logits[i], i);
-    for (uint32_t i = vocab / 2; i-- > 0;)
-        sink(heap, vocab, i);
-    const uint32_t most = how->top_k == 0 || how->top_k > vocab ? vocab : how->top_k;
-    const double top = (double)logits[key_id(heap[0])], inverse = 1.0 / (double)how->temperature;
-    double all = INFINITY; /* of the candidates that top-k leaves, only if top-p asks for it */
-    if (how->top_p < 1.0f && most == vocab) {
-        all = 0.0;
-        for (uint32_t i = 0; i < vocab; i++)
-            all += kern_exp(((double)logits[i] - top) * inverse);
-    } else if (how->top_p < 1.0f) {
-        all = 0.0;
-        uint32_t left = vocab;
-        for (uint32_t i = 0; i < most; i++) {
-            order[i] = take_best(heap, &left);
-            all += kern_exp(((double)logits[key_id(order[i])] - top) * inverse);
-        }
+    for (uint32_t i = 0; i < most; i++)
+        d->key[i] = logit_key(d->logits[i], i);
+    make_heap(d->key, most, UINT64_MAX);
+    for (uint32_t i = most; i < d->vocab; i++) {
+        if (d->logits[i] <= d->logits[key_id(d->key[0])])
+            continue; /* equal: the smaller id stays */
+        const uint64_t key = logit_key(d->logits[i], i);
+        if (key <= d->key[0]) continue;
+        d->key[0] = key;
+        sink(d->key, most, 0, UINT64_MAX);
     }
-    double sum = 0.0;
-    uint32_t count = 0;
-    while (count < most) {
-        if (!(how->top_p < 1.0f && most < vocab)) order[count] = take_best(heap, &held);
-        sum += kern_exp(((double)logits[key_id(order[count])] - top) * inverse);
+    for (uint32_t left = most; left > 1; left--)
+        (void)take_top(d->key, left, UINT64_MAX);
+    return most;
+}
+
+/* The best whose weights reach top_p of all, the one that crosses it included; best first. What
+ * weighs less than (1 - top_p) / vocab of all cannot be needed: all such together leave more than
+ * top_p. */
+static uint32_t cut_top_p(const draw *d)
+{
+    double all = 0.0, sum = 0.0;
+    for (uint32_t i = 0; i < d->vocab; i++)
+        all += (double)d->weight[i];
+    const double least = (1.0 - (double)d->how->top_p) * all / d->vocab * 0.5;
+    uint32_t held = 0, count = 0;
+    for (uint32_t i = 0; i < d->vocab; i++)
+        if ((double)d->weight[i] >= least) d->key[held++] = logit_key(d->logits[i], i);
+    make_heap(d->key, held, 0);
+    while (count < held) {
+        const uint64_t key = take_top(d->key, held - count, 0);
+        sum += (double)d->weight[key_id(key)];
         count++;
-        if (sum >= (double)how->top_p * all) break; /* the candidate that crosses top-p stays */
+        if (sum >= (double)d->how->top_p * all) break;
     }
-    *out_sum = sum;
+    for (uint32_t i = 0; i < held / 2; i++) { /* taken from the back: turn round */
+        const uint64_t key = d->key[i];
+        d->key[i] = d->key[held - 1 - i];
+        d->key[held - 1 - i] = key;
+    }
     return count;
 }
 
-static uint32_t draw_from_cut(const float *logits, uint32_t vocab, const kern_sampling *how,
-                              double unit, void *scratch)
+/* How many of the first `count` candidates reach top_p of their sum. */
+static uint32_t shorten(const draw *d, uint32_t count)
 {
-    uint64_t *heap = scratch, *order = heap + KERN_VOCAB_MAX;
-    double sum;
-    const uint32_t count = cut(logits, vocab, how, heap, order, &sum);
-    const double top = (double)logits[key_id(order[0])], inverse = 1.0 / (double)how->temperature;
-    double reached = 0.0;
+    double all = 0.0, sum = 0.0;
+    for (uint32_t i = 0; i < count; i++)
+        all += (double)d->weight[key_id(d->key[i])];
     for (uint32_t i = 0; i < count; i++) {
-        reached += kern_exp(((double)logits[key_id(order[i])] - top) * inverse);
-        if (reached > unit * sum) return key_id(order[i]);
+        sum += (double)d->weight[key_id(d->key[i])];
+        if (sum >= (double)d->how->top_p * all) return i + 1;
     }
-    return key_id(order[count - 1]);
+    return count;
+}
+
+static uint32_t draw_from_cut(const draw *d)
+{
+    const uint32_t k = d->how->top_k;
+    uint32_t count = k == 0 || k >= d->vocab ? cut_top_p(d) : cut_top_k(d, k);
+    if (k != 0 && k < d->vocab && d->how->top_p < 1.0f) count = shorten(d, count);
+    double sum = 0.0, reached = 0.0;
+    for (uint32_t i = 0; i < count; i++)
+        sum += (double)d->weight[key_id(d->key[i])];
+    for (uint32_t i = 0; i < count; i++) {
+        reached += (double)d->weight[key_id(d->key[i])];
+        if (reached > d->unit * sum) return key_id(d->key[i]);
+    }
+    return key_id(d->key[count > 0 ? count - 1 : 0]);
+}
+
+static uint32_t first_equal(const float *logits, uint32_t vocab, float value)
+{
+    for (uint32_t i = 0; i < vocab; i++)
+        if (logits[i] == value) return i;
+    return 0;
 }
 
 /* The best n by repeated insertion: n is at most 20. */
@@ -154,6 +192,7 @@ static void top_logprobs(const float *logits, uint32_t vocab, uint32_t n, float 
     uint64_t best[KERN_TOP_LOGPROBS_MAX];
     uint32_t held = 0;
     for (uint32_t i = 0; i < vocab && n > 0; i++) {
+        if (held == n && logits[i] <= logits[key_id(best[n - 1])]) continue;
         const uint64_t key = logit_key(logits[i], i);
         if (held == n && key <= best[n - 1]) continue;
         uint32_t at = held < n ? held++ : n - 1;
@@ -173,28 +212,36 @@ static void sample_task(const void *context, uint32_t row, void *scratch)
     const kern_sample_args *a = job->a;
     const kern_sampling *how = &a->sampling[row];
     const float *logits = a->logits + (uint64_t)row * a->vocab;
-    const float lse = job->lse(logits, a->vocab);
+    const float top = job->math->largest(logits, a->vocab);
+    const float lse = job->math->log_sum_exp(logits, a->vocab, top);
     kern_sampled *out = &a->out[row];
     memset(out, 0, sizeof *out);
     uint32_t token;
     if (how->temperature <= 0.0f) {
-        token = greedy(logits, a->vocab);
+        token = first_equal(logits, a->vocab, top);
     } else {
-        const double unit = draw_unit(how->seed, a->row_pos[row]);
-        token = how->top_k == 0 && how->top_p >= 1.0f
-                    ? draw_from_all(logits, a->vocab, how, unit)
-                    : draw_from_cut(logits, a->vocab, how, unit, scratch);
+        uint64_t *key = scratch;
+        const draw d = {.logits = logits,
+                        .how = how,
+                        .weight = (float *)(void *)(key + KERN_VOCAB_MAX),
+                        .key = key,
+                        .vocab = a->vocab,
+                        .unit = draw_unit(how->seed, a->row_pos[row])};
+        job->math->weights(logits, a->vocab, top, fminf(1.0f / how->temperature, 1e30f), d.weight);
+        token = how->top_k == 0 && how->top_p >= 1.0f ? draw_from_all(&d) : draw_from_cut(&d);
     }
     out->token = (int32_t)token;
     out->logprob = logits[token] - lse;
     top_logprobs(logits, a->vocab, how->top_logprobs, lse, out);
 }
 
-status kern_sample_rows(kern_stream *stream, const kern_sample_args *args, kern_log_sum_exp lse)
+status kern_sample_rows(kern_stream *stream, const kern_sample_args *args,
+                        const kern_sample_math *math)
 {
-    _Static_assert(2 * KERN_VOCAB_MAX * sizeof(uint64_t) <= KERN_SCRATCH_BYTES, "heap and order");
-    const sample_job job = {args, lse};
-    kern_team_run(stream->backend->team, args->rows, args->rows * args->vocab >= 8192, sample_task,
-                  &job);
+    _Static_assert(KERN_VOCAB_MAX * (sizeof(uint64_t) + sizeof(float)) <= KERN_SCRATCH_BYTES,
+                   "keys and weights");
+    const sample_job job = {args, math};
+    kern_team_run(stream->backend->team, args->rows, (uint64_t)args->rows * args->vocab >= 8192,
+                  sample_task, &job);
     return STATUS_OK;
 }
