@@ -20,45 +20,124 @@ enum { SMALL_BLOCKS = 1 << 11 };
 /* ---- pool
  * ------------------------------------------------------------------------------------------- */
 
-static void pool_task(const void *context, uint32_t task, void *scratch)
+enum { POOL_ROWS = 16 };
+
+/* Windows of block b without a division a block, where the stride divides the block. */
+typedef struct window_walk {
+    const kern_selector *selector;
+    int64_t first_lo, first_hi, step; /* step 0: no such luck */
+} window_walk;
+
+static window_walk walk_of(const kern_selector *s)
 {
-    (void)scratch;
-    const kern_pool_args *a = context;
+    window_walk w = {.selector = s};
+    if (s->block % s->stride != 0) return w;
+    w.step = s->block / s->stride;
+    w.first_lo = -(((int64_t)s->window - 1) / s->stride);
+    w.first_hi = ((int64_t)s->block - 1) / s->stride + 1;
+    return w;
+}
+
+static void walk_windows(const window_walk *w, uint32_t block, uint32_t visible, uint32_t *lo,
+                         uint32_t *hi)
+{
+    if (w->step == 0) {
+        selector_block_windows(w->selector, block, visible, lo, hi);
+        return;
+    }
+    const int64_t from = w->first_lo + block * w->step, to = w->first_hi + block * w->step;
+    *hi = to < (int64_t)visible ? (uint32_t)to : visible;
+    *lo = from <= 0 ? 0 : from < (int64_t)*hi ? (uint32_t)from : *hi;
+}
+
+static float most_of(const float *values, uint32_t lo, uint32_t hi)
+{
+    float most = -INFINITY;
+    for (uint32_t j = lo; j < hi; j++)
+        most = values[j] > most ? values[j] : most;
+    return most;
+}
+
+static float most_of_bf16(const uint16_t *values, uint32_t lo, uint32_t hi)
+{
+    float most = -INFINITY;
+    for (uint32_t j = lo; j < hi; j++) {
+        const float u = kern_bf16_to_f32(values[j]);
+        most = u > most ? u : most;
+    }
+    return most;
+}
+
+/* One (row, KV head). known: importance of the row before of the same sequence and selector, right
+ * for blocks below `known_end`; copying it is most of the saving in prefill. */
+static void pool_row(const kern_pool_args *a, uint32_t row, uint32_t head, const float *known,
+                     uint32_t known_end)
+{
     const kern_summary *s = &a->summary;
-    const uint32_t row = task / s->kv_heads, head = task % s->kv_heads;
     const kern_selector *selector = &a->selectors[a->row_selector[row]];
     const int32_t pos = a->row_pos[row];
     const uint32_t current = selector_current(selector, pos);
     uint32_t visible = selector_visible(selector, pos);
     if (visible > s->max_windows) visible = s->max_windows;
     const bool scored = selector_needs_scores(selector, pos);
-    const float *scores = a->scores + (uint64_t)task * s->max_windows;
+    const uint64_t index = (uint64_t)row * s->kv_heads + head;
+    const float *scores = a->scores + index * s->max_windows;
     const uint16_t *uc = s->uc + ((uint64_t)a->row_seq[row] * s->kv_heads + head) * s->max_windows;
-    float *query = a->query + (uint64_t)task * a->max_select_blocks;
-    float *importance = a->importance + (uint64_t)task * a->max_select_blocks;
+    float *query = a->query + index * a->max_select_blocks;
+    float *importance = a->importance + index * a->max_select_blocks;
+    const window_walk walk = walk_of(selector);
     for (uint32_t b = 0; b <= current; b++) {
         if (selector_forced(selector, b, current)) {
             query[b] = importance[b] = INFINITY;
             continue;
         }
         uint32_t lo, hi;
-        selector_block_windows(selector, b, visible, &lo, &hi);
-        float most_query = -INFINITY, most_importance = -INFINITY;
-        for (uint32_t j = lo; j < hi; j++) {
-            const float u = kern_bf16_to_f32(uc[j]);
-            if (scored && scores[j] > most_query) most_query = scores[j];
-            if (u > most_importance) most_importance = u;
-        }
-        query[b] = most_query;
-        importance[b] = most_importance;
+        walk_windows(&walk, b, visible, &lo, &hi);
+        query[b] = scored ? most_of(scores, lo, hi) : -INFINITY;
+        importance[b] = b < known_end ? known[b] : most_of_bf16(uc, lo, hi);
+    }
+}
+
+/* Blocks whose importance at the row is what it was at the row before: not forced there, and all
+ * their windows were visible already. */
+static uint32_t blocks_known(const kern_pool_args *a, uint32_t row)
+{
+    const uint32_t before = row - 1;
+    if (a->row_seq[row] != a->row_seq[before] || a->row_selector[row] != a->row_selector[before] ||
+        a->row_pos[row] < a->row_pos[before])
+        return 0;
+    const kern_selector *s = &a->selectors[a->row_selector[row]];
+    const uint32_t current = selector_current(s, a->row_pos[before]);
+    const uint32_t visible = selector_visible(s, a->row_pos[before]);
+    uint32_t end = current > s->local ? current - s->local : 0, lo, hi;
+    for (; end > 0; end--) {
+        selector_block_windows(s, end - 1, UINT32_MAX, &lo, &hi);
+        if (hi <= visible) break;
+    }
+    return end;
+}
+
+static void pool_task(const void *context, uint32_t task, void *scratch)
+{
+    (void)scratch;
+    const kern_pool_args *a = context;
+    const uint32_t kv_heads = a->summary.kv_heads, head = task % kv_heads;
+    const uint32_t first = task / kv_heads * POOL_ROWS;
+    const uint32_t end = first + POOL_ROWS < a->rows ? first + POOL_ROWS : a->rows;
+    for (uint32_t row = first; row < end; row++) {
+        const uint32_t known = row > first ? blocks_known(a, row) : 0;
+        const uint64_t before =
+            ((uint64_t)(row > first ? row - 1 : row) * kv_heads + head) * a->max_select_blocks;
+        pool_row(a, row, head, a->importance + before, known);
     }
 }
 
 status host_pool(kern_stream *stream, const kern_pool_args *args)
 {
-    const uint32_t tasks = args->rows * args->summary.kv_heads;
-    const bool parallel = (uint64_t)tasks * args->max_select_blocks >= SMALL_BLOCKS;
-    kern_team_run(stream->backend->team, tasks, parallel, pool_task, args);
+    const uint32_t kv_heads = args->summary.kv_heads;
+    const uint32_t tasks = (args->rows + POOL_ROWS - 1) / POOL_ROWS * kv_heads;
+    const uint64_t work = (uint64_t)args->rows * kv_heads * args->max_select_blocks;
+    kern_team_run(stream->backend->team, tasks, work >= SMALL_BLOCKS, pool_task, args);
     return STATUS_OK;
 }
 
@@ -155,6 +234,11 @@ static void choose(const kern_selector *selector, int32_t pos, const float *quer
 static uint8_t storage_mask(uint32_t block_tokens, const uint8_t *part, uint32_t current,
                             uint32_t storage, bool *out_settled)
 {
+    if (block_tokens >= KERN_BLOCK) {
+        const uint8_t whole = part[storage / (block_tokens / KERN_BLOCK)];
+        *out_settled = whole == PART_SETTLED;
+        return whole == PART_NONE ? 0 : 0xf;
+    }
     uint8_t mask = 0;
     *out_settled = false;
     for (uint32_t i = 0; i < KERN_BLOCK / 16; i++) {
