@@ -260,7 +260,7 @@ status bpe_parse(arena *a, const char *file, const cJSON *model, const cJSON *ad
     TRY(read_unknown(in, b));
     for (uint32_t i = 0; i < 256; i++) {
         char text[8];
-        snprintf(text, sizeof text, "<0x%02X>", i);
+        (void)snprintf(text, sizeof text, "<0x%02X>", i);
         b->byte_id[i] = b->byte_fallback ? model_find(b, (span){text, 6}) : -1;
     }
     b->cache = ARENA_NEW(a, cache_slot, CACHE_SLOTS);

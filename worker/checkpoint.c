@@ -450,7 +450,7 @@ static void shape_text(const uint64_t *shape, uint32_t rank, char *out, size_t b
     for (uint32_t i = 0; i < rank && used < bytes; i++)
         used += (size_t)snprintf(out + used, bytes - used, "%s%llu", i ? ", " : "",
                                  (unsigned long long)shape[i]);
-    if (used < bytes) snprintf(out + used, bytes - used, "]");
+    if (used < bytes) (void)snprintf(out + used, bytes - used, "]");
 }
 
 status checkpoint_bf16(const checkpoint *c, const char *name, const uint64_t *shape, uint32_t rank,
@@ -494,7 +494,7 @@ uint64_t checkpoint_digest(const checkpoint *c, uint64_t seed)
         digest = bytes_digest(c->shards[i].map + 8, (size_t)c->shards[i].header_bytes, digest);
     for (uint32_t i = 0; i < c->count; i++) {
         const tensor *t = &c->tensors[i];
-        if (t->bytes <= SAMPLES * SAMPLE_BYTES) {
+        if (t->bytes <= (uint64_t)SAMPLES * SAMPLE_BYTES) {
             digest = bytes_digest(t->data, (size_t)t->bytes, digest);
             continue;
         }

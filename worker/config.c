@@ -26,7 +26,7 @@ static status check_family(json_in in, model_config *c)
     TRY(json_string(in, "model_type", "", &type));
     if (!first && type[0] == '\0')
         return FAIL(INVALID, "%s: the key \"architectures\" is missing", in.file);
-    const char *name = cJSON_IsString(first) ? first->valuestring : "";
+    const char *name = first && cJSON_IsString(first) ? first->valuestring : "";
     if (first && !cJSON_IsString(first))
         return FAIL(INVALID, "%s: \"architectures\" must be a list of strings", in.file);
     bool llama = first ? strcmp(name, "LlamaForCausalLM") == 0 : strcmp(type, "llama") == 0;
@@ -262,7 +262,7 @@ static status read_ids(json_in in, const char *key, uint32_t vocab, int32_t *out
 
 static status read_special(json_in in, model_config *c)
 {
-    int32_t bos[CONFIG_EOS_MAX];
+    int32_t bos[CONFIG_EOS_MAX] = {0};
     uint32_t count = 0;
     TRY(read_ids(in, "bos_token_id", c->vocab, bos, &count));
     if (count > 0) c->bos = bos[0];
@@ -343,15 +343,15 @@ static status read_budgets(json_in in, sparse_config *s)
     cJSON_ArrayForEach(item, map)
     {
         char what[512];
-        snprintf(what, sizeof what, "%.400s: sparse_config budget \"%.12s\"", in.file,
-                 item->string);
+        (void)snprintf(what, sizeof what, "%.400s: sparse_config budget \"%.12s\"", in.file,
+                       item->string);
         uint64_t v[4] = {0};
         bool good = cJSON_IsArray(item) && cJSON_GetArraySize(item) == 4;
         const cJSON *number = good ? item->child : NULL;
         for (int i = 0; i < 4 && good; i++, number = number->next)
             good = json_whole(number, &v[i]) && v[i] <= 1 << 20;
         char name[16] = "";
-        if (good) snprintf(name, sizeof name, "%llu", (unsigned long long)v[3]);
+        if (good) (void)snprintf(name, sizeof name, "%llu", (unsigned long long)v[3]);
         if (!good || strcmp(name, item->string) != 0)
             return FAIL(
                 INVALID,
@@ -422,7 +422,7 @@ static status read_sparse(json_in top, sparse_config *s)
             "everything by query",
             in.file, s->row.query, s->row.total);
     char what[512];
-    snprintf(what, sizeof what, "%.400s: sparse_config", in.file);
+    (void)snprintf(what, sizeof what, "%.400s: sparse_config", in.file);
     TRY(budget_row_check(what, &s->row));
     TRY(read_budgets(in, s));
     return list_default(in.file, s);

@@ -196,8 +196,8 @@ static bool prepare(decode *d, live *l, batch_error *error)
     l->ids = (int32_t *)(uintptr_t)r->ids;
     l->id_count = r->id_count;
     if (r->prompt != NULL) {
-        status done = tokenizer_encode(s->words, r->prompt, r->prompt_bytes, true, l->memory,
-                                       &l->ids, &l->id_count);
+        status done = tokenizer_encode(s->words, (span){r->prompt, r->prompt_bytes}, true,
+                                       l->memory, &l->ids, &l->id_count);
         if (done != STATUS_OK) return error_of(error, d, done), false;
     }
     uint64_t need = (uint64_t)l->id_count + r->max_tokens;

@@ -338,9 +338,9 @@ uint32_t detokenizer_finish(detokenizer *d, char *out)
 }
 
 status tokenizer_decode(const tokenizer *t, const int32_t *ids, uint32_t count, bool skip_special,
-                        arena *a, char **out_text, size_t *out_bytes)
+                        arena *a, span *out_text)
 {
-    CHECK(t && (ids || count == 0) && out_text && out_bytes);
+    CHECK(t && (ids || count == 0) && out_text);
     size_t capacity = 1 + detokenizer_bytes_max(t), bytes = 0;
     for (uint32_t i = 0; i < count; i++) {
         if (ids[i] < 0 || (uint32_t)ids[i] >= t->bpe.vocab)
@@ -354,7 +354,6 @@ status tokenizer_decode(const tokenizer *t, const int32_t *ids, uint32_t count, 
         bytes += detokenizer_push(&d, ids[i], text + bytes);
     bytes += detokenizer_finish(&d, text + bytes);
     text[bytes] = '\0';
-    *out_text = text;
-    *out_bytes = bytes;
+    *out_text = (span){text, bytes};
     return STATUS_OK;
 }

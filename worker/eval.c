@@ -71,8 +71,8 @@ static bool case_text(eval *e, live *l, const cJSON *tree, batch_error *error)
 {
     const cJSON *words = json_get(tree, "text");
     span whole = json_text(words->valuestring, l->memory);
-    if (tokenizer_encode(e->session.words, whole.text, whole.bytes, true, l->memory, &l->ids,
-                         &l->id_count) != STATUS_OK) {
+    if (tokenizer_encode(e->session.words, whole, true, l->memory, &l->ids, &l->id_count) !=
+        STATUS_OK) {
         batch_error_set(error, "invalid", "%s: %s", l->where, log_last_error());
         return false;
     }
@@ -95,13 +95,13 @@ static bool case_tokens(eval *e, live *l, span prompt, span answer, batch_error 
 {
     int32_t *alone = NULL;
     uint32_t count = 0;
-    char *both = ARENA_NEW(l->memory, char, prompt.bytes + answer.bytes + 1);
-    memcpy(both, prompt.text, prompt.bytes);
-    memcpy(both + prompt.bytes, answer.text, answer.bytes);
+    char *joined = ARENA_NEW(l->memory, char, prompt.bytes + answer.bytes + 1);
+    memcpy(joined, prompt.text, prompt.bytes);
+    memcpy(joined + prompt.bytes, answer.text, answer.bytes);
+    span both = {joined, prompt.bytes + answer.bytes};
     tokenizer *t = e->session.words;
-    if (tokenizer_encode(t, prompt.text, prompt.bytes, true, l->memory, &alone, &count) ||
-        tokenizer_encode(t, both, prompt.bytes + answer.bytes, true, l->memory, &l->ids,
-                         &l->id_count)) {
+    if (tokenizer_encode(t, prompt, true, l->memory, &alone, &count) ||
+        tokenizer_encode(t, both, true, l->memory, &l->ids, &l->id_count)) {
         batch_error_set(error, "invalid", "%s: %s", l->where, log_last_error());
         return false;
     }

@@ -97,8 +97,8 @@ static span replace_nuls(const char *text, size_t bytes, arena *a)
             if (text[i] == '\\' && i + 1 < bytes) copy[used++] = text[++i];
             continue;
         }
-        memcpy(copy + used, "\xc0\x80", 2);
-        used += 2;
+        copy[used++] = '\xc0';
+        copy[used++] = '\x80';
         i += 5;
     }
     return (span){copy, used};

@@ -8,16 +8,11 @@
 #define WORKER_JSON_H
 
 #include "proto/base.h"
+#include "worker/span.h"
 
 #include <cjson/cJSON.h>
 
 enum { JSON_DEPTH_MAX = 32 };
-
-/* Text that may hold NULs. */
-typedef struct span {
-    const char *text;
-    size_t bytes;
-} span;
 
 /* Parse all of text; only white space may follow the value. `file` is named in sentences. INVALID.
  */

@@ -2,7 +2,8 @@
  *
  * Flow:    checkpoint + config -> [model] -> engine.
  * Threads: immutable after model_load; any thread may read it.
- * Memory:  owned by the model; weights in the backend's memory. Outlives every engine that uses it. */
+ * Memory:  owned by the model; weights in the backend's memory. Outlives every engine that uses it.
+ */
 #ifndef WORKER_MODEL_H
 #define WORKER_MODEL_H
 
@@ -21,16 +22,16 @@ typedef struct model_layer {
 
 typedef struct model {
     model_config config;
-    kern_backend *backend;            /* borrowed */
-    model_layer *layer;               /* [layers] */
-    uint16_t *embed;                  /* [vocab, hidden] bf16 */
-    uint16_t *final_norm;             /* [hidden] */
-    kern_weight *lm_head;             /* [vocab, hidden]; packed from embed when tied */
-    float *cos, *sin;                 /* [max_tokens, D / 2], attention_factor included */
+    kern_backend *backend; /* borrowed */
+    model_layer *layer;    /* [layers] */
+    uint16_t *embed;       /* [vocab, hidden] bf16 */
+    uint16_t *final_norm;  /* [hidden] */
+    kern_weight *lm_head;  /* [vocab, hidden]; packed from embed when tied */
+    float *cos, *sin;      /* [max_tokens, D / 2], attention_factor included */
     uint32_t max_tokens;
-    uint64_t weight_bytes;            /* device memory taken */
-    block_layout layout;              /* layout.model: digest of config and weights' headers */
-    void *owner;                      /* private */
+    uint64_t weight_bytes; /* device memory taken */
+    block_layout layout;   /* layout.model: digest of config and weights' headers */
+    void *owner;           /* private */
 } model;
 
 /* directory: a Hugging Face directory. max_tokens: positions to prepare, 0: the configuration's.

@@ -145,7 +145,8 @@ status model_selector(const model_config *config, const selector_choice *choice,
                     row.query, row.total);
     if (kind == SELECTOR_INFLLMV2) row.query = row.total;
     char what[80];
-    snprintf(what, sizeof what, "budget %.60s", choice->budget ? choice->budget : "by default");
+    (void)snprintf(what, sizeof what, "budget %.60s",
+                   choice->budget ? choice->budget : "by default");
     TRY(budget_row_check(what, &row));
     out.init = row.init;
     out.local = row.local;

@@ -393,20 +393,20 @@ static status encode_raw(encoding *e, span piece, bool first)
     return split_added(e, &e->t->normalized, text, first, encode_words);
 }
 
-status tokenizer_encode(tokenizer *t, const char *text, size_t bytes, bool special, arena *a,
-                        int32_t **out_ids, uint32_t *out_count)
+status tokenizer_encode(tokenizer *t, span text, bool special, arena *a, int32_t **out_ids,
+                        uint32_t *out_count)
 {
-    CHECK(t && (text || bytes == 0) && a && out_ids && out_count);
-    if (bytes > TEXT_BYTES_MAX)
-        return FAIL(INVALID, "text of %zu bytes is longer than 1 GiB", bytes);
-    size_t bad = json_utf8_check(text, bytes);
-    if (bad != bytes) return FAIL(INVALID, "text is not UTF-8: invalid at byte %zu", bad);
+    CHECK(t && (text.text || text.bytes == 0) && a && out_ids && out_count);
+    if (text.bytes > TEXT_BYTES_MAX)
+        return FAIL(INVALID, "text of %zu bytes is longer than 1 GiB", text.bytes);
+    size_t bad = json_utf8_check(text.text, text.bytes);
+    if (bad != text.bytes) return FAIL(INVALID, "text is not UTF-8: invalid at byte %zu", bad);
     arena *scratch = arena_create("encode");
     encoding e = {.t = t, .scratch = scratch, .ids.arena = scratch};
     e.sink = (word_sink){.word = on_word, .self = &e, .scratch = scratch};
     for (uint32_t i = 0; special && i < t->before_count; i++)
         id_list_add(&e.ids, t->before[i]);
-    status s = bytes ? split_added(&e, &t->raw, (span){text, bytes}, true, encode_raw) : STATUS_OK;
+    status s = text.bytes ? split_added(&e, &t->raw, text, true, encode_raw) : STATUS_OK;
     for (uint32_t i = 0; special && i < t->after_count; i++)
         id_list_add(&e.ids, t->after[i]);
     if (s == STATUS_OK) {

@@ -13,6 +13,7 @@
 #define WORKER_TOKENIZER_H
 
 #include "proto/base.h"
+#include "worker/span.h"
 
 typedef struct tokenizer tokenizer;
 
@@ -37,8 +38,8 @@ const char *tokenizer_token_bytes(const tokenizer *t, int32_t id, uint32_t *out_
 /* UTF-8 text -> ids. With `special` the post-processor's tokens (BOS, EOS) are added; special
  * tokens written out in the text become their ids either way. INVALID: not UTF-8 (says at which
  * byte), or longer than 1 GiB. */
-status tokenizer_encode(tokenizer *t, const char *text, size_t bytes, bool special, arena *a,
-                        int32_t **out_ids, uint32_t *out_count);
+status tokenizer_encode(tokenizer *t, span text, bool special, arena *a, int32_t **out_ids,
+                        uint32_t *out_count);
 
 /* ---- ids -> text, a token at a time ------------------------------------------------------------
  */
@@ -65,6 +66,6 @@ uint32_t detokenizer_finish(detokenizer *d, char *out);
 
 /* Everything at once; a NUL follows the bytes. */
 status tokenizer_decode(const tokenizer *t, const int32_t *ids, uint32_t count, bool skip_special,
-                        arena *a, char **out_text, size_t *out_bytes);
+                        arena *a, span *out_text);
 
 #endif

@@ -136,8 +136,8 @@ typedef struct word_sink {
 
 status pretokenizer_parse(arena *a, const char *file, const cJSON *item, pretokenizer *p);
 void pretokenizer_release(pretokenizer *p);
-/* first: the piece stands at the beginning of the text. */
-status pretokenizer_run(const pretokenizer *p, span piece, bool first, word_sink *sink);
+/* first: this text stands at the beginning of the whole. */
+status pretokenizer_run(const pretokenizer *p, span text, bool first, word_sink *sink);
 /* The character (code point) that stands for a byte in byte-level vocabularies, and back (-1). */
 int32_t byte_to_char(uint8_t byte);
 int32_t char_to_byte(int32_t code);
@@ -162,7 +162,7 @@ _Static_assert(sizeof(cache_slot) == 128, "two cache lines");
 typedef struct bpe {
     const char **text; /* [vocab] as written in the file, NULL: no such id */
     uint32_t *bytes;   /* [vocab] */
-    bool *added; /* [vocab] stands among the added tokens only: BPE never makes it */
+    bool *added;       /* [vocab] stands among the added tokens only: BPE never makes it */
     uint32_t vocab;
     uint32_t *slots; /* id + 1 by text, 0: empty */
     uint32_t slot_mask;

@@ -68,7 +68,7 @@ static void load_prompts(void)
         arena *a = arena_create("prompt");
         int32_t *ids;
         uint32_t count;
-        EXPECT(tokenizer_encode(t, text, strlen(text), false, a, &ids, &count) == STATUS_OK);
+        EXPECT(tokenizer_encode(t, (span){text, strlen(text)}, false, a, &ids, &count) == STATUS_OK);
         EXPECT(count >= prompt_length[i]);
         memcpy(prompt[i], ids, prompt_length[i] * sizeof(int32_t));
         arena_destroy(a);

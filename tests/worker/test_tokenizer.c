@@ -136,7 +136,7 @@ TEST(truncations_and_flips_of_a_file_never_crash)
         EXPECT(round >= bytes);
         int32_t *ids;
         uint32_t count;
-        (void)tokenizer_encode(t, "ab a\xe4\xb8\x80<s>b", 11, true, a, &ids, &count);
+        (void)tokenizer_encode(t, (span){"ab a\xe4\xb8\x80<s>b", 11}, true, a, &ids, &count);
         tokenizer_destroy(t);
     }
     arena_destroy(a);
@@ -185,8 +185,9 @@ TEST(text_that_is_not_utf8_is_refused_with_the_byte)
         uint32_t count;
         char sentence[64];
         snprintf(sentence, sizeof sentence, "invalid at byte %zu", cases[i].at);
-        EXPECT_STATUS(tokenizer_encode(t, cases[i].text, cases[i].bytes, false, a, &ids, &count),
-                      STATUS_INVALID);
+        EXPECT_STATUS(
+            tokenizer_encode(t, (span){cases[i].text, cases[i].bytes}, false, a, &ids, &count),
+            STATUS_INVALID);
         EXPECT_HAS_STR(log_last_error(), sentence);
     }
     tokenizer_destroy(t);
@@ -199,18 +200,17 @@ TEST(special_tokens_in_text_are_ids_and_can_be_left_out_of_text)
     arena *a = arena_create("test");
     int32_t *ids;
     uint32_t count;
-    char *text;
-    size_t bytes;
-    EXPECT_OK(tokenizer_encode(t, "a<|endoftext|>b", 15, false, a, &ids, &count));
+    span text;
+    EXPECT_OK(tokenizer_encode(t, (span){"a<|endoftext|>b", 15}, false, a, &ids, &count));
     EXPECT(count == 3 && ids[1] == 0 && tokenizer_is_special(t, 0) && !tokenizer_is_special(t, 1));
-    EXPECT_OK(tokenizer_decode(t, ids, count, true, a, &text, &bytes));
-    EXPECT_EQ_STR(text, "ab");
-    EXPECT_OK(tokenizer_decode(t, ids, count, false, a, &text, &bytes));
-    EXPECT_EQ_STR(text, "a<|endoftext|>b");
+    EXPECT_OK(tokenizer_decode(t, ids, count, true, a, &text));
+    EXPECT_EQ_STR(text.text, "ab");
+    EXPECT_OK(tokenizer_decode(t, ids, count, false, a, &text));
+    EXPECT_EQ_STR(text.text, "a<|endoftext|>b");
     EXPECT(tokenizer_id(t, "<|endoftext|>") == 0 && tokenizer_id(t, "no such token") == -1);
     EXPECT(tokenizer_vocab(t) == 4096);
     ids[0] = 4096;
-    EXPECT_STATUS(tokenizer_decode(t, ids, count, false, a, &text, &bytes), STATUS_INVALID);
+    EXPECT_STATUS(tokenizer_decode(t, ids, count, false, a, &text), STATUS_INVALID);
     tokenizer_destroy(t);
     arena_destroy(a);
 }
@@ -227,9 +227,9 @@ TEST(an_added_token_is_not_made_by_bpe)
     int32_t *ids;
     uint32_t count;
     static const int32_t want[] = {2, 0, 1, 2, 3};
-    EXPECT_OK(tokenizer_encode(t, "1xy1yx", 6, false, a, &ids, &count));
+    EXPECT_OK(tokenizer_encode(t, (span){"1xy1yx", 6}, false, a, &ids, &count));
     EXPECT(count == 5 && memcmp(ids, want, sizeof want) == 0);
-    EXPECT_OK(tokenizer_encode(t, "xy", 2, false, a, &ids, &count));
+    EXPECT_OK(tokenizer_encode(t, (span){"xy", 2}, false, a, &ids, &count));
     EXPECT(count == 1 && ids[0] == 4);
     tokenizer_destroy(t);
     arena_destroy(a);
@@ -244,7 +244,7 @@ TEST(bytes_of_tokens_add_up_to_the_text)
     int32_t *ids;
     uint32_t count;
     size_t sum = 0;
-    EXPECT_OK(tokenizer_encode(t, text, strlen(text), false, a, &ids, &count));
+    EXPECT_OK(tokenizer_encode(t, (span){text, strlen(text)}, false, a, &ids, &count));
     for (uint32_t i = 0; i < count; i++) {
         uint32_t n;
         const char *bytes = tokenizer_token_bytes(t, ids[i], &n);
@@ -307,9 +307,9 @@ TEST(pieces_of_random_ids_are_whole_characters_and_make_the_whole)
     rng_seed(&r, test_seed() ^ 0xde70);
     for (int round = 0; round < 200; round++) {
         int32_t ids[64];
-        char pieces[8192], *whole;
+        char pieces[8192];
+        span whole;
         uint32_t used = 0;
-        size_t bytes;
         detokenizer d;
         detokenizer_start(t, false, &d);
         for (int i = 0; i < 64; i++) {
@@ -319,11 +319,11 @@ TEST(pieces_of_random_ids_are_whole_characters_and_make_the_whole)
             used += n;
         }
         used += detokenizer_finish(&d, pieces + used);
-        EXPECT_OK(tokenizer_decode(t, ids, 64, false, a, &whole, &bytes));
-        EXPECT(bytes == used && memcmp(whole, pieces, used) == 0);
+        EXPECT_OK(tokenizer_decode(t, ids, 64, false, a, &whole));
+        EXPECT(whole.bytes == used && memcmp(whole.text, pieces, used) == 0);
         int32_t *again;
         uint32_t count; /* what came out is UTF-8 */
-        EXPECT_OK(tokenizer_encode(t, whole, bytes, false, a, &again, &count));
+        EXPECT_OK(tokenizer_encode(t, whole, false, a, &again, &count));
     }
     tokenizer_destroy(t);
     arena_destroy(a);
@@ -345,13 +345,12 @@ TEST(byte_fallback_puts_characters_together_and_strips_one_leading_space)
     arena *a = arena_create("test");
     int32_t *ids;
     uint32_t count;
-    char *text;
-    size_t bytes;
-    EXPECT_OK(tokenizer_encode(t, "a \xc3\xa9z a", 7, false, a, &ids, &count));
+    span text;
+    EXPECT_OK(tokenizer_encode(t, (span){"a \xc3\xa9z a", 7}, false, a, &ids, &count));
     static const int32_t want[] = {4, 0, 2, 3, 4}; /* z is in no vocabulary and has no bytes */
     EXPECT(count == 5 && memcmp(ids, want, sizeof want) == 0);
-    EXPECT_OK(tokenizer_decode(t, ids, count, false, a, &text, &bytes));
-    EXPECT_EQ_STR(text, "a \xc3\xa9 a");
+    EXPECT_OK(tokenizer_decode(t, ids, count, false, a, &text));
+    EXPECT_EQ_STR(text.text, "a \xc3\xa9 a");
     detokenizer d;
     char out[64];
     detokenizer_start(t, false, &d);
@@ -377,19 +376,19 @@ TEST(one_word_of_a_megabyte_is_encoded_in_order_n_log_n)
     enum { BYTES = 1 << 20 };
     tokenizer *t = small_model();
     arena *a = arena_create("test");
-    char *text = arena_alloc(a, BYTES, 1), *back;
+    char *text = arena_alloc(a, BYTES, 1);
+    span back;
     int32_t *ids;
     uint32_t count;
-    size_t bytes;
     rng r;
     rng_seed(&r, test_seed());
     for (int i = 0; i < BYTES; i++)
         text[i] = (char)('a' + rng_below(&r, 26));
     double start = seconds();
-    EXPECT_OK(tokenizer_encode(t, text, BYTES, false, a, &ids, &count));
+    EXPECT_OK(tokenizer_encode(t, (span){text, BYTES}, false, a, &ids, &count));
     EXPECT_LE_F64(seconds() - start, 60);
-    EXPECT_OK(tokenizer_decode(t, ids, count, false, a, &back, &bytes));
-    EXPECT(bytes == BYTES && memcmp(back, text, BYTES) == 0);
+    EXPECT_OK(tokenizer_decode(t, ids, count, false, a, &back));
+    EXPECT(back.bytes == BYTES && memcmp(back.text, text, BYTES) == 0);
     tokenizer_destroy(t);
     arena_destroy(a);
 }
@@ -403,8 +402,8 @@ TEST(long_runs_of_combining_marks_are_refused)
     uint32_t count;
     for (int i = 0; i < 2048; i++)
         memcpy(text + 2 * i, "\xcc\x81", 2);
-    EXPECT_OK(tokenizer_encode(t, text, 2048, false, a, &ids, &count));
-    EXPECT_STATUS(tokenizer_encode(t, text, 4096, false, a, &ids, &count), STATUS_INVALID);
+    EXPECT_OK(tokenizer_encode(t, (span){text, 2048}, false, a, &ids, &count));
+    EXPECT_STATUS(tokenizer_encode(t, (span){text, 4096}, false, a, &ids, &count), STATUS_INVALID);
     EXPECT_HAS_STR(log_last_error(), "combining marks in a row");
     tokenizer_destroy(t);
     arena_destroy(a);
@@ -418,11 +417,11 @@ TEST(encoding_twice_gives_the_same_ids)
     const char *text = "the same words, the same words, and the same again";
     int32_t *first, *second;
     uint32_t first_count, second_count;
-    EXPECT_OK(tokenizer_encode(t, text, strlen(text), false, a, &first, &first_count));
-    EXPECT_OK(tokenizer_encode(t, text, strlen(text), false, a, &second, &second_count));
+    EXPECT_OK(tokenizer_encode(t, (span){text, strlen(text)}, false, a, &first, &first_count));
+    EXPECT_OK(tokenizer_encode(t, (span){text, strlen(text)}, false, a, &second, &second_count));
     EXPECT(first_count == second_count);
     EXPECT_EQ_MEM(first, second, first_count * sizeof *first);
-    EXPECT_OK(tokenizer_encode(t, "", 0, true, a, &first, &first_count));
+    EXPECT_OK(tokenizer_encode(t, (span){"", 0}, true, a, &first, &first_count));
     EXPECT(first_count == 0);
     tokenizer_destroy(t);
     arena_destroy(a);

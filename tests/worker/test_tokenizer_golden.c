@@ -42,19 +42,19 @@ static void check_long(uint32_t index)
     tokenizer *t = open_named(index, a);
     int32_t *ids = NULL;
     uint32_t count = 0;
-    EXPECT(tokenizer_encode(t, text, bytes, false, a, &ids, &count) == STATUS_OK);
+    EXPECT(tokenizer_encode(t, (span){text, bytes}, false, a, &ids, &count) == STATUS_OK);
     EXPECT_MSG(count == golden_bytes / 2, "%s: %u ids, golden %zu", names[index], count,
                golden_bytes / 2);
     for (uint32_t i = 0; i < count; i++) {
         int32_t want = (uint8_t)golden[2 * i] | (uint8_t)golden[2 * i + 1] << 8;
         EXPECT_MSG(ids[i] == want, "%s: id %u is %d, golden %d", names[index], i, ids[i], want);
     }
-    char *back = NULL;
-    size_t back_bytes = 0;
-    EXPECT(tokenizer_decode(t, ids, count, false, a, &back, &back_bytes) == STATUS_OK);
-    EXPECT_MSG(back_bytes >= bytes - bytes / 50, "%s: %zu bytes back from %zu", names[index],
-               back_bytes, bytes);
-    if (index < 2) EXPECT_MSG(back_bytes == bytes && memcmp(back, text, bytes) == 0, "round trip");
+    span back;
+    EXPECT(tokenizer_decode(t, ids, count, false, a, &back) == STATUS_OK);
+    EXPECT_MSG(back.bytes >= bytes - bytes / 50, "%s: %zu bytes back from %zu", names[index],
+               back.bytes, bytes);
+    if (index < 2)
+        EXPECT_MSG(back.bytes == bytes && memcmp(back.text, text, bytes) == 0, "round trip");
     tokenizer_destroy(t);
     arena_destroy(a);
 }
@@ -104,11 +104,10 @@ static void expect_text(const char *name, int line, const tokenizer *t, const in
                         uint32_t count, bool skip, span golden)
 {
     arena *a = arena_create("text");
-    char *text = NULL;
-    size_t bytes = 0;
-    EXPECT(tokenizer_decode(t, ids, count, skip, a, &text, &bytes) == STATUS_OK);
-    EXPECT_MSG(bytes == golden.bytes && memcmp(text, golden.text, bytes) == 0,
-               "%s, case %d: decoded to \"%s\", golden \"%s\"", name, line, text, golden.text);
+    span text;
+    EXPECT(tokenizer_decode(t, ids, count, skip, a, &text) == STATUS_OK);
+    EXPECT_MSG(text.bytes == golden.bytes && memcmp(text.text, golden.text, text.bytes) == 0,
+               "%s, case %d: decoded to \"%s\", golden \"%s\"", name, line, text.text, golden.text);
     arena_destroy(a);
 }
 
@@ -131,9 +130,9 @@ TEST(short_cases_equal_golden_with_and_without_special_tokens)
             int32_t *ids = NULL;
             uint32_t count = 0;
             line++;
-            EXPECT(tokenizer_encode(t, text.text, text.bytes, false, a, &ids, &count) == STATUS_OK);
+            EXPECT(tokenizer_encode(t, text, false, a, &ids, &count) == STATUS_OK);
             expect_ids(names[n], line, ids, count, json_get(want, "ids"));
-            EXPECT(tokenizer_encode(t, text.text, text.bytes, true, a, &ids, &count) == STATUS_OK);
+            EXPECT(tokenizer_encode(t, text, true, a, &ids, &count) == STATUS_OK);
             expect_ids(names[n], line, ids, count, json_get(want, "ids_special"));
             expect_text(names[n], line, t, ids, count, false,
                         json_text(json_get(want, "decoded")->valuestring, a));
