@@ -92,7 +92,7 @@ static span replace_nuls(const char *text, size_t bytes, arena *a)
     char *copy = arena_alloc(a, bytes, 1);
     size_t used = 0;
     for (size_t i = 0; i < bytes; i++) {
-        if (text[i] != '\\' || bytes - i < 6 || memcmp(text + i, "\\u0000", 6) != 0) {
+        if (bytes - i < 6 || memcmp(text + i, "\\u0000", 6) != 0) {
             copy[used++] = text[i];
             if (text[i] == '\\' && i + 1 < bytes) copy[used++] = text[++i];
             continue;
@@ -110,9 +110,9 @@ span json_text(const char *text, arena *a)
     if (!memchr(text, 0xc0, bytes)) return (span){text, bytes};
     char *copy = arena_alloc(a, bytes, 1);
     for (size_t i = 0; i < bytes; i++) {
-        bool nul = (uint8_t)text[i] == 0xc0;
-        copy[used++] = nul ? '\0' : text[i];
-        i += nul;
+        copy[used] = text[i];
+        if ((uint8_t)text[i] == 0xc0) copy[used] = text[++i] & 0x3f; /* 0x80 becomes 0 */
+        used++;
     }
     return (span){copy, used};
 }
