@@ -100,7 +100,8 @@ rig *rig_create(const rig_options *o)
     };
     EXPECT(kv_client_create(&config, &r->client) == STATUS_OK);
     arena_seal(r->memory);
-    for (uint32_t i = 0; i < 2000 && !rig_ready(r); i++) rig_run(r, 50 * RIG_US);
+    for (uint32_t i = 0; i < 2000 && !rig_ready(r); i++)
+        rig_run(r, 50 * RIG_US);
     EXPECT(rig_ready(r));
     return r;
 }
@@ -109,7 +110,8 @@ void rig_destroy(rig *r)
 {
     kv_client_destroy(r->client);
     kv_transport_close(r->transport);
-    for (uint32_t i = 0; i < r->nodes; i++) rig_node_kill(r, i);
+    for (uint32_t i = 0; i < r->nodes; i++)
+        rig_node_kill(r, i);
     arena_destroy(r->memory);
     free(r);
 }
@@ -149,7 +151,8 @@ bool rig_ready(rig *r)
     kv_client_stats stats;
     kv_client_stats_read(r->client, &stats);
     uint32_t living = 0;
-    for (uint32_t i = 0; i < r->nodes; i++) living += r->node[i].server != NULL;
+    for (uint32_t i = 0; i < r->nodes; i++)
+        living += r->node[i].server != NULL;
     return stats.nodes_connected == living;
 }
 
@@ -214,7 +217,8 @@ kv_done rig_get(rig *r, const block_id *id, uint32_t count, kv_class class, stat
     uint64_t *digest = malloc(count * sizeof *digest);
     uint8_t *bytes = malloc(r->block_bytes);
     CHECK(digest != NULL && bytes != NULL);
-    for (uint32_t i = 0; i < count; i++) digest[i] = rig_digest(r, &id[i]);
+    for (uint32_t i = 0; i < count; i++)
+        digest[i] = rig_digest(r, &id[i]);
     kv_get get = {
         .id = id,
         .digest = digest,

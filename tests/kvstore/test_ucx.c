@@ -4,7 +4,6 @@
 
 #include <stdlib.h>
 
-
 typedef struct peer_log {
     uint32_t opened, closed, messages, sent;
     kv_peer last;
@@ -73,7 +72,8 @@ TEST(messages_cross_whole_and_a_closed_end_is_told)
     EXPECT(client->ops->dial(client, address, &peer) == STATUS_OK);
     EXPECT(until(client, server, &at_client.opened, 1));
     uint8_t *body = calloc(1, 1 << 20);
-    for (uint32_t i = 0; i < 1 << 20; i++) body[i] = (uint8_t)(i * 7 + i / 251);
+    for (uint32_t i = 0; i < 1 << 20; i++)
+        body[i] = (uint8_t)(i * 7 + i / 251);
     static const uint32_t sizes[] = {1, 100, 8192, 16384, 32768, 65536, 1 << 20};
     for (uint32_t i = 0; i < 7; i++) {
         kv_message m = {"0123456789abcdef", 16, body, sizes[i], i};
