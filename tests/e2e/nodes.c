@@ -1,6 +1,7 @@
 #include "tests/e2e/nodes.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>

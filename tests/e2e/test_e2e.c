@@ -134,13 +134,13 @@ static void take_events(worker_engine *e, outcome *o, trouble *t, uint32_t *fini
     }
 }
 
-static void decode_all(run *r, const row *row, outcome *o)
+static void decode_all(run *r, const row *of, outcome *o)
 {
     worker_engine *e = run_engine(r);
-    trouble t = {.act = row->act};
+    trouble t = {.act = of->act};
     uint32_t sent = 0, finished = 0;
     while (finished < PROMPTS) {
-        bool due = !row->ragged || sent == 0 || t.tokens > 60 * sent || worker_idle(e);
+        bool due = !of->ragged || sent == 0 || t.tokens > 60 * sent || worker_idle(e);
         if (sent < PROMPTS && due) {
             worker_request request = {.id = sent, .prompt = prompt[sent],
                                       .prompt_count = prompt_length[sent], .max_new = NEW_TOKENS,
@@ -153,30 +153,30 @@ static void decode_all(run *r, const row *row, outcome *o)
         take_events(e, o, &t, &finished);
         make_trouble(&t);
     }
-    EXPECT(t.over || row->act == NOTHING);
+    EXPECT(t.over || of->act == NOTHING);
 }
 
-static void run_row(const char *name, const row *row, outcome *o)
+static void run_row(const char *name, const row *of, outcome *o)
 {
     load_prompts();
     memset(o, 0, sizeof *o);
     cluster_config cluster;
-    if (row->nodes > 0) nodes_start(row->nodes, row->replicas, "512MiB", row->faults, &cluster);
+    if (of->nodes > 0) nodes_start(of->nodes, of->replicas, "512MiB", of->faults, &cluster);
     run_setup setup = {
         .model_dir = TEST_SOURCE_DIR "/worker/small-model",
-        .selector = {.name = "nosa", .budget = "16", .source = row->source}, .max_len = 16384,
-        .seqs = row->batch, .batched = row->chunk, .threads = row->threads,
-        .pool_bytes = kv_bytes() / row->pool_divisor, .host_tier_bytes = row->host_tier_bytes,
-        .park_quantum = 32, .cluster = row->nodes > 0 ? &cluster : NULL,
-        .no_verify = row->no_verify, .no_prefetch = row->no_prefetch};
+        .selector = {.name = "nosa", .budget = "16", .source = of->source}, .max_len = 16384,
+        .seqs = of->batch, .batched = of->chunk, .threads = of->threads,
+        .pool_bytes = kv_bytes() / of->pool_divisor, .host_tier_bytes = of->host_tier_bytes,
+        .park_quantum = 32, .cluster = of->nodes > 0 ? &cluster : NULL,
+        .no_verify = of->no_verify, .no_prefetch = of->no_prefetch};
     run *r = run_open(&setup);
     uint64_t started = now_ns();
-    decode_all(r, row, o);
+    decode_all(r, of, o);
     double seconds = (double)(now_ns() - started) * 1e-9;
     worker_stats_read(run_engine(r), &o->stats);
-    if (row->nodes > 0) nodes_counts(&o->nodes);
+    if (of->nodes > 0) nodes_counts(&o->nodes);
     run_close(r);
-    if (row->nodes > 0) nodes_stop();
+    if (of->nodes > 0) nodes_stop();
     const worker_stats *s = &o->stats;
     printf("%-28s %5.1f s  resident %llu host %llu remote %llu recomputed %llu | client: served %llu "
            "stored %llu failed over %llu hedged %llu corrupt %llu | nodes: served %llu stored %llu "
@@ -192,20 +192,20 @@ static void run_row(const char *name, const row *row, outcome *o)
     fflush(stdout);
 }
 
-static void expect_wanted(const row *row, const outcome *o)
+static void expect_wanted(const row *of, const outcome *o)
 {
     const worker_stats *s = &o->stats;
     EXPECT_EQ_U64(o->failed, 0);
-    if (row->wants & WANT_REMOTE) {
+    if (of->wants & WANT_REMOTE) {
         EXPECT(s->blocks.remote > 0 && s->served.blocks > 0);
-        if (row->act == NOTHING) EXPECT_GE_U64(o->nodes.served, s->served.blocks);
-        if (row->act == NOTHING && row->faults == NULL)
-            EXPECT_GE_U64(o->nodes.stored, s->stored.blocks * row->replicas);
+        if (of->act == NOTHING) EXPECT_GE_U64(o->nodes.served, s->served.blocks);
+        if (of->act == NOTHING && of->faults == NULL)
+            EXPECT_GE_U64(o->nodes.stored, s->stored.blocks * of->replicas);
     }
-    if (row->wants & WANT_FAILOVER) EXPECT(s->client.failed_over + s->client.hedged > 0);
-    if (row->wants & WANT_CORRUPT) EXPECT(s->client.corrupt + o->nodes.corrupt > 0);
-    if (row->wants & WANT_RECOMPUTE) EXPECT(s->recomputes > 0 && s->blocks.recomputed > 0);
-    if (row->wants & WANT_PARKS) EXPECT(s->parks > 0);
+    if (of->wants & WANT_FAILOVER) EXPECT(s->client.failed_over + s->client.hedged > 0);
+    if (of->wants & WANT_CORRUPT) EXPECT(s->client.corrupt + o->nodes.corrupt > 0);
+    if (of->wants & WANT_RECOMPUTE) EXPECT(s->recomputes > 0 && s->blocks.recomputed > 0);
+    if (of->wants & WANT_PARKS) EXPECT(s->parks > 0);
 }
 
 /* The all-in-memory run of a source that every row of that source is compared with. */
@@ -227,17 +227,17 @@ static const outcome *reference(const char *source)
     test_fail(__FILE__, __LINE__, "no such source %s", source);
 }
 
-static void same(const char *name, row row)
+static void same(const char *name, row of)
 {
-    if (row.source == NULL) row.source = "own";
-    if (row.pool_divisor == 0) row.pool_divisor = 8;
-    if (row.batch == 0) row.batch = 8;
-    if (row.chunk == 0) row.chunk = 512;
-    if (row.threads == 0) row.threads = 2;
-    const outcome *want = reference(row.source);
+    if (of.source == NULL) of.source = "own";
+    if (of.pool_divisor == 0) of.pool_divisor = 8;
+    if (of.batch == 0) of.batch = 8;
+    if (of.chunk == 0) of.chunk = 512;
+    if (of.threads == 0) of.threads = 2;
+    const outcome *want = reference(of.source);
     static outcome got;
-    run_row(name, &row, &got);
-    expect_wanted(&row, &got);
+    run_row(name, &of, &got);
+    expect_wanted(&of, &got);
     for (uint32_t i = 0; i < PROMPTS; i++) EXPECT_EQ_X64(got.digest[i], want->digest[i]);
 }
 
