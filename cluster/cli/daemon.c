@@ -45,8 +45,8 @@ static uint64_t start_time(pid_t pid)
 
 bool daemon_alive(daemon_process process)
 {
-    if (process.pid <= 0) return false;
-    waitpid(process.pid, NULL, WNOHANG); /* reaps it if it was ours */
+    if (process.pid <= 0 || process.started == 0) return false; /* ended before we looked */
+    waitpid(process.pid, NULL, WNOHANG);                        /* reaps it if it was ours */
     return start_time(process.pid) == process.started;
 }
 
