@@ -151,6 +151,13 @@ static status await_serving(launch *l, uint64_t timeout_ns)
             l->serving_count++;
             continue;
         }
+        /* One that ran before may have been told to drain: it stays as it is. */
+        ask_answer answer;
+        if (!l->ours[i] && ask_node(map->node[i].control, 250, &answer) == STATUS_OK &&
+            answer.state == ASK_DRAINING) {
+            i++;
+            continue;
+        }
         if (cli_interrupted())
             return FAIL(CANCELED, "interrupted; what was started is stopped again");
         if (!daemon_alive(l->process[i])) {
@@ -173,14 +180,18 @@ static void print_up(const cli_call *call, const launch *l, uint64_t epoch)
 {
     const cluster_map *map = &l->config->map;
     if (!call->json) {
+        if (l->serving_count < map->node_count)
+            printf("%" PRIu32
+                   " nodes drain and take no new blocks; `down` and `up` start them afresh\n",
+                   map->node_count - l->serving_count);
         printf("%" PRIu32 " nodes serve, %" PRIu32 " of them started now; %" PRIu32
                " copies of each block, map epoch %" PRIu64 "\n",
-               map->node_count, l->started, map->replicas, epoch);
+               l->serving_count, l->started, map->replicas, epoch);
         return;
     }
-    printf("{\"schema\":\"shoal.cluster_up/1\",\"nodes\":%" PRIu32 ",\"started\":%" PRIu32
-           ",\"replicas\":%" PRIu32 ",\"epoch\":%" PRIu64 ",\"pids\":[",
-           map->node_count, l->started, map->replicas, epoch);
+    printf("{\"schema\":\"shoal.cluster_up/1\",\"nodes\":%" PRIu32 ",\"serving\":%" PRIu32
+           ",\"started\":%" PRIu32 ",\"replicas\":%" PRIu32 ",\"epoch\":%" PRIu64 ",\"pids\":[",
+           map->node_count, l->serving_count, l->started, map->replicas, epoch);
     for (uint32_t i = 0; i < map->node_count; i++)
         printf("%s%d", i ? "," : "", (int)l->process[i].pid);
     printf("]}\n");

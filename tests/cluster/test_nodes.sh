@@ -25,6 +25,7 @@ expect 0 "draining" shoal node drain n2
 victim=$(cut -d' ' -f1 state/n3.pid); kill -9 "$victim"; until_gone "$victim" || bad "n3 survives"
 expect 4 "2 of 3 nodes answer" shoal cluster status
 expect 0 "1 of them started now" shoal cluster up
+expect 0 "1 nodes drain and take no new blocks" shoal cluster up
 
 # A pid that another process has now is not touched.
 tail -f /dev/null & other=$!
