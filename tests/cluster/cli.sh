@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034,SC2154
 # Words of the command line tests: sourced, with the folder of programs as $1.
 # A test runs in a folder of its own with a cluster.yaml of three nodes on free ports.
 set -u
