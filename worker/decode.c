@@ -183,23 +183,20 @@ static bool prepare(decode *d, live *l, batch_error *error)
                                        : "the batch asks for too many selections");
         return false;
     }
-    if (r->chat) {
-        batch_error_set(error, "unsupported",
-                        tokenizer_has_chat_template(s->words)
-                            ? "%s: /v1/chat/completions: this model's chat template is not rendered"
-                              " here; send the finished prompt to /v1/completions"
-                            : "%s: /v1/chat/completions: this model's tokenizer has no chat"
-                              " template; send a prompt to /v1/completions",
-                        d->where);
+    text chat;
+    text_start(&chat, l->memory);
+    char sentence[BATCH_MESSAGE_MAX];
+    if (r->chat && !session_chat(s, r, &chat, sentence, sizeof sentence)) {
+        batch_error_set(error, "unsupported", "%s: %s", d->where, sentence);
         return false;
     }
     l->ids = (int32_t *)(uintptr_t)r->ids;
     l->id_count = r->id_count;
-    if (r->prompt != NULL) {
-        status done = tokenizer_encode(s->words, (span){r->prompt, r->prompt_bytes}, true,
-                                       l->memory, &l->ids, &l->id_count);
-        if (done != STATUS_OK) return error_of(error, d, done), false;
-    }
+    status done = STATUS_OK;
+    span prompt = r->chat ? (span){chat.bytes, chat.count} : (span){r->prompt, r->prompt_bytes};
+    if (prompt.bytes > 0) /* a chat template writes its own special tokens */
+        done = tokenizer_encode(s->words, prompt, !r->chat, l->memory, &l->ids, &l->id_count);
+    if (done != STATUS_OK) return error_of(error, d, done), false;
     uint64_t need = (uint64_t)l->id_count + r->max_tokens;
     if (l->id_count > 0 && need <= s->cluster.max_model_len) return true;
     if (l->id_count == 0) {

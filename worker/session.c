@@ -90,6 +90,30 @@ const selection *session_select(session *s, const selector_choice *asked)
     return way;
 }
 
+static void load_chat(session *s)
+{
+    s->chat_tried = true;
+    status loaded = chat_load(s->args->model, &s->chat);
+    (void)snprintf(s->chat_sentence, sizeof s->chat_sentence, "/v1/chat/completions: %s",
+                   loaded != STATUS_OK ? log_last_error()
+                                       : "this model's tokenizer has no chat template; send a "
+                                         "prompt to /v1/completions");
+}
+
+bool session_chat(session *s, const batch_request *request, text *out_prompt, char *out_sentence,
+                  size_t room)
+{
+    if (!s->chat_tried) load_chat(s);
+    if (s->chat == NULL) {
+        (void)snprintf(out_sentence, room, "%s", s->chat_sentence);
+        return false;
+    }
+    if (chat_render(s->chat, request->messages, request->message_count, out_prompt) == STATUS_OK)
+        return true;
+    (void)snprintf(out_sentence, room, "/v1/chat/completions: %s", log_last_error());
+    return false;
+}
+
 static uint32_t larger(uint32_t a, uint32_t b)
 {
     return a > b ? a : b;
@@ -239,6 +263,7 @@ void session_close(session *s)
     if (s->engine != NULL) worker_destroy(s->engine);
     model_free(s->model);
     tokenizer_destroy(s->words);
+    chat_free(s->chat);
     if (s->backend != NULL) kern_backend_close(s->backend);
     arena_destroy(s->memory);
     *s = (session){.args = NULL};

@@ -8,6 +8,7 @@
 #define WORKER_SESSION_H
 
 #include "worker/args.h"
+#include "worker/chat.h"
 #include "worker/text.h"
 #include "worker/tokenizer.h"
 #include "worker/worker.h"
@@ -30,7 +31,10 @@ typedef struct session {
     kern_backend *backend;
     model *model;
     tokenizer *words;
-    const char *model_name; /* last part of the folder's path */
+    chat_template *chat; /* loaded when the first chat comes; NULL: none */
+    bool chat_tried;
+    char chat_sentence[300]; /* why there is none */
+    const char *model_name;  /* last part of the folder's path */
     worker_engine *engine;
     worker_stats *stats;                     /* room for worker_stats_read */
     selection selection[KERN_SELECTORS_MAX]; /* [0]: the run's own */
@@ -42,6 +46,9 @@ status session_open(const args *a, session *out_session);
 /* What a request asks for over what the run does. NULL: more than KERN_SELECTORS_MAX ways in a run.
  */
 const selection *session_select(session *s, const selector_choice *asked);
+/* A chat as the text of a prompt. False: out_sentence, of `room` bytes, says why not. */
+bool session_chat(session *s, const batch_request *request, text *out_prompt, char *out_sentence,
+                  size_t room);
 /* The engine, with buffers for every selection known by now. The memory plan goes to `plan`, or
  * nowhere when NULL. */
 status session_start(session *s, FILE *plan);

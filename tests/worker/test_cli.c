@@ -251,6 +251,49 @@ static int whole_lines(const char *out)
     return lines;
 }
 
+TEST(a_chat_is_answered_where_the_model_has_a_template)
+{
+    static const char *const files[] = {"config.json", "tokenizer.json", "model.safetensors"};
+    arena *memory = arena_create("cli");
+    char from[512], to[512];
+    EXPECT(mkdir(program_path("model"), 0700) == 0);
+    for (int i = 0; i < 3; i++) {
+        snprintf(from, sizeof from, SMALL_MODEL "/%s", files[i]);
+        snprintf(to, sizeof to, "%s/%s", program_path("model"), files[i]);
+        EXPECT(symlink(from, to) == 0);
+    }
+    program_write("model/chat_template.jinja",
+                  "{% for m in messages %}{{ m.role }} says: {{ m.content }}\n{% endfor %}");
+    program_write(
+        "in.jsonl",
+        "{\"custom_id\":\"chat\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\","
+        "\"body\":{\"messages\":[{\"role\":\"user\",\"content\":\"SQLite\"}],"
+        "\"max_tokens\":8,\"temperature\":0,\"logprobs\":true,\"top_logprobs\":1}}\n" BODY(
+            "same", "{\"prompt\":\"user says: SQLite\\n\",\"max_tokens\":8,"
+                    "\"temperature\":0}"));
+    PROGRAM_CALL(&run, "decode", "@in.jsonl", "-o", "@o.jsonl", "--model", "@model",
+                 "--deterministic");
+    EXPECT_MSG(run.exit_code == 0, "%s", run.err);
+    const char *at = program_read(memory, "o.jsonl");
+    const char *words[2];
+    cJSON *line[2];
+    for (int i = 0; i < 2; i++) {
+        const char *end = strchr(at, '\n');
+        EXPECT_OK(json_parse("out", at, (size_t)(end - at), &line[i]));
+        const cJSON *choice = json_get(body_of(line[i]), "choices")->child;
+        const cJSON *message = i == 0 ? json_get(choice, "message") : choice;
+        words[i] = json_get(message, i == 0 ? "content" : "text")->valuestring;
+        at = end + 1;
+    }
+    EXPECT_EQ_STR(words[0], words[1]);
+    EXPECT_EQ_STR(json_get(body_of(line[0]), "object")->valuestring, "chat.completion");
+    const cJSON *choice = json_get(body_of(line[0]), "choices")->child;
+    EXPECT_EQ_I64(cJSON_GetArraySize(json_get(json_get(choice, "logprobs"), "content")), 8);
+    json_free(line[0]);
+    json_free(line[1]);
+    arena_destroy(memory);
+}
+
 /* Ctrl-C once the first line is there: it is kept whole, and the exit code says so. */
 TEST(an_interrupted_run_keeps_its_finished_lines_and_can_be_resumed)
 {
