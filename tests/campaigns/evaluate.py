@@ -32,8 +32,6 @@ RUNS = {
     'nosa24': ['--budget', '24'],
     'nosa24-mid': ['--budget', '24', '--lookahead', 'mid'],
 }
-# Lookahead as small-model.md gives it: bits a byte and share of keys at 16K.
-LOOKAHEAD = {'nosa16-mid': (0.9756, 0.84), 'nosa16-input': (0.9878, 0.83), 'nosa24-mid': (0.9665, 0.90)}
 POOL = {'full': '68MiB'}
 
 
@@ -68,11 +66,9 @@ def run(worker, name, task, length, path):
 def judge(name, length, bits, share, known):
     """Sentences about what is outside its bound."""
     wrong = []
-    if name in LOOKAHEAD and length == '16k':
-        want_bits, want_share = LOOKAHEAD[name]
-    else:
-        want_bits = known['bits_per_byte'].get(f'{name}@{dict([("16k", 16384), ("4k", 4096)])[length]}')
-        want_share = known['keys'].get(f'{name}@{length}', {}).get('trained')
+    tokens = {'16k': 16384, '4k': 4096}[length]
+    want_bits = known['bits_per_byte'].get(f'{name}@{tokens}')
+    want_share = known['keys'].get(f'{name}@{length}', {}).get('trained')
     if want_bits is not None and bits is not None and abs(bits - want_bits) > 0.003:
         wrong.append(f'{name}@{length}: {bits:.4f} bits a byte, PyTorch {want_bits}')
     if want_share is not None and share is not None and abs(share - want_share) > 0.05 + 1e-9:
