@@ -46,7 +46,7 @@ static void help_all(FILE *to)
                 "usage: shoal NOUN [VERB] [ARGS] [--flags]\n\nwork:\n"
                 "  decode            answer a file of prompts (run by shoal-worker)\n"
                 "  eval              measure a model on cases with known answers\n"
-                "  bench             measure steps and fetches\n\nstore:\n");
+                "\nstore:\n");
     for (size_t i = 0; i < VERB_COUNT; i++) {
         char name[32];
         snprintf(name, sizeof name, "%s %s", verbs[i].noun, verbs[i].verb);
@@ -98,6 +98,7 @@ static status run_external(int argc, char **argv)
     return FAIL(INVALID, "unknown noun \"%.40s\"; `shoal --help` lists the known ones", noun);
 }
 
+/* argv[1] stays the verb. */
 static status run_worker(char **argv)
 {
     status s = cli_exec("shoal-worker", argv);
@@ -155,7 +156,7 @@ static status dispatch(int argc, char **argv)
         return dispatch(count, swapped);
     }
     for (size_t i = 0; i < sizeof worker_nouns / sizeof *worker_nouns; i++)
-        if (strcmp(argv[1], worker_nouns[i]) == 0) return run_worker(argv + 1);
+        if (strcmp(argv[1], worker_nouns[i]) == 0) return run_worker(argv);
     return dispatch_noun(argv[1], argc, argv);
 }
 
