@@ -148,7 +148,7 @@ LANE_OP void run_values(uint32_t heads, uint32_t dims, attend_scratch *s, uint32
 {
     vf sum[VALUE_HEADS * VALUE_DIMS / 16];
     const uint32_t lanes = dims / 16;
-#pragma GCC unroll 16
+    UNROLL(16)
     for (uint32_t i = 0; i < heads * lanes; i++)
         sum[i] = vf_zero();
     for (uint32_t i = 0; i < runs; i++) {
@@ -156,11 +156,11 @@ LANE_OP void run_values(uint32_t heads, uint32_t dims, attend_scratch *s, uint32
         const float *p = s->logits + (uint64_t)head * GROUP_TOKENS + s->run[i].place;
         const uint32_t count = s->run[i].count;
         for (uint32_t t = 0; t < count; t++) {
-#pragma GCC unroll 4
+            UNROLL(4)
             for (uint32_t c = 0; c < lanes; c += 2) {
                 vf low, high;
                 vf_pair(v + (uint64_t)t * dim + c * 16, &low, &high);
-#pragma GCC unroll 4
+                UNROLL(4)
                 for (uint32_t h = 0; h < heads; h++) {
                     const vf weight = vf_set1(p[h * GROUP_TOKENS + t]);
                     sum[h * lanes + c] = vf_fma(weight, low, sum[h * lanes + c]);
@@ -169,11 +169,11 @@ LANE_OP void run_values(uint32_t heads, uint32_t dims, attend_scratch *s, uint32
             }
         }
     }
-#pragma GCC unroll 4
+    UNROLL(4)
     for (uint32_t h = 0; h < heads; h++)
-#pragma GCC unroll 4
-        for (uint32_t c = 0; c < lanes; c++)
-            vf_store(s->value + (head + h) * dim + d0 + c * 16, sum[h * lanes + c]);
+        UNROLL(4)
+    for (uint32_t c = 0; c < lanes; c++)
+        vf_store(s->value + (head + h) * dim + d0 + c * 16, sum[h * lanes + c]);
 }
 
 static void group_values(attend_scratch *s, uint32_t heads, uint32_t runs, uint32_t dim)

@@ -37,21 +37,21 @@ LANE_OP void dots_tile(uint32_t heads, const float *q, const uint16_t *rows, uin
 {
     const uint32_t positions = 16 / heads;
     vf sum[16];
-#pragma GCC unroll 16
+    UNROLL(16)
     for (uint32_t i = 0; i < 16; i++)
         sum[i] = vf_zero();
     for (uint32_t c = 0; c < dim; c += 32) {
         vf q_low[4], q_high[4];
-#pragma GCC unroll 4
+        UNROLL(4)
         for (uint32_t h = 0; h < heads; h++) {
             q_low[h] = vf_load(q + h * dim + c);
             q_high[h] = vf_load(q + h * dim + c + 16);
         }
-#pragma GCC unroll 16
+        UNROLL(16)
         for (uint32_t p = 0; p < positions; p++) {
             vf low, high;
             vf_pair(rows + p * dim + c, &low, &high);
-#pragma GCC unroll 4
+            UNROLL(4)
             for (uint32_t h = 0; h < heads; h++)
                 sum[h * positions + p] =
                     vf_fma(q_high[h], high, vf_fma(q_low[h], low, sum[h * positions + p]));
@@ -86,15 +86,15 @@ LANE_OP void dots_sixteen(uint32_t heads, const float *q, const uint16_t *rows, 
 LANE_OP void dots_four(const float *q, const uint16_t *rows, uint32_t dim, __m256 s[4])
 {
     vf sum[4];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (uint32_t p = 0; p < 4; p++)
         sum[p] = vf_zero();
     for (uint32_t c = 0; c < dim; c += 32) {
-#pragma GCC unroll 2
+        UNROLL(2)
         for (uint32_t half = 0; half < 2; half++) {
             const __m256 q_low = _mm256_loadu_ps(q + c + 8 * half);
             const __m256 q_high = _mm256_loadu_ps(q + c + 16 + 8 * half);
-#pragma GCC unroll 4
+            UNROLL(4)
             for (uint32_t p = 0; p < 4; p++) {
                 __m256 low, high;
                 vn_pair(rows + p * dim + c + 16 * half, &low, &high);
@@ -103,7 +103,7 @@ LANE_OP void dots_four(const float *q, const uint16_t *rows, uint32_t dim, __m25
             }
         }
     }
-#pragma GCC unroll 4
+    UNROLL(4)
     for (uint32_t p = 0; p < 4; p++)
         s[p] = _mm256_add_ps(sum[p].a, sum[p].b);
 }

@@ -48,19 +48,19 @@ LANE_OP void tile(const kern_linear_args *a, uint32_t rows, uint32_t units, uint
     const float *x = a->x + row * a->x_stride;
     const uint16_t *w[4];
     vn low[12 * 4], high[12 * 4];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (uint32_t j = 0; j < units; j++)
         w[j] = a->weight->data + (uint64_t)((unit + j) / UNITS) * depth * KERN_PANEL +
                (unit + j) % UNITS * 2 * VN_LANES;
-#pragma GCC unroll 48
+    UNROLL(48)
     for (uint32_t i = 0; i < rows * units; i++)
         low[i] = high[i] = vn_zero();
     for (uint32_t k = 0; k < depth; k++) {
-#pragma GCC unroll 4
+        UNROLL(4)
         for (uint32_t j = 0; j < units; j++) {
             vn w_low, w_high;
             vn_pair(w[j] + (uint64_t)k * KERN_PANEL, &w_low, &w_high);
-#pragma GCC unroll 12
+            UNROLL(12)
             for (uint32_t i = 0; i < rows; i++) {
                 const vn xk = vn_set1(x[i * a->x_stride + k]);
                 low[i * units + j] = vn_fma(xk, w_low, low[i * units + j]);
@@ -68,14 +68,14 @@ LANE_OP void tile(const kern_linear_args *a, uint32_t rows, uint32_t units, uint
             }
         }
     }
-#pragma GCC unroll 12
+    UNROLL(12)
     for (uint32_t i = 0; i < rows; i++)
-#pragma GCC unroll 4
-        for (uint32_t j = 0; j < units; j++) {
-            const uint32_t column = (unit + j) / UNITS * KERN_PANEL + (unit + j) % UNITS * VN_LANES;
-            finish(a, row + i, column, low[i * units + j]);
-            finish(a, row + i, column + 16, high[i * units + j]);
-        }
+        UNROLL(4)
+    for (uint32_t j = 0; j < units; j++) {
+        const uint32_t column = (unit + j) / UNITS * KERN_PANEL + (unit + j) % UNITS * VN_LANES;
+        finish(a, row + i, column, low[i * units + j]);
+        finish(a, row + i, column + 16, high[i * units + j]);
+    }
 }
 
 /* All units [unit, end) for `rows` rows, `wide` units at a time while they last. */

@@ -25,6 +25,14 @@
 #define LEVEL_JOIN(level, name)  LEVEL_JOIN2(level, name)
 #define LEVEL(name)              LEVEL_JOIN(KERN_LEVEL, name)
 
+/* Tiles of registers are unrolled; tiles of arrays, which no register holds, are not. */
+#if defined(__AVX2__)
+#define UNROLL_TEXT(text) _Pragma(#text)
+#define UNROLL(count)     UNROLL_TEXT(GCC unroll count)
+#else
+#define UNROLL(count)
+#endif
+
 #define LANE_OP static inline __attribute__((always_inline, unused))
 
 /* ---- AVX-512
@@ -151,15 +159,15 @@ LANE_OP vf vf_sum16(vf v[16])
     const __m512i swap1 =
         _mm512_setr_epi32(1, 16, 3, 18, 5, 20, 7, 22, 9, 24, 11, 26, 13, 28, 15, 30);
     vf w[8], x[4], y[2];
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int i = 0; i < 8; i++)
         w[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xff00, v[i], v[i + 8]),
                              _mm512_shuffle_f32x4(v[i], v[i + 8], 0x4e));
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int i = 0; i < 4; i++)
         x[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xf0f0, w[i], w[i + 4]),
                              _mm512_permutex2var_ps(w[i], swap4, w[i + 4]));
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int i = 0; i < 2; i++)
         y[i] = _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, x[i], x[i + 2]),
                              _mm512_shuffle_ps(x[i], x[i + 2], 0x4e));
@@ -308,11 +316,11 @@ LANE_OP void vf_pair(const uint16_t *p, vf *low, vf *high)
 LANE_OP __m256 sum8(const __m256 s[8])
 {
     __m256 x[4], y[2];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int i = 0; i < 4; i++)
         x[i] = _mm256_add_ps(_mm256_blend_ps(s[i], s[i + 4], 0xf0),
                              _mm256_permute2f128_ps(s[i], s[i + 4], 0x21));
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int i = 0; i < 2; i++)
         y[i] = _mm256_add_ps(_mm256_blend_ps(x[i], x[i + 2], 0xcc),
                              _mm256_shuffle_ps(x[i], x[i + 2], 0x4e));
