@@ -1,5 +1,5 @@
-/* proto/base.h - the words every other folder is written in: status, CHECK, log, arena, ring, clock,
- * random numbers, histogram.
+/* proto/base.h - the words every other folder is written in: status, CHECK, log, arena, ring,
+ * clock, random numbers, histogram.
  *
  * Threads: stated at each type. Lock order: there are no locks except the log's, which is a leaf.
  * Memory:  what a create function returns belongs to the caller, who gives it to destroy. */
@@ -22,7 +22,7 @@ enum status_row {
     STATUS_ROW_COUNT
 };
 
-/* The result of everything that can fail. Functions write their out_ arguments only on STATUS_OK. */
+/* The result of everything that can fail. Functions write out_ arguments only on STATUS_OK. */
 typedef enum status {
     STATUS_OK = 0,
     STATUS_PENDING = 1,
@@ -38,7 +38,7 @@ const char *status_name(status s);      /* "NOT_FOUND"; "UNKNOWN" for a value ou
 const char *status_sentence(status s);  /* one sentence, no full stop */
 status_scope status_scope_of(status s); /* STATUS_OK and unknown: SCOPE_OPERATION */
 status_retry status_retry_of(status s);
-int status_exit_code(status s);         /* 0 for STATUS_OK */
+int status_exit_code(status s);                           /* 0 for STATUS_OK */
 bool status_from_wire(int32_t value, status *out_status); /* false: value is not in the table */
 
 /* Return early with whatever failed; the function that knew the cause has logged it. */
@@ -81,22 +81,24 @@ const char *log_last_error(void);
  * CHECK. Threads: one owner. */
 typedef struct arena arena;
 arena *arena_create(const char *name);
-void arena_destroy(arena *a);                             /* frees all that came from it; NULL is fine */
-void *arena_alloc(arena *a, size_t bytes, size_t align);  /* zeroed; aborts when the system has none */
+void arena_destroy(arena *a); /* frees all that came from it; NULL is fine */
+/* Zeroed; aborts when the system has none. */
+void *arena_alloc(arena *a, size_t bytes, size_t align);
 char *arena_string(arena *a, const char *text);
 void arena_seal(arena *a);
-size_t arena_bytes(const arena *a);
+size_t arena_bytes(const arena *a); /* taken from the system */
 #define ARENA_NEW(a, type, count)                                                                  \
-    ((type *)arena_alloc((a), sizeof(type) * (size_t)(count), alignof(type) > 64 ? alignof(type) : 64))
+    ((type *)arena_alloc((a), sizeof(type) * (size_t)(count),                                      \
+                         alignof(type) > 64 ? alignof(type) : 64))
 
-/* ---- ring: bounded, one producer, one consumer ------------------------------------------------- */
+/* ---- ring: bounded, one producer, one consumer ----------------------------------------------- */
 
 /* Threads: exactly one thread pushes and one pops. A full ring refuses; nothing blocks. */
 typedef struct ring ring;
 ring *ring_create(arena *a, uint32_t capacity, uint32_t item_bytes); /* capacity: power of two */
-bool ring_push(ring *r, const void *item); /* false: full */
-bool ring_pop(ring *r, void *out_item);    /* false: empty */
-uint32_t ring_count(const ring *r);        /* a snapshot */
+bool ring_push(ring *r, const void *item);                           /* false: full */
+bool ring_pop(ring *r, void *out_item);                              /* false: empty */
+uint32_t ring_count(const ring *r);                                  /* a snapshot */
 
 /* ---- clock ----------------------------------------------------------------------------------- */
 
@@ -105,19 +107,24 @@ typedef struct clock_ops {
     void *self;
 } clock_ops;
 extern const clock_ops clock_monotonic;
-static inline uint64_t clock_now(const clock_ops *c) { return c->now_ns(c->self); }
+static inline uint64_t clock_now(const clock_ops *c)
+{
+    return c->now_ns(c->self);
+}
 uint64_t clock_wall_ms(void); /* since 1970, for messages to people only */
 
-/* ---- random numbers (xoshiro256**, Blackman and Vigna 2018, seeded by splitmix64) --------------- */
+/* ---- random numbers (xoshiro256**, Blackman and Vigna 2018, seeded by splitmix64) ------------ */
 
-typedef struct rng { uint64_t s[4]; } rng;
+typedef struct rng {
+    uint64_t s[4];
+} rng;
 void rng_seed(rng *r, uint64_t seed);
 uint64_t rng_next(rng *r);
 uint64_t rng_below(rng *r, uint64_t bound); /* uniform in [0, bound), bound >= 1 */
 double rng_unit(rng *r);                    /* uniform in [0, 1) */
 status rng_system(void *out, size_t bytes); /* from the kernel */
 
-/* ---- histogram: log-linear, 1/64 relative error -------------------------------------------------- */
+/* ---- histogram: log-linear, 1/64 relative error ---------------------------------------------- */
 
 /* Threads: one writer; readers see a slightly torn snapshot. */
 enum { HIST_BUCKETS = 64 * 59 };
@@ -128,6 +135,7 @@ typedef struct hist {
 void hist_reset(hist *h);
 void hist_add(hist *h, uint64_t value);
 void hist_merge(hist *into, const hist *from);
-uint64_t hist_quantile(const hist *h, double q); /* q in [0, 1]; 0 when empty; upper edge of the bucket */
+/* q in [0, 1]; the upper edge of the bucket where it falls, 0 when empty. */
+uint64_t hist_quantile(const hist *h, double q);
 
 #endif

@@ -13,15 +13,17 @@ enum {
 };
 
 /* A context: one token sequence's KV. Random, never used again. */
-typedef struct context_id { uint64_t hi, lo; } context_id;
+typedef struct context_id {
+    uint64_t hi, lo;
+} context_id;
 
 /* A block: K then V of 64 consecutive tokens of one layer and one KV head.
  * Laid out as it travels: little endian, no padding. */
 typedef struct block_id {
     context_id context;
-    uint32_t layout;  /* geometry, dtype and model revision: layout_hash */
+    uint32_t layout; /* geometry, dtype and model revision: layout_hash */
     uint32_t tenant;
-    uint32_t block;   /* index in the context: tokens 64 * block .. 64 * block + 63 */
+    uint32_t block; /* index in the context: tokens 64 * block .. 64 * block + 63 */
     uint16_t layer;
     uint16_t kv_head;
 } block_id;
@@ -34,10 +36,11 @@ typedef struct block_layout {
     uint32_t dtype_bytes;  /* 2: bf16 */
     uint32_t layers;
     uint32_t kv_heads;
-    uint64_t model;        /* digest of config and weights' header: the model revision */
+    uint64_t model; /* digest of config and weights' header: the model revision */
 } block_layout;
 /* Bytes of a block: K[64][D] then V[64][D], row-major. */
-static inline uint32_t block_layout_bytes(const block_layout *l) {
+static inline uint32_t block_layout_bytes(const block_layout *l)
+{
     return 2 * l->block_tokens * l->head_dim * l->dtype_bytes;
 }
 uint32_t layout_hash(const block_layout *l); /* never 0 */

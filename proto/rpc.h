@@ -116,7 +116,9 @@ void rpc_stream_close(rpc_stream *stream);  /* cancels what still runs */
 /* ---- status on the wire: a gRPC code, our name in the trailers, the sentence as details --------
  */
 
+/* The code of google.rpc.Code. */
 int rpc_code_from_status(status s);
+/* The nearest of ours; INTERNAL for a code outside the table. */
 status rpc_status_from_code(int code);
 
 /* ---- grpc.health.v1 ----------------------------------------------------------------------------
@@ -128,7 +130,7 @@ enum { RPC_HEALTH_METHODS = 2, RPC_HEALTH_SERVICES = 16, RPC_HEALTH_WATCHERS = 6
 rpc_health *rpc_health_create(arena *a);
 void rpc_health_methods(rpc_health *health, rpc_method out_methods[RPC_HEALTH_METHODS]);
 /* "" is the server as a whole, known and not serving from the start. Watchers are told. */
-void rpc_health_set(rpc_health *health, const char *service, bool serving);
+void rpc_health_set(rpc_health *health, const char *name, bool serving);
 /* Everything is NOT_SERVING and every Watch ends, so that a drain need not wait for them. */
 void rpc_health_end(rpc_health *health);
 

@@ -38,9 +38,12 @@ struct rpc_stream {
     status result;
 };
 
-static void *tag_of(intptr_t tag)
+/* gRPC only hands tags back: the address of a byte of its own is as good as any. */
+static void *tag_of(uint32_t tag)
 {
-    return (void *)tag;
+    static char bytes[TAG_COUNT];
+    CHECK(tag < TAG_COUNT);
+    return &bytes[tag];
 }
 
 static grpc_arg integer_arg(const char *key, int value)
@@ -103,14 +106,14 @@ void rpc_client_destroy(rpc_client *c)
     arena_destroy(c->memory);
 }
 
-static void post(rpc_stream *s, const grpc_op *ops, size_t count, intptr_t tag)
+static void post(rpc_stream *s, const grpc_op *ops, size_t count, uint32_t tag)
 {
     CHECK(!s->pending[tag]);
     CHECK(grpc_call_start_batch(s->call, ops, count, tag_of(tag), NULL) == GRPC_CALL_OK);
     s->pending[tag] = true;
 }
 
-static void wait_for(rpc_stream *s, intptr_t tag)
+static void wait_for(rpc_stream *s, uint32_t tag)
 {
     if (!s->pending[tag]) return;
     const grpc_event got =
@@ -229,7 +232,7 @@ void rpc_stream_close(rpc_stream *s)
 {
     if (s == NULL) return;
     if (!s->over) grpc_call_cancel(s->call, NULL);
-    for (intptr_t tag = TAG_SEND; tag < TAG_COUNT; tag++)
+    for (uint32_t tag = TAG_SEND; tag < TAG_COUNT; tag++)
         wait_for(s, tag);
     if (s->received != NULL) grpc_byte_buffer_destroy(s->received);
     grpc_byte_buffer_destroy(s->request);

@@ -119,7 +119,7 @@ bool test_aborts(void (*f)(void *arg), void *arg)
         const int null = open("/dev/null", O_WRONLY);
         dup2(null, STDOUT_FILENO);
         dup2(null, STDERR_FILENO);
-        signal(SIGABRT, SIG_DFL);
+        (void)signal(SIGABRT, SIG_DFL);
         f(arg);
         _exit(0);
     }
