@@ -17,6 +17,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <ucp/api/ucp.h>
@@ -110,6 +111,9 @@ static ucs_log_func_rc_t ucx_log(const char *file, unsigned line, const char *fu
 static status context_open(ucx *t)
 {
     ucp_config_t *config;
+    /* So that a restarted node gets its port back at once. UCX 1.13 reads the options of its
+     * connection manager from here only; we write it, whatever the user's says. */
+    if (setenv("UCX_TCP_CM_REUSEADDR", "y", 1) != 0) return FAIL(NO_MEMORY, "setenv failed");
     ucs_status_t s = ucp_config_read(NULL, NULL, &config);
     if (s != UCS_OK) return FAIL(UNSUPPORTED, "UCX: no configuration: %s", ucs_status_string(s));
     for (size_t i = 0; i < sizeof settings / sizeof settings[0] && s == UCS_OK; i++) {
