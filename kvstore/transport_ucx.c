@@ -79,17 +79,23 @@ static const kv_transport_ops ucx_ops;
 /* ---- set up
  * ----------------------------------------------------------------------------------------- */
 
+/* Options of a transport go by their name without its prefix: UCX 1.13 takes "TCP_KEEPIDLE" too,
+ * and does nothing with it. */
 static const struct setting {
     const char *name, *value;
 } settings[] = {
     {"TLS", "tcp"},
+    {"NET_DEVICES", "lo"}, /* UCX would listen on every interface: not before there is TLS */
     {"SOCKADDR_TLS_PRIORITY", "tcp"},
     {"RNDV_THRESH", "inf"},
+    {"ZCOPY_THRESH", "inf"}, /* 1.13 aborts the sender when a peer goes during a zero-copy send */
+    {"TX_SEG_SIZE", "72K"},  /* a 64 KiB block in one segment instead of eight */
+    {"RX_SEG_SIZE", "144K"},
     {"KEEPALIVE_INTERVAL",
      "1s"}, /* with the three below: a silent partition is seen in about 3 s */
-    {"TCP_KEEPIDLE", "1s"},
-    {"TCP_KEEPINTVL", "1s"},
-    {"TCP_KEEPCNT", "2"},
+    {"KEEPIDLE", "1s"},
+    {"KEEPINTVL", "1s"},
+    {"KEEPCNT", "2"},
 };
 
 /* UCX's own words go to our log: what it calls an error is often a peer that went away. */
