@@ -30,7 +30,7 @@ typedef struct live {
     batch_request request;
     const selection *way;
     answer answer;
-    int32_t *ids;
+    const int32_t *ids;
     uint32_t id_count;
 } live;
 
@@ -190,12 +190,14 @@ static bool prepare(decode *d, live *l, batch_error *error)
         batch_error_set(error, "unsupported", "%s: %s", d->where, sentence);
         return false;
     }
-    l->ids = (int32_t *)(uintptr_t)r->ids;
+    int32_t *ids = NULL;
+    l->ids = r->ids;
     l->id_count = r->id_count;
     status done = STATUS_OK;
     span prompt = r->chat ? (span){chat.bytes, chat.count} : (span){r->prompt, r->prompt_bytes};
     if (prompt.bytes > 0) /* a chat template writes its own special tokens */
-        done = tokenizer_encode(s->words, prompt, !r->chat, l->memory, &l->ids, &l->id_count);
+        done = tokenizer_encode(s->words, prompt, !r->chat, l->memory, &ids, &l->id_count);
+    if (ids != NULL) l->ids = ids;
     if (done != STATUS_OK) return error_of(error, d, done), false;
     uint64_t need = (uint64_t)l->id_count + r->max_tokens;
     if (l->id_count > 0 && need <= s->cluster.max_model_len) return true;
