@@ -108,7 +108,7 @@ rig *rig_create(const rig_options *o)
 
 void rig_destroy(rig *r)
 {
-    kv_client_destroy(r->client);
+    if (r->transport != NULL) kv_client_destroy(r->client); /* a test may have closed it */
     kv_transport_close(r->transport);
     for (uint32_t i = 0; i < r->nodes; i++)
         rig_node_kill(r, i);

@@ -452,6 +452,7 @@ TEST(contexts_of_a_client_that_went_away_are_given_back_after_lease_and_grace)
     EXPECT_EQ_U64(node_stats(r, 0).slots_used, 16);
     EXPECT_EQ_U64(node_stats(r, 0).contexts, 1);
     kv_transport_close(r->transport);
+    r->transport = NULL;
     for (uint64_t end = r->now_ns + UINT64_C(2600) * RIG_MS; r->now_ns < end; r->now_ns += RIG_MS)
         kv_server_poll(r->node[0].server);
     EXPECT_EQ_U64(node_stats(r, 0).slots_used, 16);
@@ -459,8 +460,7 @@ TEST(contexts_of_a_client_that_went_away_are_given_back_after_lease_and_grace)
         kv_server_poll(r->node[0].server);
     EXPECT_EQ_U64(node_stats(r, 0).slots_used, 0);
     EXPECT_EQ_U64(node_stats(r, 0).leases_expired, 1);
-    rig_node_kill(r, 0);
-    arena_destroy(r->memory);
+    rig_destroy(r);
 }
 
 TEST(a_draining_node_serves_what_it_has_and_takes_nothing_new)
