@@ -184,6 +184,8 @@ void wire_head_set(wire_head *head, wire_kind kind, uint64_t request, uint32_t b
 /* Kind and request of any message whose head has a sane frame: version, length, body length. */
 status wire_decode_head(const void *bytes, size_t n, size_t body_n, wire_head *out_head);
 
+/* Heads of the kinds: INVALID unless kind, sizes and every field are within their bounds. n bytes
+ * of head, body_n of what follows it; `out` is written only on success. */
 status wire_decode_hello(const void *bytes, size_t n, wire_hello *out);
 status wire_decode_welcome(const void *bytes, size_t n, wire_welcome *out);
 status wire_decode_block(const void *bytes, size_t n, size_t body_n, wire_block *out);

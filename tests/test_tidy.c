@@ -108,6 +108,9 @@ TEST(files_functions_and_lines_have_a_longest_length)
         {71, "worker/a.c", "int f(void)\n{\n", "    g();\n", "}\n", "function", 2},
         {93, "worker/a.c", "int a; ", "x", "\n", NULL, 0},
         {94, "worker/a.c", "int a; ", "x", "\n", "columns", 1},
+        {94, "worker/a.c", "// clang-format off\nint a; ", "x", "\n// clang-format on\n", NULL, 0},
+        {94, "worker/a.c", "// clang-format off\n// clang-format on\nint a; ", "x", "\n", "columns",
+         3},
         {90, "worker/a.c", "int a; /* ", "\xc3\xa9", "\n*/\n", NULL, 0},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {

@@ -323,11 +323,14 @@ static void check_lengths(tree *t, const file *f)
 {
     const uint32_t limit = f->is_header ? HEADER_LINES_MAX : SOURCE_LINES_MAX;
     uint32_t line = 0, opened = 0;
+    bool table = false; /* a table of cases, which may turn the formatter off around itself */
     for (const char *p = f->text; *p != 0;) {
         const size_t length = strcspn(p, "\n");
         const char *code = f->code + (p - f->text);
         line++;
-        if (columns_of(p, length) > COLUMNS_MAX)
+        if (memmem(p, length, "clang-format off", 16) != NULL) table = true;
+        if (memmem(p, length, "clang-format on", 15) != NULL) table = false;
+        if (columns_of(p, length) > COLUMNS_MAX && !table)
             found(t, f, line, "columns", "%u columns, at most %d", columns_of(p, length),
                   COLUMNS_MAX);
         if (code[0] == '{') opened = line;

@@ -193,7 +193,9 @@ TEST(random_and_mutated_bytes_never_crash_a_decoder)
     for (uint32_t n = 0; n < 200000; n++) {
         uint8_t head[WIRE_HEAD_MAX];
         for (size_t i = 0; i < sizeof head; i += 8) {
-            uint64_t word = rng_next(&g) & rng_next(&g) & rng_next(&g);
+            uint64_t word = rng_next(&g); /* bits set once in eight: small numbers and zeros */
+            word &= rng_next(&g);
+            word &= rng_next(&g);
             memcpy(head + i, &word, 8);
         }
         size_t sizes[] = {16, 32, 40, 56, 72, 96, 104, 128};
