@@ -3,7 +3,9 @@
 
 #include <string.h>
 
-/* ---- views --------------------------------------------------------------------------------------------------- */
+/* ---- views
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 size_t engine_home(const worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
                    uint32_t block)
@@ -15,24 +17,31 @@ kern_summary engine_summary(const worker_engine *e, uint32_t layer)
 {
     size_t heads = (size_t)layer * e->seqs * e->kv_heads;
     const sparse_config *sparse = &e->config.model->config.sparse;
-    return (kern_summary){
-        .kc = e->kc + heads * e->max_windows * e->head_dim, .uc = e->uc + heads * e->max_windows,
-        .u = e->u + heads * e->max_len, .key_ring = e->key_ring + heads * KERN_KEY_RING * e->head_dim,
-        .seqs = e->seqs, .kv_heads = e->kv_heads, .head_dim = e->head_dim,
-        .max_windows = e->max_windows, .max_tokens = e->max_len, .window = sparse->window,
-        .stride = sparse->stride};
+    return (kern_summary){.kc = e->kc + heads * e->max_windows * e->head_dim,
+                          .uc = e->uc + heads * e->max_windows,
+                          .u = e->u + heads * e->max_len,
+                          .key_ring = e->key_ring + heads * KERN_KEY_RING * e->head_dim,
+                          .seqs = e->seqs,
+                          .kv_heads = e->kv_heads,
+                          .head_dim = e->head_dim,
+                          .max_windows = e->max_windows,
+                          .max_tokens = e->max_len,
+                          .window = sparse->window,
+                          .stride = sparse->stride};
 }
 
 kern_table engine_table(const worker_engine *e, uint32_t layer)
 {
     size_t heads = (size_t)layer * e->seqs * e->kv_heads;
-    return (kern_table){
-        .entry_of = e->entry_of + heads * e->max_blocks,
-        .block_of = e->block_of + heads * e->max_entries,
-        .slot_of = e->slot_of + heads * e->max_entries,
-        .used_step = e->used_step + heads * e->max_entries, .entries = e->entries,
-        .seqs = e->seqs, .kv_heads = e->kv_heads, .max_blocks = e->max_blocks,
-        .max_entries = e->max_entries};
+    return (kern_table){.entry_of = e->entry_of + heads * e->max_blocks,
+                        .block_of = e->block_of + heads * e->max_entries,
+                        .slot_of = e->slot_of + heads * e->max_entries,
+                        .used_step = e->used_step + heads * e->max_entries,
+                        .entries = e->entries,
+                        .seqs = e->seqs,
+                        .kv_heads = e->kv_heads,
+                        .max_blocks = e->max_blocks,
+                        .max_entries = e->max_entries};
 }
 
 status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
@@ -40,8 +49,9 @@ status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_
 {
     uint64_t *known = &e->shared.digest[engine_home(e, seq, layer, kv_head, block)];
     if (*known != 0 && *known != digest)
-        return FAIL(INTERNAL, "block %u of layer %u, KV head %u has other bytes when computed again",
-                    block, layer, kv_head);
+        return FAIL(INTERNAL,
+                    "block %u of layer %u, KV head %u has other bytes when computed again", block,
+                    layer, kv_head);
     *known = digest;
     return STATUS_OK;
 }
@@ -54,7 +64,9 @@ uint32_t selector_entries(const worker_engine *e, const kern_selector *s)
     return n < e->max_blocks ? (uint32_t)n : e->max_blocks;
 }
 
-/* ---- memory ---------------------------------------------------------------------------------------------------- */
+/* ---- memory
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static void read_dims(worker_engine *e)
 {
@@ -71,8 +83,8 @@ static void read_dims(worker_engine *e)
     e->max_len = e->cluster.max_model_len != 0 ? e->cluster.max_model_len : m->positions_max;
     e->max_len = (e->max_len + KERN_BLOCK - 1) / KERN_BLOCK * KERN_BLOCK;
     e->max_blocks = e->max_len / KERN_BLOCK;
-    e->max_windows = e->max_len < sparse->window
-                         ? 1 : (e->max_len - sparse->window) / sparse->stride + 1;
+    e->max_windows =
+        e->max_len < sparse->window ? 1 : (e->max_len - sparse->window) / sparse->stride + 1;
     e->select_block = sparse->block;
     e->max_select_blocks = (e->max_len + e->select_block - 1) / e->select_block;
     e->max_select = selector_entries(e, &e->config.widest);
@@ -114,9 +126,10 @@ static void take_rows(plan_total *t)
 {
     worker_engine *e = t->e;
     uint64_t r = e->rows_max, q = (uint64_t)e->heads * e->head_dim;
-    int32_t **ints[] = {&e->row_seq, &e->row_pos, &e->row_token, &e->row_selector, &e->row_status,
-                        &e->next_pos};
-    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) *ints[i] = take(t, r, sizeof(int32_t));
+    int32_t **ints[] = {&e->row_seq,      &e->row_pos,    &e->row_token,
+                        &e->row_selector, &e->row_status, &e->next_pos};
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
+        *ints[i] = take(t, r, sizeof(int32_t));
     e->row_hits = take(t, r, sizeof(uint32_t));
     e->row_misses = take(t, r, sizeof(uint32_t));
     e->x = take(t, r * e->hidden, sizeof(float));
@@ -169,7 +182,8 @@ static void take_host(worker_engine *e)
     arena *a = e->memory;
     size_t heads = (size_t)e->layers * e->kv_heads, homes = heads * e->max_blocks;
     e->pool_stack = ARENA_NEW(a, int32_t, e->pool_slots);
-    for (uint32_t i = 0; i < e->pool_slots; i++) e->pool_stack[i] = (int32_t)(e->pool_slots - 1 - i);
+    for (uint32_t i = 0; i < e->pool_slots; i++)
+        e->pool_stack[i] = (int32_t)(e->pool_slots - 1 - i);
     e->pool_free = e->pool_slots;
     e->seq = ARENA_NEW(a, sequence, e->seqs);
     for (uint32_t i = 0; i < e->seqs; i++) {
@@ -190,7 +204,8 @@ static void take_host(worker_engine *e)
     for (uint32_t i = 0; i < ENGINE_QUEUE; i++)
         e->queue[i].prompt = ARENA_NEW(a, int32_t, e->max_len);
     uint32_t capacity = 1;
-    while (capacity < 64 * (e->seqs + ENGINE_QUEUE)) capacity *= 2;
+    while (capacity < 64 * (e->seqs + ENGINE_QUEUE))
+        capacity *= 2;
     e->events = ring_create(a, capacity, sizeof(worker_event));
 }
 
@@ -224,16 +239,26 @@ static status create_io(worker_engine *e)
         base += tier;
     }
     if (base * e->block_bytes > (1ull << 46) || base > INT32_MAX / 2)
-        return FAIL(NO_MEMORY, "host memory for %llu blocks cannot be had: lower --max-num-seqs or "
-                    "--max-model-len", (unsigned long long)base);
-    io_config io = {.memory = e->memory, .worker = &e->config, .shared = e->shared, .seqs = e->seqs,
-                    .layers = e->layers, .kv_heads = e->kv_heads, .max_blocks = e->max_blocks,
-                    .block_bytes = e->block_bytes, .slots = (uint32_t)base,
+        return FAIL(NO_MEMORY,
+                    "host memory for %llu blocks cannot be had: lower --max-num-seqs or "
+                    "--max-model-len",
+                    (unsigned long long)base);
+    io_config io = {.memory = e->memory,
+                    .worker = &e->config,
+                    .shared = e->shared,
+                    .seqs = e->seqs,
+                    .layers = e->layers,
+                    .kv_heads = e->kv_heads,
+                    .max_blocks = e->max_blocks,
+                    .block_bytes = e->block_bytes,
+                    .slots = (uint32_t)base,
                     .tier_slots = (uint32_t)(tier < UINT32_MAX ? tier : UINT32_MAX),
-                    .groups = e->groups, .group_capacity = e->exchange[0].capacity,
+                    .groups = e->groups,
+                    .group_capacity = e->exchange[0].capacity,
                     .exchange = e->exchange};
     TRY(io_create(&io, &e->io));
-    e->host = (kern_host){.notify = engine_notify, .pause = engine_pause, .self = e, .clock = e->config.clock};
+    e->host = (kern_host){
+        .notify = engine_notify, .pause = engine_pause, .self = e, .clock = e->config.clock};
     return STATUS_OK;
 }
 
@@ -248,18 +273,20 @@ void engine_pause(void *self, uint64_t until_ns)
     io_pause(((worker_engine *)self)->io, until_ns);
 }
 
-/* ---- creation ---------------------------------------------------------------------------------------------------- */
+/* ---- creation
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static status check_pool(const worker_engine *e)
 {
     uint64_t need = (uint64_t)e->layers * e->kv_heads * e->max_entries;
     if (e->pool_slots >= need) return STATUS_OK;
-    return FAIL(NO_MEMORY,
-                "a device pool of %llu bytes is too small for one step of one sequence: %u layers x "
-                "%u KV heads x %u blocks of %u bytes need --device-pool %lluKiB or more",
-                (unsigned long long)e->cluster.device_pool_bytes, e->layers, e->kv_heads,
-                e->max_entries, e->block_bytes,
-                (unsigned long long)((need * e->block_bytes + 1023) / 1024));
+    return FAIL(
+        NO_MEMORY,
+        "a device pool of %llu bytes is too small for one step of one sequence: %u layers x "
+        "%u KV heads x %u blocks of %u bytes need --device-pool %lluKiB or more",
+        (unsigned long long)e->cluster.device_pool_bytes, e->layers, e->kv_heads, e->max_entries,
+        e->block_bytes, (unsigned long long)((need * e->block_bytes + 1023) / 1024));
 }
 
 static status check_config(const worker_config *config)
@@ -282,8 +309,9 @@ static void print_plan(const worker_engine *e, FILE *plan, uint64_t device_bytes
 {
     if (plan == NULL) return;
     double mib = 1.0 / 1048576.0;
-    fprintf(plan, "memory plan: weights %.1f MiB, pool %.1f MiB (%u blocks of %u KiB), summaries, "
-                  "tables and workspaces %.1f MiB, host %.1f MiB\n",
+    fprintf(plan,
+            "memory plan: weights %.1f MiB, pool %.1f MiB (%u blocks of %u KiB), summaries, "
+            "tables and workspaces %.1f MiB, host %.1f MiB\n",
             (double)e->config.model->weight_bytes * mib,
             (double)e->pool_slots * e->block_bytes * mib, e->pool_slots, e->block_bytes / 1024,
             (double)(device_bytes - (uint64_t)e->pool_slots * e->block_bytes) * mib,
@@ -327,21 +355,54 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
 
 static void give_picks(worker_engine *e, pick_buffers *p)
 {
-    void *all[] = {p->scores, p->query, p->importance, p->block, p->slot, p->mask, p->count,
-                   p->settled};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) kern_free(e->backend, all[i]);
+    void *all[] = {p->scores, p->query, p->importance, p->block,
+                   p->slot,   p->mask,  p->count,      p->settled};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        kern_free(e->backend, all[i]);
 }
 
 static void give_device(worker_engine *e)
 {
-    void *all[] = {
-        e->pool, e->kc, e->uc, e->u, e->key_ring, e->entry_of, e->block_of, e->slot_of,
-        e->used_step, e->entries, e->row_seq, e->row_pos, e->row_token, e->row_selector,
-        e->row_status, e->next_pos, e->row_hits, e->row_misses, e->x, e->x_next, e->norm, e->qkv,
-        e->heads_out, e->gate_up, e->act, e->pick_q[0], e->pick_q[1], e->q_prev, e->row_u,
-        e->append_slot, e->last_q, e->ahead_block, e->ahead_mask, e->ahead_count,
-        e->ahead_settled, e->logits, e->sampling, e->sampled};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) kern_free(e->backend, all[i]);
+    void *all[] = {e->pool,
+                   e->kc,
+                   e->uc,
+                   e->u,
+                   e->key_ring,
+                   e->entry_of,
+                   e->block_of,
+                   e->slot_of,
+                   e->used_step,
+                   e->entries,
+                   e->row_seq,
+                   e->row_pos,
+                   e->row_token,
+                   e->row_selector,
+                   e->row_status,
+                   e->next_pos,
+                   e->row_hits,
+                   e->row_misses,
+                   e->x,
+                   e->x_next,
+                   e->norm,
+                   e->qkv,
+                   e->heads_out,
+                   e->gate_up,
+                   e->act,
+                   e->pick_q[0],
+                   e->pick_q[1],
+                   e->q_prev,
+                   e->row_u,
+                   e->append_slot,
+                   e->last_q,
+                   e->ahead_block,
+                   e->ahead_mask,
+                   e->ahead_count,
+                   e->ahead_settled,
+                   e->logits,
+                   e->sampling,
+                   e->sampled};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        kern_free(e->backend, all[i]);
     give_picks(e, &e->decode[0]);
     give_picks(e, &e->decode[1]);
     give_picks(e, &e->prefill);
@@ -353,13 +414,15 @@ void worker_destroy(worker_engine *e)
     if (e == NULL) return;
     if (e->io != NULL) {
         uint64_t until = clock_now(&e->config.clock) + e->cluster.put_deadline_ns;
-        for (uint32_t i = 0; i < e->seqs; i++) e->seq[i].cancel = true;
+        for (uint32_t i = 0; i < e->seqs; i++)
+            e->seq[i].cancel = true;
         e->queue_count = 0;
         bool open = true;
         while (open && clock_now(&e->config.clock) < until) {
             sched_turn(e);
             open = false;
-            for (uint32_t i = 0; i < e->seqs; i++) open |= e->seq[i].state != SEQ_FREE;
+            for (uint32_t i = 0; i < e->seqs; i++)
+                open |= e->seq[i].state != SEQ_FREE;
             worker_event event;
             while (ring_pop(e->events, &event)) { /* nobody listens any more */
             }
@@ -372,7 +435,8 @@ void worker_destroy(worker_engine *e)
     arena_destroy(e->memory);
 }
 
-/* ---- requests and events --------------------------------------------------------------------------------------------- */
+/* ---- requests and events
+ * --------------------------------------------------------------------------------------------- */
 
 static status selector_register(worker_engine *e, const kern_selector *s)
 {
@@ -403,7 +467,8 @@ static status check_request(const worker_engine *e, const worker_request *r)
     if (selector_entries(e, &r->selector) > e->max_select)
         return FAIL(INVALID, "the request's budget is larger than the engine was created for");
     uint32_t blocks = (r->prompt_count + r->max_new + KERN_BLOCK - 1) / KERN_BLOCK;
-    uint64_t need = (uint64_t)e->layers * e->kv_heads * sched_entries_needed(e, &r->selector, blocks);
+    uint64_t need =
+        (uint64_t)e->layers * e->kv_heads * sched_entries_needed(e, &r->selector, blocks);
     if (need > e->pool_slots)
         return FAIL(NO_MEMORY, "the request needs %llu blocks of the device pool, which has %u",
                     (unsigned long long)need, e->pool_slots);
@@ -435,7 +500,8 @@ void worker_cancel(worker_engine *e, uint64_t id)
     }
     for (uint32_t i = 0; i < e->seqs; i++) {
         sequence *s = &e->seq[i];
-        if (s->state != SEQ_FREE && s->state != SEQ_CLOSING && s->request.id == id) s->cancel = true;
+        if (s->state != SEQ_FREE && s->state != SEQ_CLOSING && s->request.id == id)
+            s->cancel = true;
     }
 }
 

@@ -11,10 +11,10 @@
 #include "worker/worker.h"
 
 enum {
-    ENGINE_QUEUE = 16,        /* requests waiting for a sequence slot, each with room for a prompt */
+    ENGINE_QUEUE = 16, /* requests waiting for a sequence slot, each with room for a prompt */
     ENGINE_PREFILL_TILE = 256, /* prompt rows that are scored and attended at once */
     ENGINE_LOGIT_ROWS = 64,
-    ENGINE_VOID_MAX = 8,      /* times a position is tried before its blocks count as lost */
+    ENGINE_VOID_MAX = 8, /* times a position is tried before its blocks count as lost */
     ENGINE_RECOMPUTE_MAX = 3,
 };
 
@@ -29,34 +29,34 @@ typedef enum seq_state {
 
 typedef struct sequence {
     seq_state state;
-    worker_request request;  /* prompt and eos point nowhere: see token, eos */
-    int32_t *token;          /* [max_model_len] prompt, then generated */
+    worker_request request; /* prompt and eos point nowhere: see token, eos */
+    int32_t *token;         /* [max_model_len] prompt, then generated */
     int32_t eos[8];
-    uint32_t count;          /* tokens known */
-    uint32_t done;           /* positions whose K and V exist: [0, done) */
-    uint32_t sampled;        /* new tokens made so far */
-    uint32_t blocks_max;     /* of the longest this sequence can get */
-    int32_t selector;        /* index in engine.selectors */
-    int32_t entries;         /* pool entries a (layer, KV head) while active */
-    int32_t *pool_slot;      /* [L * Hk * entries] taken while active */
-    int32_t *tail_slot;      /* [L * Hk] host slots of the open block while parked, or -1 */
-    int32_t *stage_slot;     /* [L, Hk, B] host slots while in prefill */
-    int32_t *last_pick;      /* [L, Hk, M] last selection, -1 pads: what to bring back first */
-    uint32_t generation;     /* grows when the slot's occupant or its entries change */
-    uint32_t groups_open;    /* prefetch groups under way */
-    uint32_t ran;            /* steps since it became active */
-    uint32_t resumed_step;   /* step number when it got its entries */
-    uint32_t void_tries;     /* at this position */
+    uint32_t count;        /* tokens known */
+    uint32_t done;         /* positions whose K and V exist: [0, done) */
+    uint32_t sampled;      /* new tokens made so far */
+    uint32_t blocks_max;   /* of the longest this sequence can get */
+    int32_t selector;      /* index in engine.selectors */
+    int32_t entries;       /* pool entries a (layer, KV head) while active */
+    int32_t *pool_slot;    /* [L * Hk * entries] taken while active */
+    int32_t *tail_slot;    /* [L * Hk] host slots of the open block while parked, or -1 */
+    int32_t *stage_slot;   /* [L, Hk, B] host slots while in prefill */
+    int32_t *last_pick;    /* [L, Hk, M] last selection, -1 pads: what to bring back first */
+    uint32_t generation;   /* grows when the slot's occupant or its entries change */
+    uint32_t groups_open;  /* prefetch groups under way */
+    uint32_t ran;          /* steps since it became active */
+    uint32_t resumed_step; /* step number when it got its entries */
+    uint32_t void_tries;   /* at this position */
     status void_status;
     bool cancel;
-    bool forgotten;          /* CLOSING: the io side let go */
-    status put_status;       /* a block cannot be stored */
-    bool stored_once;        /* blocks were sent to io: IO_FORGET is owed */
-    uint64_t order;          /* admission order */
+    bool forgotten;    /* CLOSING: the io side let go */
+    status put_status; /* a block cannot be stored */
+    bool stored_once;  /* blocks were sent to io: IO_FORGET is owed */
+    uint64_t order;    /* admission order */
     /* lookahead `step`: the selection made one step ahead for position ahead_pos */
     uint32_t ahead_pos;
     bool ahead_valid;
-    worker_event final;      /* counters gathered for FINISHED */
+    worker_event final; /* counters gathered for FINISHED */
     uint64_t last_token_ns;
 } sequence;
 
@@ -71,11 +71,11 @@ typedef struct engine_request {
 
 /* One layer's lists of a range of rows. */
 typedef struct pick_buffers {
-    float *scores;                 /* [R, Hk, W] */
-    float *query, *importance;     /* [R, Hk, N] */
-    int32_t *block, *slot;         /* [R, Hk, M] */
-    uint8_t *mask;                 /* [R, Hk, M] */
-    int32_t *count, *settled;      /* [R, Hk] */
+    float *scores;             /* [R, Hk, W] */
+    float *query, *importance; /* [R, Hk, N] */
+    int32_t *block, *slot;     /* [R, Hk, M] */
+    uint8_t *mask;             /* [R, Hk, M] */
+    int32_t *count, *settled;  /* [R, Hk] */
 } pick_buffers;
 
 typedef struct prefetch_group {
@@ -118,34 +118,34 @@ struct worker_engine {
     uint16_t *kc, *uc, *u, *key_ring;
     int32_t *entry_of, *block_of, *slot_of;
     uint32_t *used_step;
-    int32_t *entries;              /* [S] */
+    int32_t *entries; /* [S] */
     uint8_t *pool;
     uint32_t pool_slots, pool_free;
     int32_t *pool_stack;
     /* rows of the step under way: decode rows by source, then prefill rows */
     uint32_t rows, decode_rows;
     row_range source_rows[4], prefill_rows;
-    kern_source early;             /* the source all decode rows share, else SOURCE_OWN */
+    kern_source early; /* the source all decode rows share, else SOURCE_OWN */
     int32_t *row_seq, *row_pos, *row_token, *row_selector, *row_status, *next_pos;
     uint32_t *row_hits, *row_misses;
     float *x, *x_next, *norm, *qkv, *heads_out, *gate_up, *act, *pick_q[2], *q_prev;
     uint16_t *row_u;
     int32_t *append_slot;
-    pick_buffers decode[2];        /* by layer parity: a layer ahead may be planned already */
+    pick_buffers decode[2]; /* by layer parity: a layer ahead may be planned already */
     pick_buffers prefill;
-    float *last_q;                 /* [2, S, L, Hq * D] by position parity (lookahead step) */
+    float *last_q; /* [2, S, L, Hq * D] by position parity (lookahead step) */
     int32_t *ahead_block, *ahead_count, *ahead_settled; /* [S, L, Hk, ...] */
     uint8_t *ahead_mask;
     float *logits;
     kern_sampling *sampling;
     kern_sampled *sampled;
     /* exchange with io */
-    kern_exchange *exchange;       /* [groups]: layers, then prefetch */
-    prefetch_group *prefetch;      /* [groups - layers] */
+    kern_exchange *exchange;  /* [groups]: layers, then prefetch */
+    prefetch_group *prefetch; /* [groups - layers] */
     uint32_t groups;
     io_shared shared;
-    bool *fetching;                /* [L] IO_FETCH sent, IO_GATHERED owed */
-    uint8_t *ahead_bit;            /* [S, L, Hk, B] installed by prefetch, not used yet */
+    bool *fetching;     /* [L] IO_FETCH sent, IO_GATHERED owed */
+    uint8_t *ahead_bit; /* [S, L, Hk, B] installed by prefetch, not used yet */
     /* tests look at every row of logits here: the row at `pos` predicts token pos + 1 */
     void (*tap)(void *self, uint64_t id, uint32_t pos, const float *logits);
     void *tap_self;
@@ -153,7 +153,7 @@ struct worker_engine {
     sequence *seq;
     uint32_t step_number;
     uint64_t admitted;
-    engine_request *queue;         /* ring of ENGINE_QUEUE */
+    engine_request *queue; /* ring of ENGINE_QUEUE */
     uint32_t queue_head, queue_count;
     ring *events;
     worker_stats stats;
@@ -174,7 +174,7 @@ void engine_pause(void *self, uint64_t until_ns); /* kern_host.pause */
 void engine_emit(worker_engine *e, const worker_event *event);
 
 /* sched.c */
-void sched_turn(worker_engine *e);           /* everything between steps */
+void sched_turn(worker_engine *e); /* everything between steps */
 void sched_finish(worker_engine *e, uint32_t seq, worker_reason reason, status result);
 void sched_recompute(worker_engine *e, uint32_t seq);
 uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks);
@@ -184,17 +184,18 @@ sequence *sched_prefilling(worker_engine *e, uint32_t *out_seq);
 pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride);
 status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick_buffers *out,
                    uint32_t out_row);
-status plan_layer(worker_engine *e, uint32_t layer); /* all decode rows: select, plan, fetch_start */
+status plan_layer(worker_engine *e,
+                  uint32_t layer); /* all decode rows: select, plan, fetch_start */
 status select_ahead(worker_engine *e, uint32_t layer); /* lookahead `step`: for the next position */
 status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out);
 
 /* prefill.c */
 uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows); /* rows with host slots */
 status prefill_layer(worker_engine *e, uint32_t layer);
-status prefill_sealed(worker_engine *e);     /* after the step: digests, SEALED commands, prompt end */
+status prefill_sealed(worker_engine *e); /* after the step: digests, SEALED commands, prompt end */
 
 /* fetch.c */
-void fetch_start(worker_engine *e, uint32_t layer);  /* publish a layer's misses to io */
+void fetch_start(worker_engine *e, uint32_t layer);    /* publish a layer's misses to io */
 status fetch_finish(worker_engine *e, uint32_t layer); /* wait, gather, count */
 bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,
                  uint32_t per_head, bool resume);

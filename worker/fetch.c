@@ -4,16 +4,19 @@
 
 #include <string.h>
 
-/* ---- a layer's misses ---------------------------------------------------------------------------------------- */
+/* ---- a layer's misses
+ * ---------------------------------------------------------------------------------------- */
 
 void fetch_start(worker_engine *e, uint32_t layer)
 {
     kern_exchange *x = &e->exchange[layer];
     if (atomic_load_explicit(&x->published, memory_order_acquire) == 0) return;
     e->fetching[layer] = true;
-    io_command command = {.op = IO_FETCH, .group = (int32_t)layer, .class = KV_DEMAND,
-                          .deadline_ns = clock_now(&e->config.clock) +
-                                         e->cluster.fetch_deadline_ns};
+    io_command command = {.op = IO_FETCH,
+                          .group = (int32_t)layer,
+                          .class = KV_DEMAND,
+                          .deadline_ns =
+                              clock_now(&e->config.clock) + e->cluster.fetch_deadline_ns};
     io_send(e->io, &command);
 }
 
@@ -23,8 +26,10 @@ static void count_sources(worker_engine *e, const kern_exchange *x, uint32_t cou
         const kern_miss *m = &x->miss[i];
         if (atomic_load(&x->arrival[i].state) != STATUS_OK) continue;
         worker_blocks *of = &e->seq[m->seq].final.blocks;
-        if (x->arrival[i].source_kind == IO_SOURCE_HOST) of->host++, e->stats.blocks.host++;
-        else of->remote++, e->stats.blocks.remote++;
+        if (x->arrival[i].source_kind == IO_SOURCE_HOST)
+            of->host++, e->stats.blocks.host++;
+        else
+            of->remote++, e->stats.blocks.remote++;
     }
 }
 
@@ -35,13 +40,18 @@ status fetch_finish(worker_engine *e, uint32_t layer)
     if (!e->fetching[layer]) return STATUS_OK;
     kern_exchange *x = &e->exchange[layer];
     uint64_t before = e->stats.waited_ns;
-    kern_wait_args wait = {.exchange = x, .host = &e->host, .deadline_ns = UINT64_MAX,
+    kern_wait_args wait = {.exchange = x,
+                           .host = &e->host,
+                           .deadline_ns = UINT64_MAX,
                            .waited_ns = &e->stats.waited_ns};
     TRY(kern_wait(e->stream, &wait));
     uint64_t waited = e->stats.waited_ns - before;
     if (waited > e->stats.stall_ns_max) e->stats.stall_ns_max = waited;
-    kern_gather_args gather = {.exchange = x, .table = engine_table(e, layer), .pool = e->pool,
-                               .row_status = e->row_status, .block_bytes = e->block_bytes,
+    kern_gather_args gather = {.exchange = x,
+                               .table = engine_table(e, layer),
+                               .pool = e->pool,
+                               .row_status = e->row_status,
+                               .block_bytes = e->block_bytes,
                                .verify = e->config.verify};
     TRY(kern_gather(e->stream, &gather));
     count_sources(e, x, atomic_load(&x->published));
@@ -83,7 +93,8 @@ void fetch_count_picks(worker_engine *e, uint32_t layer, const pick_buffers *pic
     }
 }
 
-/* ---- ahead of time --------------------------------------------------------------------------------------------- */
+/* ---- ahead of time
+ * --------------------------------------------------------------------------------------------- */
 
 static int32_t group_take(worker_engine *e)
 {
@@ -121,8 +132,12 @@ bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *
     for (uint32_t h = 0; h < e->kv_heads; h++) {
         uint32_t taken = 0;
         for (uint32_t i = 0; i < per_head && taken < room && n < x->capacity; i++) {
-            kern_miss miss = {.row = -1, .seq = (int32_t)seq, .kv_head = (int32_t)h,
-                              .block = blocks[(size_t)h * per_head + i], .entry = -1, .slot = -1,
+            kern_miss miss = {.row = -1,
+                              .seq = (int32_t)seq,
+                              .kv_head = (int32_t)h,
+                              .block = blocks[(size_t)h * per_head + i],
+                              .entry = -1,
+                              .slot = -1,
                               .reserved = layer};
             if (!is_wanted(e, x, n, &miss, layer)) continue;
             x->miss[n] = miss;
@@ -132,15 +147,19 @@ bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *
         }
     }
     if (n == 0) return true;
-    e->prefetch[g - (int32_t)e->layers] = (prefetch_group){
-        .used = true, .seq = (int32_t)seq, .layer = (int32_t)layer, .generation = s->generation,
-        .resume = resume};
+    e->prefetch[g - (int32_t)e->layers] = (prefetch_group){.used = true,
+                                                           .seq = (int32_t)seq,
+                                                           .layer = (int32_t)layer,
+                                                           .generation = s->generation,
+                                                           .resume = resume};
     s->groups_open++;
     e->stats.prefetch.issued += n;
     atomic_store_explicit(&x->published, n, memory_order_release);
-    io_command command = {.op = IO_FETCH, .group = g, .class = KV_PREFETCH,
-                          .deadline_ns = clock_now(&e->config.clock) +
-                                         e->cluster.fetch_deadline_ns};
+    io_command command = {.op = IO_FETCH,
+                          .group = g,
+                          .class = KV_PREFETCH,
+                          .deadline_ns =
+                              clock_now(&e->config.clock) + e->cluster.fetch_deadline_ns};
     io_send(e->io, &command);
     return true;
 }
@@ -164,15 +183,18 @@ void fetch_install(worker_engine *e, int32_t group)
         atomic_store(&x->arrival[n].state, STATUS_OK);
         n++;
     }
-    bool fits = p->generation == s->generation &&
-                (s->state == SEQ_ACTIVE || s->state == SEQ_RESUMING);
+    bool fits =
+        p->generation == s->generation && (s->state == SEQ_ACTIVE || s->state == SEQ_RESUMING);
     if (fits && n > 0) {
         atomic_store(&x->published, n);
-        kern_install_args install = {
-            .exchange = x, .table = engine_table(e, (uint32_t)p->layer), .pool = e->pool,
-            .block_bytes = e->block_bytes, .step = e->step_number,
-            .keep_step = s->state == SEQ_ACTIVE ? e->step_number : s->resumed_step,
-            .verify = e->config.verify};
+        kern_install_args install = {.exchange = x,
+                                     .table = engine_table(e, (uint32_t)p->layer),
+                                     .pool = e->pool,
+                                     .block_bytes = e->block_bytes,
+                                     .step = e->step_number,
+                                     .keep_step =
+                                         s->state == SEQ_ACTIVE ? e->step_number : s->resumed_step,
+                                     .verify = e->config.verify};
         status result = kern_install(e->stream, &install);
         CHECK(result == STATUS_OK);
     }
@@ -194,7 +216,8 @@ void fetch_install(worker_engine *e, int32_t group)
     io_send(e->io, &command);
 }
 
-/* Locality blocks that the next step may select and the pool lacks (NOSA: known before it starts). */
+/* Locality blocks that the next step may select and the pool lacks (NOSA: known before it starts).
+ */
 void fetch_candidates(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
@@ -204,11 +227,16 @@ void fetch_candidates(worker_engine *e, uint32_t seq)
     int32_t *blocks = e->prefill.block; /* idle between steps */
     int32_t seq_index = (int32_t)seq, next = (int32_t)s->done;
     for (uint32_t l = 0; l < e->layers; l++) {
-        kern_candidates_args args = {
-            .seq = &seq_index, .next_pos = &next, .selector = &s->selector,
-            .selectors = e->selectors, .summary = engine_summary(e, l),
-            .table = engine_table(e, l), .block = blocks, .n = 1, .max_candidates = per_head,
-            .forced = false};
+        kern_candidates_args args = {.seq = &seq_index,
+                                     .next_pos = &next,
+                                     .selector = &s->selector,
+                                     .selectors = e->selectors,
+                                     .summary = engine_summary(e, l),
+                                     .table = engine_table(e, l),
+                                     .block = blocks,
+                                     .n = 1,
+                                     .max_candidates = per_head,
+                                     .forced = false};
         if (kern_candidates(e->stream, &args) != STATUS_OK) return;
         if (!fetch_ahead(e, seq, l, blocks, per_head, false)) return;
     }
@@ -219,6 +247,7 @@ void fetch_forget_ahead(worker_engine *e, uint32_t seq)
 {
     uint8_t *bits = e->ahead_bit + engine_home(e, seq, 0, 0, 0);
     size_t n = (size_t)e->layers * e->kv_heads * e->max_blocks;
-    for (size_t i = 0; i < n; i++) e->stats.prefetch.wasted += bits[i];
+    for (size_t i = 0; i < n; i++)
+        e->stats.prefetch.wasted += bits[i];
     memset(bits, 0, n);
 }

@@ -13,7 +13,8 @@
 
 #include "worker/model.h"
 
-block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head, int32_t block)
+block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
+                     int32_t block)
 {
     const worker_config *w = io->config.worker;
     return (block_id){
@@ -39,16 +40,27 @@ void io_emit(worker_io *io, io_event_kind kind, int32_t seq, int32_t group, stat
     io_answered(io);
 }
 
-/* ---- one turn ---------------------------------------------------------------------------------------- */
+/* ---- one turn
+ * ---------------------------------------------------------------------------------------- */
 
 static void run_command(worker_io *io, const io_command *command)
 {
     switch (command->op) {
-    case IO_FETCH: io_fetch_begin(io, command); break;
-    case IO_GATHERED: io_fetch_gathered(io, command->group); break;
-    case IO_SEALED: io_host_sealed(io, command); break;
-    case IO_UNHOLD: io_host_unhold(io, command->seq); break;
-    case IO_FORGET: io_host_forget(io, command->seq); break;
+    case IO_FETCH:
+        io_fetch_begin(io, command);
+        break;
+    case IO_GATHERED:
+        io_fetch_gathered(io, command->group);
+        break;
+    case IO_SEALED:
+        io_host_sealed(io, command);
+        break;
+    case IO_UNHOLD:
+        io_host_unhold(io, command->seq);
+        break;
+    case IO_FORGET:
+        io_host_forget(io, command->seq);
+        break;
     }
 }
 
@@ -98,8 +110,10 @@ static bool io_turn(worker_io *io)
         kv_client_poll(io->client);
         kv_done done;
         while (kv_client_next(io->client, &done)) {
-            if (done.kind == KV_KIND_GET) io_fetch_get_done(io, &done);
-            else put_or_drop_done(io, &done);
+            if (done.kind == KV_KIND_GET)
+                io_fetch_get_done(io, &done);
+            else
+                put_or_drop_done(io, &done);
             moved = true;
         }
     }
@@ -136,12 +150,14 @@ static void *io_main(void *argument)
     return NULL;
 }
 
-/* ---- creation ------------------------------------------------------------------------------------------ */
+/* ---- creation
+ * ------------------------------------------------------------------------------------------ */
 
 static uint32_t power_of_two(uint32_t at_least)
 {
     uint32_t n = 1;
-    while (n < at_least) n *= 2;
+    while (n < at_least)
+        n *= 2;
     return n;
 }
 
@@ -157,7 +173,8 @@ static void allocate(worker_io *io)
     io->memory = arena_alloc(a, (size_t)c->slots * c->block_bytes, 4096);
     io->slot = ARENA_NEW(a, host_slot, c->slots);
     io->host_of = ARENA_NEW(a, int32_t, blocks);
-    for (size_t i = 0; i < blocks; i++) io->host_of[i] = IO_NONE;
+    for (size_t i = 0; i < blocks; i++)
+        io->host_of[i] = IO_NONE;
     for (uint32_t s = 0; s < c->slots; s++) {
         io->slot[s].prev = io->slot[s].next = IO_NONE;
         io->step.stack[s] = (int32_t)(c->slots - 1 - s);
@@ -188,12 +205,21 @@ static status connect_store(worker_io *io)
                     io->landing_slots, io->config.block_bytes);
     io->landing = arena_alloc(a, (size_t)io->landing_slots * io->config.block_bytes, 4096);
     io->landing_refs = ARENA_NEW(a, uint16_t, io->landing_slots);
-    if (w->hub != NULL) TRY(kv_transport_local_open(a, w->hub, &io->transport));
-    else TRY(kv_transport_ucx_open(a, w->cluster->spin, &io->transport));
+    if (w->hub != NULL)
+        TRY(kv_transport_local_open(a, w->hub, &io->transport));
+    else
+        TRY(kv_transport_ucx_open(a, w->cluster->spin, &io->transport));
     kv_client_config client = {
-        .memory = a, .transport = io->transport, .clock = w->clock, .seed = w->seed,
-        .layout = w->model->layout, .tenant = w->cluster->tenant, .config = w->cluster,
-        .landing = io->landing, .landing_slots = io->landing_slots, .verify = w->verify,
+        .memory = a,
+        .transport = io->transport,
+        .clock = w->clock,
+        .seed = w->seed,
+        .layout = w->model->layout,
+        .tenant = w->cluster->tenant,
+        .config = w->cluster,
+        .landing = io->landing,
+        .landing_slots = io->landing_slots,
+        .verify = w->verify,
     };
     return kv_client_create(&client, &io->client);
 }
@@ -244,7 +270,8 @@ void io_destroy(worker_io *io)
     if (io->wake_fd >= 0) close(io->wake_fd);
 }
 
-/* ---- step side ------------------------------------------------------------------------------------------ */
+/* ---- step side
+ * ------------------------------------------------------------------------------------------ */
 
 static void wake(worker_io *io)
 {
@@ -256,7 +283,8 @@ static void wake(worker_io *io)
 
 void io_send(worker_io *io, const io_command *command)
 {
-    while (!ring_push(io->commands, command)) io_pause(io, clock_now(&io->clock) + 100000);
+    while (!ring_push(io->commands, command))
+        io_pause(io, clock_now(&io->clock) + 100000);
     atomic_fetch_add(&io->commands_sent, 1);
     wake(io);
 }
@@ -281,7 +309,8 @@ void io_pause(worker_io *io, uint64_t until_ns)
     }
     uint64_t now = clock_now(&io->clock);
     if (now >= until_ns) return;
-    uint64_t ns = until_ns - now < 500000 ? until_ns - now : 500000; /* a missed wake costs 0.5 ms */
+    uint64_t ns =
+        until_ns - now < 500000 ? until_ns - now : 500000; /* a missed wake costs 0.5 ms */
     struct timespec t = {.tv_sec = 0, .tv_nsec = (long)ns};
     syscall(SYS_futex, &io->answered, FUTEX_WAIT_PRIVATE, seen, &t, NULL, 0);
 }
@@ -289,7 +318,8 @@ void io_pause(worker_io *io, uint64_t until_ns)
 static void collect_freed(worker_io *io)
 {
     int32_t s;
-    while (ring_pop(io->freed, &s)) io->step.stack[io->step.count++] = s;
+    while (ring_pop(io->freed, &s))
+        io->step.stack[io->step.count++] = s;
 }
 
 int32_t io_slot_take(worker_io *io)

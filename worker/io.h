@@ -1,12 +1,12 @@
-/* worker/io.h - the io side of a worker: host memory for blocks, the store's client, and the answers
- * to what steps miss.
+/* worker/io.h - the io side of a worker: host memory for blocks, the store's client, and the
+ * answers to what steps miss.
  *
  * Flow:    step --commands--> [io] --> kv_client ; arrivals and events --> step.
  * Threads: one io thread owns everything here but the functions of the section "step side", which
- *          belong to the step thread. The two talk through rings and kern_exchange. With a hub there
- *          is no thread: io_poll is called by the step thread.
- * Memory:  host slots (block-sized) are taken at create. A slot belongs to the step thread from
- *          io_slot_take until a SEALED command names it or io_slot_give returns it.
+ *          belong to the step thread. The two talk through rings and kern_exchange. With a hub
+ * there is no thread: io_poll is called by the step thread. Memory:  host slots (block-sized) are
+ * taken at create. A slot belongs to the step thread from io_slot_take until a SEALED command names
+ * it or io_slot_give returns it.
  *
  * A host slot is, in turn: the place where prefill writes a block, the copy that outlives a sealed
  * block's device slot until R nodes have acknowledged it, and (with a host tier) a cache of it. */
@@ -20,9 +20,9 @@ typedef struct worker_io worker_io;
 typedef enum io_op {
     IO_FETCH,    /* group: answer exchange's arrivals (miss[0 .. published)) by deadline */
     IO_GATHERED, /* group: sources may be reused */
-    IO_SEALED,   /* slot holds block (seq, layer, kv_head, block) complete; hold: prefill reads it */
-    IO_UNHOLD,   /* seq: prefill is over */
-    IO_FORGET,   /* seq: the context is finished; answered by IO_FORGOTTEN */
+    IO_SEALED, /* slot holds block (seq, layer, kv_head, block) complete; hold: prefill reads it */
+    IO_UNHOLD, /* seq: prefill is over */
+    IO_FORGET, /* seq: the context is finished; answered by IO_FORGOTTEN */
 } io_op;
 
 typedef struct io_command {
@@ -61,17 +61,18 @@ typedef struct io_config {
     const worker_config *worker;
     io_shared shared;
     uint32_t seqs, layers, kv_heads, max_blocks, block_bytes;
-    uint32_t slots;             /* host slots */
-    uint32_t tier_slots;        /* clean copies kept; UINT32_MAX: everything (no store) */
-    uint32_t groups;            /* groups 0 .. layers - 1 are the demand groups of a step */
+    uint32_t slots;      /* host slots */
+    uint32_t tier_slots; /* clean copies kept; UINT32_MAX: everything (no store) */
+    uint32_t groups;     /* groups 0 .. layers - 1 are the demand groups of a step */
     uint32_t group_capacity;
-    kern_exchange *exchange;    /* [groups] */
+    kern_exchange *exchange; /* [groups] */
 } io_config;
 
 status io_create(const io_config *config, worker_io **out_io);
 void io_destroy(worker_io *io); /* stops the thread, DROPs nothing: send IO_FORGET first */
 
-/* ---- step side ------------------------------------------------------------------------------------- */
+/* ---- step side
+ * ------------------------------------------------------------------------------------- */
 
 void io_send(worker_io *io, const io_command *command);
 bool io_receive(worker_io *io, io_event *out_event);
@@ -80,7 +81,8 @@ void io_pause(worker_io *io, uint64_t until_ns);
 int32_t io_slot_take(worker_io *io); /* -1: none free now */
 void io_slot_give(worker_io *io, int32_t slot);
 uint32_t io_slots_free(worker_io *io);
-block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head, int32_t block);
+block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
+                     int32_t block);
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot);
 
 typedef struct io_stats {

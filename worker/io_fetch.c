@@ -1,5 +1,5 @@
-/* Fetch groups: the blocks that one layer of a step misses (DEMAND), or that somebody wants ahead of
- * time (PREFETCH), answered from host memory or from the store.
+/* Fetch groups: the blocks that one layer of a step misses (DEMAND), or that somebody wants ahead
+ * of time (PREFETCH), answered from host memory or from the store.
  *
  * A demand for a block that a prefetch is already bringing waits for that one instead of asking
  * twice; should it fail, the demand asks itself. Sources stay valid until IO_GATHERED. */
@@ -15,7 +15,8 @@ static uint64_t flight_hash(const worker_io *io, const kern_miss *m, uint32_t la
 static uint32_t flight_place(const worker_io *io, uint64_t key)
 {
     uint32_t at = (uint32_t)((key * 0x9e3779b97f4a7c15u) >> 32) & io->flight_mask;
-    while (io->flight_key[at] != 0 && io->flight_key[at] != key) at = (at + 1) & io->flight_mask;
+    while (io->flight_key[at] != 0 && io->flight_key[at] != key)
+        at = (at + 1) & io->flight_mask;
     return at;
 }
 
@@ -61,7 +62,8 @@ static void answer(worker_io *io, int32_t g, uint32_t i, status result)
     group->open--;
     if (group->open == 0) {
         bool remote = false;
-        for (uint32_t k = 0; k < group->count; k++) remote |= group->block[k].state == FETCH_LANDED;
+        for (uint32_t k = 0; k < group->count; k++)
+            remote |= group->block[k].state == FETCH_LANDED;
         if (remote) io->stats.fetch_ns += clock_now(&io->clock) - group->started_ns;
         if ((uint32_t)g >= io->config.layers)
             io_emit(io, IO_GROUP_DONE, io->config.exchange[g].miss[0].seq, g, STATUS_OK);
@@ -125,7 +127,8 @@ void io_fetch_begin(worker_io *io, const io_command *command)
     group->started_ns = clock_now(&io->clock);
     group->deadline_ns = command->deadline_ns;
     atomic_fetch_add(&io->busy, 1);
-    for (uint32_t i = 0; i < count; i++) start_block(io, g, i);
+    for (uint32_t i = 0; i < count; i++)
+        start_block(io, g, i);
 }
 
 void io_fetch_gathered(worker_io *io, int32_t g)
@@ -176,17 +179,22 @@ static bool submit_group(worker_io *io, int32_t g)
         group->cursor = i;
         return true;
     }
-    kv_get get = {.id = id, .digest = digest, .count = n, .class = group->class,
+    kv_get get = {.id = id,
+                  .digest = digest,
+                  .count = n,
+                  .class = group->class,
                   .deadline_ns = group->deadline_ns};
     status result = kv_get_submit(io->client, &get, &request->ticket);
     if (result == STATUS_BUSY && clock_now(&io->clock) < group->deadline_ns) return false;
     if (result != STATUS_OK) {
-        for (uint32_t k = 0; k < n; k++) answer(io, g, request->index[k], result);
+        for (uint32_t k = 0; k < n; k++)
+            answer(io, g, request->index[k], result);
     } else {
         request->used = true;
         request->group = g;
         request->count = n;
-        for (uint32_t k = 0; k < n; k++) group->block[request->index[k]].state = FETCH_ASKED;
+        for (uint32_t k = 0; k < n; k++)
+            group->block[request->index[k]].state = FETCH_ASKED;
     }
     group->cursor = i;
     return true;

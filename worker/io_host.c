@@ -1,17 +1,20 @@
 /* Host slots: staging of prefill, copies of sealed blocks until R nodes have them, host tier.
  *
- * A slot's life: FREE (or the step thread's) -> DIRTY -> PUT -> CLEAN -> FREE. It is freed only when
- * nothing reads it (pins), prefill has let go (hold) and, for dirty ones, the context was forgotten.
- * Without a store a sealed slot is CLEAN at once and stays until the context is forgotten. */
+ * A slot's life: FREE (or the step thread's) -> DIRTY -> PUT -> CLEAN -> FREE. It is freed only
+ * when nothing reads it (pins), prefill has let go (hold) and, for dirty ones, the context was
+ * forgotten. Without a store a sealed slot is CLEAN at once and stays until the context is
+ * forgotten. */
 #include <string.h>
 
 #include "worker/io_impl.h"
 
-size_t io_host_index(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head, int32_t block)
+size_t io_host_index(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
+                     int32_t block)
 {
     const io_config *c = &io->config;
     return (((size_t)seq * c->layers + (size_t)layer) * c->kv_heads + (size_t)kv_head) *
-               c->max_blocks + (size_t)block;
+               c->max_blocks +
+           (size_t)block;
 }
 
 static void list_push(worker_io *io, slot_list *list, int32_t s)
@@ -19,8 +22,10 @@ static void list_push(worker_io *io, slot_list *list, int32_t s)
     host_slot *slot = &io->slot[s];
     slot->prev = list->tail;
     slot->next = IO_NONE;
-    if (list->tail != IO_NONE) io->slot[list->tail].next = s;
-    else list->head = s;
+    if (list->tail != IO_NONE)
+        io->slot[list->tail].next = s;
+    else
+        list->head = s;
     list->tail = s;
     list->count++;
 }
@@ -28,10 +33,14 @@ static void list_push(worker_io *io, slot_list *list, int32_t s)
 static void list_remove(worker_io *io, slot_list *list, int32_t s)
 {
     host_slot *slot = &io->slot[s];
-    if (slot->prev != IO_NONE) io->slot[slot->prev].next = slot->next;
-    else list->head = slot->next;
-    if (slot->next != IO_NONE) io->slot[slot->next].prev = slot->prev;
-    else list->tail = slot->prev;
+    if (slot->prev != IO_NONE)
+        io->slot[slot->prev].next = slot->next;
+    else
+        list->head = slot->next;
+    if (slot->next != IO_NONE)
+        io->slot[slot->next].prev = slot->prev;
+    else
+        list->tail = slot->prev;
     slot->prev = slot->next = IO_NONE;
     CHECK(list->count > 0);
     list->count--;
@@ -43,8 +52,8 @@ static void slot_free(worker_io *io, int32_t s)
     host_slot *slot = &io->slot[s];
     CHECK(slot->pins == 0 && slot->state != SLOT_PUT && slot->state != SLOT_FREE);
     list_remove(io, slot->state == SLOT_CLEAN ? &io->clean : &io->dirty, s);
-    int32_t *home = &io->host_of[io_host_index(io, slot->seq, slot->layer, slot->kv_head,
-                                               slot->block)];
+    int32_t *home =
+        &io->host_of[io_host_index(io, slot->seq, slot->layer, slot->kv_head, slot->block)];
     if (*home == s) *home = IO_NONE;
     memset(slot, 0, sizeof *slot);
     slot->prev = slot->next = IO_NONE;
@@ -81,8 +90,11 @@ void io_host_sealed(worker_io *io, const io_command *command)
         io->slot[old].orphan = true;
         io->slot[old].hold = false;
     }
-    *slot = (host_slot){.seq = command->seq, .layer = command->layer, .kv_head = command->kv_head,
-                        .block = command->block, .hold = command->hold,
+    *slot = (host_slot){.seq = command->seq,
+                        .layer = command->layer,
+                        .kv_head = command->kv_head,
+                        .block = command->block,
+                        .hold = command->hold,
                         .state = io->store ? SLOT_DIRTY : SLOT_CLEAN};
     list_push(io, io->store ? &io->dirty : &io->clean, s);
     io->host_of[at] = s;
@@ -119,8 +131,9 @@ void io_host_put_some(worker_io *io)
         kv_put put = {
             .id = io_block_id(io, slot->seq, slot->layer, slot->kv_head, slot->block),
             .bytes = io->memory + (size_t)s * io->config.block_bytes,
-            .digest = io->config.shared.digest[io_host_index(io, slot->seq, slot->layer,
-                                                             slot->kv_head, slot->block)],
+            .digest =
+                io->config.shared
+                    .digest[io_host_index(io, slot->seq, slot->layer, slot->kv_head, slot->block)],
             .class = KV_WRITE_BACK,
             .deadline_ns = now + io->put_deadline_ns,
         };
@@ -170,8 +183,10 @@ void io_host_forget(worker_io *io, int32_t seq)
         if (slot->state == SLOT_FREE || slot->seq != seq) continue;
         slot->orphan = true;
         slot->hold = false;
-        if (slot->state == SLOT_PUT) kv_cancel(io->client, slot->ticket);
-        else if (slot->pins == 0) slot_free(io, s);
+        if (slot->state == SLOT_PUT)
+            kv_cancel(io->client, slot->ticket);
+        else if (slot->pins == 0)
+            slot_free(io, s);
     }
     io_host_forgotten_check(io, seq);
 }
@@ -182,9 +197,9 @@ void io_host_forgotten_check(worker_io *io, int32_t seq)
     if (io->forgetting[seq] == 0 || io->seq_busy[seq] > 0) return;
     if (io->store && io->forgetting[seq] == 1) {
         io->forgetting[seq] = 2;
-        status result = kv_drop_submit(io->client, io->config.shared.context[seq],
-                                       clock_now(&io->clock) + io->put_deadline_ns,
-                                       &io->drop_ticket[seq]);
+        status result =
+            kv_drop_submit(io->client, io->config.shared.context[seq],
+                           clock_now(&io->clock) + io->put_deadline_ns, &io->drop_ticket[seq]);
         if (result == STATUS_OK) {
             io->seq_busy[seq]++;
             return;

@@ -9,10 +9,10 @@
 #include "worker/io.h"
 
 enum {
-    IO_RING = 1 << 14,     /* commands under way */
+    IO_RING = 1 << 14, /* commands under way */
     IO_EVENTS = 1 << 12,
-    IO_GETS_MAX = 512,     /* get requests under way */
-    IO_PUT_TRIES = 3,      /* before a sequence is told that its block cannot be stored */
+    IO_GETS_MAX = 512, /* get requests under way */
+    IO_PUT_TRIES = 3,  /* before a sequence is told that its block cannot be stored */
     IO_NONE = -1,
 };
 
@@ -26,20 +26,30 @@ typedef enum slot_state {
 typedef struct host_slot {
     int32_t seq, layer, kv_head, block;
     slot_state state;
-    bool hold;    /* prefill still reads it */
-    bool orphan;  /* its context was forgotten or the block was sealed again: free when idle */
+    bool hold;   /* prefill still reads it */
+    bool orphan; /* its context was forgotten or the block was sealed again: free when idle */
     uint8_t tries;
     uint32_t pins; /* arrivals that point into it */
     kv_ticket ticket;
     int32_t prev, next; /* in the list of its state: dirty queue, puts under way, clean LRU */
 } host_slot;
 
-typedef struct slot_list { int32_t head, tail; uint32_t count; } slot_list;
+typedef struct slot_list {
+    int32_t head, tail;
+    uint32_t count;
+} slot_list;
 
 /* One block of a fetch group. */
 typedef struct fetch_block {
-    enum { FETCH_IDLE, FETCH_HOST, FETCH_PENDING, FETCH_ASKED, FETCH_ATTACHED, FETCH_LANDED,
-           FETCH_FAILED } state;
+    enum {
+        FETCH_IDLE,
+        FETCH_HOST,
+        FETCH_PENDING,
+        FETCH_ASKED,
+        FETCH_ATTACHED,
+        FETCH_LANDED,
+        FETCH_FAILED
+    } state;
     int32_t slot;                   /* host slot or landing slot */
     int32_t wait_group, wait_index; /* a demand that waits for this prefetch, or IO_NONE */
 } fetch_block;
@@ -75,17 +85,17 @@ struct worker_io {
         uint32_t count;
     } step; /* the step thread's free slots */
 
-    uint8_t *memory;     /* [slots, block_bytes] */
-    host_slot *slot;     /* [slots] */
-    int32_t *host_of;    /* [S, L, Hk, B] host slot or -1 */
+    uint8_t *memory;  /* [slots, block_bytes] */
+    host_slot *slot;  /* [slots] */
+    int32_t *host_of; /* [S, L, Hk, B] host slot or -1 */
     slot_list dirty, clean, putting;
     uint64_t retry_ns;
-    uint8_t *forgetting; /* [S] IO_FORGET seen; waits for its puts and drop */
-    uint32_t *seq_busy;  /* [S] puts and drops under way */
+    uint8_t *forgetting;    /* [S] IO_FORGET seen; waits for its puts and drop */
+    uint32_t *seq_busy;     /* [S] puts and drops under way */
     kv_ticket *drop_ticket; /* [S] 0: none */
 
-    fetch_group *group;  /* [groups] */
-    get_request *get;    /* [IO_GETS_MAX] */
+    fetch_group *group; /* [groups] */
+    get_request *get;   /* [IO_GETS_MAX] */
     uint32_t gets_used;
     uint16_t *landing_refs; /* [landing slots] */
     uint8_t *landing;
@@ -108,7 +118,8 @@ struct worker_io {
 };
 
 /* io_host.c: host slots */
-size_t io_host_index(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head, int32_t block);
+size_t io_host_index(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
+                     int32_t block);
 void io_host_sealed(worker_io *io, const io_command *command);
 void io_host_unhold(worker_io *io, int32_t seq);
 void io_host_forget(worker_io *io, int32_t seq);

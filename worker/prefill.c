@@ -1,7 +1,7 @@
 /* Prompt rows: K and V go to host slots (staging), where the rows read all earlier blocks of the
  * layer; complete blocks are sealed and put while the prompt goes on (DESIGN §10, prefill).
- * Rows are attended by the same op in the same canonical order as decode rows, so a prompt's bits do
- * not depend on how it was cut into chunks. */
+ * Rows are attended by the same op in the same canonical order as decode rows, so a prompt's bits
+ * do not depend on how it was cut into chunks. */
 #include "worker/engine.h"
 
 #include <string.h>
@@ -41,11 +41,14 @@ static const float *pick_queries(worker_engine *e, uint32_t layer, kern_source s
         return layer == 0 ? NULL : e->pick_q[layer & 1] + (size_t)all.first * width;
     if (source == SOURCE_OWN) return NULL;
     uint32_t seq = (uint32_t)e->row_seq[all.first], pos = (uint32_t)e->row_pos[all.first];
-    for (uint32_t r = 0; r < all.count; r++) { /* step: the query of the token before; row 0 its own */
+    for (uint32_t r = 0; r < all.count;
+         r++) { /* step: the query of the token before; row 0 its own */
         const float *from = e->qkv + (size_t)(all.first + r - 1) * e->qkv_stride;
-        if (r == 0 && pos == 0) from = e->qkv + (size_t)all.first * e->qkv_stride;
+        if (r == 0 && pos == 0)
+            from = e->qkv + (size_t)all.first * e->qkv_stride;
         else if (r == 0)
-            from = e->last_q + (((size_t)((pos - 1) & 1) * e->seqs + seq) * e->layers + layer) * width;
+            from =
+                e->last_q + (((size_t)((pos - 1) & 1) * e->seqs + seq) * e->layers + layer) * width;
         memcpy(e->q_prev + (size_t)r * width, from, width * sizeof(float));
     }
     return e->q_prev;
@@ -57,8 +60,8 @@ static void keep_last_pick(worker_engine *e, uint32_t layer, uint32_t tile_row, 
         size_t at = (size_t)tile_row * e->kv_heads + h;
         int32_t *to = s->last_pick + ((size_t)layer * e->kv_heads + h) * e->max_select;
         for (uint32_t i = 0; i < e->max_select; i++) {
-            to[i] = (int32_t)i < e->prefill.count[at]
-                        ? e->prefill.block[at * e->max_select + i] : -1;
+            to[i] =
+                (int32_t)i < e->prefill.count[at] ? e->prefill.block[at * e->max_select + i] : -1;
         }
     }
 }
@@ -81,12 +84,23 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows, cons
         }
     }
     kern_attend_args attend = {
-        .q = q, .block = p->block, .slot = p->slot, .count = p->count, .mask = p->mask,
-        .row_seq = of.seq, .row_pos = of.pos, .row_selector = of.selector,
-        .selectors = e->selectors, .pool = io_slot_bytes(e->io, 0),
-        .summary = engine_summary(e, layer), .out = e->heads_out + (size_t)rows.first * width,
-        .row_stride = e->qkv_stride, .rows = rows.count, .heads = e->heads,
-        .max_select = e->max_select, .block_bytes = e->block_bytes,
+        .q = q,
+        .block = p->block,
+        .slot = p->slot,
+        .count = p->count,
+        .mask = p->mask,
+        .row_seq = of.seq,
+        .row_pos = of.pos,
+        .row_selector = of.selector,
+        .selectors = e->selectors,
+        .pool = io_slot_bytes(e->io, 0),
+        .summary = engine_summary(e, layer),
+        .out = e->heads_out + (size_t)rows.first * width,
+        .row_stride = e->qkv_stride,
+        .rows = rows.count,
+        .heads = e->heads,
+        .max_select = e->max_select,
+        .block_bytes = e->block_bytes,
     };
     TRY(kern_attend(e->stream, &attend));
     if (e->row_pos[rows.first + rows.count - 1] + 1 == (int32_t)s->request.prompt_count)
@@ -112,15 +126,22 @@ status prefill_layer(worker_engine *e, uint32_t layer)
         for (uint32_t h = 0; h < e->kv_heads; h++)
             slots[(size_t)r * e->kv_heads + h] = *stage(e, s, layer, h, block);
     }
-    kern_compress_args compress = {.k = k, .u = e->row_u + (size_t)all.first * e->kv_heads,
+    kern_compress_args compress = {.k = k,
+                                   .u = e->row_u + (size_t)all.first * e->kv_heads,
                                    .row_seq = e->row_seq + all.first,
                                    .row_pos = e->row_pos + all.first,
                                    .summary = engine_summary(e, layer),
-                                   .row_stride = e->qkv_stride, .rows = all.count};
-    kern_append_args append = {.k = k, .v = k + kv_width, .slot = slots,
-                               .row_pos = e->row_pos + all.first, .pool = io_slot_bytes(e->io, 0),
-                               .row_stride = e->qkv_stride, .rows = all.count,
-                               .kv_heads = e->kv_heads, .head_dim = e->head_dim};
+                                   .row_stride = e->qkv_stride,
+                                   .rows = all.count};
+    kern_append_args append = {.k = k,
+                               .v = k + kv_width,
+                               .slot = slots,
+                               .row_pos = e->row_pos + all.first,
+                               .pool = io_slot_bytes(e->io, 0),
+                               .row_stride = e->qkv_stride,
+                               .rows = all.count,
+                               .kv_heads = e->kv_heads,
+                               .head_dim = e->head_dim};
     TRY(kern_compress(e->stream, &compress));
     TRY(kern_append(e->stream, &append));
     for (uint32_t done = 0; done < all.count; done += ENGINE_PREFILL_TILE) {
@@ -131,7 +152,8 @@ status prefill_layer(worker_engine *e, uint32_t layer)
     return STATUS_OK;
 }
 
-/* ---- after the step --------------------------------------------------------------------------------------- */
+/* ---- after the step
+ * --------------------------------------------------------------------------------------- */
 
 static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
 {
@@ -141,12 +163,20 @@ static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
             int32_t *slot = stage(e, s, l, h, block);
             block_id id = io_block_id(e->io, (int32_t)seq, (int32_t)l, (int32_t)h, (int32_t)block);
             uint64_t seed = block_id_hash(&id), digest = 0;
-            kern_seal_args seal = {.pool = io_slot_bytes(e->io, 0), .slot = slot, .seed = &seed,
-                                   .digest = &digest, .n = 1, .block_bytes = e->block_bytes};
+            kern_seal_args seal = {.pool = io_slot_bytes(e->io, 0),
+                                   .slot = slot,
+                                   .seed = &seed,
+                                   .digest = &digest,
+                                   .n = 1,
+                                   .block_bytes = e->block_bytes};
             TRY(kern_seal(e->stream, &seal));
             TRY(engine_digest_set(e, seq, l, h, block, digest));
-            io_command command = {.op = IO_SEALED, .seq = (int32_t)seq, .layer = (int32_t)l,
-                                  .kv_head = (int32_t)h, .block = (int32_t)block, .slot = *slot,
+            io_command command = {.op = IO_SEALED,
+                                  .seq = (int32_t)seq,
+                                  .layer = (int32_t)l,
+                                  .kv_head = (int32_t)h,
+                                  .block = (int32_t)block,
+                                  .slot = *slot,
                                   .hold = true};
             io_send(e->io, &command);
             if (s->final.recomputes > 0) s->final.blocks.recomputed++, e->stats.blocks.recomputed++;
@@ -156,8 +186,8 @@ static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
     return STATUS_OK;
 }
 
-/* The chunk is computed: seal what it completed; at the prompt's end the sequence becomes READY, its
- * open block in host slots of its own. */
+/* The chunk is computed: seal what it completed; at the prompt's end the sequence becomes READY,
+ * its open block in host slots of its own. */
 status prefill_sealed(worker_engine *e)
 {
     row_range all = e->prefill_rows;

@@ -6,12 +6,14 @@
  *                |________ recompute ___________|
  *
  * One sequence is in prefill at a time, oldest first. READY sequences get the pool in the order of
- * admission; when it is full and somebody waits, the one that ran longest beyond its quantum parks. */
+ * admission; when it is full and somebody waits, the one that ran longest beyond its quantum parks.
+ */
 #include "worker/engine.h"
 
 #include <string.h>
 
-/* ---- pool entries ------------------------------------------------------------------------------------------- */
+/* ---- pool entries
+ * ------------------------------------------------------------------------------------------- */
 
 /* Entries a (layer, KV head): the selection, a victim margin, never more than there are blocks. */
 uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks)
@@ -26,7 +28,8 @@ static void entries_give(worker_engine *e, uint32_t seq)
     sequence *s = &e->seq[seq];
     uint32_t n = e->layers * e->kv_heads * (uint32_t)s->entries;
     fetch_forget_ahead(e, seq);
-    for (uint32_t i = 0; i < n; i++) e->pool_stack[e->pool_free++] = s->pool_slot[i];
+    for (uint32_t i = 0; i < n; i++)
+        e->pool_stack[e->pool_free++] = s->pool_slot[i];
     CHECK(e->pool_free <= e->pool_slots);
     for (uint32_t l = 0; l < e->layers; l++) {
         kern_table t = engine_table(e, l);
@@ -62,7 +65,8 @@ static bool entries_take(worker_engine *e, uint32_t seq)
     return true;
 }
 
-/* ---- park and resume --------------------------------------------------------------------------------------------- */
+/* ---- park and resume
+ * --------------------------------------------------------------------------------------------- */
 
 /* The open block moves to host slots; everything else is in the store or in host memory already. */
 static bool park(worker_engine *e, uint32_t seq)
@@ -81,10 +85,13 @@ static bool park(worker_engine *e, uint32_t seq)
                 int32_t to = io_slot_take(e->io);
                 uint8_t *copy = io_slot_bytes(e->io, to);
                 uint64_t seed = 0, digest;
-                kern_seal_args seal = {
-                    .pool = e->pool, .slot = &t.slot_of[head * e->max_entries + (size_t)entry],
-                    .seed = &seed, .copy = &copy, .digest = &digest, .n = 1,
-                    .block_bytes = e->block_bytes};
+                kern_seal_args seal = {.pool = e->pool,
+                                       .slot = &t.slot_of[head * e->max_entries + (size_t)entry],
+                                       .seed = &seed,
+                                       .copy = &copy,
+                                       .digest = &digest,
+                                       .n = 1,
+                                       .block_bytes = e->block_bytes};
                 CHECK(kern_seal(e->stream, &seal) == STATUS_OK);
                 s->tail_slot[l * e->kv_heads + h] = to;
             }
@@ -114,8 +121,11 @@ static void tail_install(worker_engine *e, uint32_t seq)
     for (uint32_t l = 0; l < e->layers; l++) {
         for (uint32_t h = 0; h < e->kv_heads; h++) {
             const uint8_t *bytes = io_slot_bytes(e->io, s->tail_slot[l * e->kv_heads + h]);
-            x->miss[h] = (kern_miss){.row = -1, .seq = (int32_t)seq, .kv_head = (int32_t)h,
-                                     .block = (int32_t)(s->done / KERN_BLOCK), .entry = -1,
+            x->miss[h] = (kern_miss){.row = -1,
+                                     .seq = (int32_t)seq,
+                                     .kv_head = (int32_t)h,
+                                     .block = (int32_t)(s->done / KERN_BLOCK),
+                                     .entry = -1,
                                      .slot = -1};
             x->arrival[h].source = bytes;
             x->arrival[h].seed = 0;
@@ -123,9 +133,13 @@ static void tail_install(worker_engine *e, uint32_t seq)
             atomic_store(&x->arrival[h].state, STATUS_OK);
         }
         atomic_store(&x->published, e->kv_heads);
-        kern_install_args install = {.exchange = x, .table = engine_table(e, l), .pool = e->pool,
-                                     .block_bytes = e->block_bytes, .step = e->step_number,
-                                     .keep_step = e->step_number, .verify = true};
+        kern_install_args install = {.exchange = x,
+                                     .table = engine_table(e, l),
+                                     .pool = e->pool,
+                                     .block_bytes = e->block_bytes,
+                                     .step = e->step_number,
+                                     .keep_step = e->step_number,
+                                     .verify = true};
         CHECK(kern_install(e->stream, &install) == STATUS_OK);
         for (uint32_t h = 0; h < e->kv_heads; h++)
             CHECK(atomic_load(&x->arrival[h].state) == STATUS_OK);
@@ -141,11 +155,16 @@ static void resume_fetch(worker_engine *e, uint32_t seq)
     int32_t *list = e->prefill.slot, *more = e->prefill.block; /* idle between steps */
     int32_t seq_index = (int32_t)seq, next = (int32_t)s->done;
     for (uint32_t l = 0; l < e->layers; l++) {
-        kern_candidates_args args = {
-            .seq = &seq_index, .next_pos = &next, .selector = &s->selector,
-            .selectors = e->selectors, .summary = engine_summary(e, l),
-            .table = engine_table(e, l), .block = more, .n = 1, .max_candidates = m,
-            .forced = true};
+        kern_candidates_args args = {.seq = &seq_index,
+                                     .next_pos = &next,
+                                     .selector = &s->selector,
+                                     .selectors = e->selectors,
+                                     .summary = engine_summary(e, l),
+                                     .table = engine_table(e, l),
+                                     .block = more,
+                                     .n = 1,
+                                     .max_candidates = m,
+                                     .forced = true};
         if (kern_candidates(e->stream, &args) != STATUS_OK) return;
         for (uint32_t h = 0; h < e->kv_heads; h++) {
             const int32_t *last = s->last_pick + ((size_t)l * e->kv_heads + h) * m;
@@ -171,7 +190,8 @@ static bool resume(worker_engine *e, uint32_t seq)
     return true;
 }
 
-/* ---- the end of a sequence ------------------------------------------------------------------------------------------ */
+/* ---- the end of a sequence
+ * ------------------------------------------------------------------------------------------ */
 
 static void stage_drop(worker_engine *e, sequence *s)
 {
@@ -227,7 +247,9 @@ void sched_recompute(worker_engine *e, uint32_t seq)
     s->state = SEQ_READY; /* done < prompt_count: waits for its turn in prefill */
 }
 
-/* ---- admission --------------------------------------------------------------------------------------------------------- */
+/* ---- admission
+ * ---------------------------------------------------------------------------------------------------------
+ */
 
 static bool needs_prefill(const sequence *s)
 {
@@ -271,14 +293,16 @@ static status open_sequence(worker_engine *e, uint32_t seq, const worker_request
     memset(e->shared.digest + engine_home(e, seq, 0, 0, 0), 0, homes * sizeof(uint64_t));
     uint32_t generation = s->generation + 1;
     int32_t *keep[] = {s->token, s->pool_slot, s->tail_slot, s->stage_slot, s->last_pick};
-    *s = (sequence){.generation = generation, .token = keep[0], .pool_slot = keep[1],
-                    .tail_slot = keep[2], .stage_slot = keep[3], .last_pick = keep[4]};
-    memset(s->last_pick, 0xff,
-           (size_t)e->layers * e->kv_heads * e->max_select * sizeof(int32_t));
+    *s = (sequence){.generation = generation,
+                    .token = keep[0],
+                    .pool_slot = keep[1],
+                    .tail_slot = keep[2],
+                    .stage_slot = keep[3],
+                    .last_pick = keep[4]};
+    memset(s->last_pick, 0xff, (size_t)e->layers * e->kv_heads * e->max_select * sizeof(int32_t));
     s->request = *request;
     memcpy(s->token, request->prompt, request->prompt_count * sizeof(int32_t));
-    if (request->eos_count > 0)
-        memcpy(s->eos, request->eos, request->eos_count * sizeof(int32_t));
+    if (request->eos_count > 0) memcpy(s->eos, request->eos, request->eos_count * sizeof(int32_t));
     s->count = request->prompt_count;
     s->blocks_max = (request->prompt_count + request->max_new + KERN_BLOCK - 1) / KERN_BLOCK;
     for (uint32_t i = 0; i < e->selector_count; i++) {
@@ -321,7 +345,8 @@ static void rotate(worker_engine *e)
     int32_t longest = -1;
     for (uint32_t i = 0; i < e->seqs; i++) {
         sequence *s = &e->seq[i];
-        if (s->state == SEQ_ACTIVE && s->groups_open == 0 && s->ran >= e->cluster.park_quantum_steps &&
+        if (s->state == SEQ_ACTIVE && s->groups_open == 0 &&
+            s->ran >= e->cluster.park_quantum_steps &&
             (longest < 0 || s->ran > e->seq[longest].ran))
             longest = (int32_t)i;
     }
@@ -334,7 +359,9 @@ static void take_event(worker_engine *e, const io_event *event)
 {
     sequence *s = &e->seq[event->seq];
     switch (event->kind) {
-    case IO_GROUP_DONE: fetch_install(e, event->group); break;
+    case IO_GROUP_DONE:
+        fetch_install(e, event->group);
+        break;
     case IO_PUT_FAILED:
         if (s->put_status == STATUS_OK) s->put_status = event->result;
         break;
@@ -348,14 +375,18 @@ static void take_event(worker_engine *e, const io_event *event)
 void sched_turn(worker_engine *e)
 {
     io_event event;
-    while (io_receive(e->io, &event)) take_event(e, &event);
+    while (io_receive(e->io, &event))
+        take_event(e, &event);
     for (uint32_t i = 0; i < e->seqs; i++) {
         sequence *s = &e->seq[i];
         if (s->state == SEQ_CLOSING && s->forgotten && s->groups_open == 0) s->state = SEQ_FREE;
         if (s->state == SEQ_FREE || s->state == SEQ_CLOSING) continue;
-        if (s->cancel) sched_finish(e, i, REASON_CANCELED, STATUS_OK);
-        else if (s->put_status != STATUS_OK) sched_finish(e, i, REASON_FAILED, s->put_status);
-        else if (s->state == SEQ_RESUMING && s->groups_open == 0) s->state = SEQ_ACTIVE;
+        if (s->cancel)
+            sched_finish(e, i, REASON_CANCELED, STATUS_OK);
+        else if (s->put_status != STATUS_OK)
+            sched_finish(e, i, REASON_FAILED, s->put_status);
+        else if (s->state == SEQ_RESUMING && s->groups_open == 0)
+            s->state = SEQ_ACTIVE;
     }
     admit(e);
     rotate(e);

@@ -6,9 +6,12 @@
 
 pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride)
 {
-    return (pick_rows){.count = rows.count, .seq = e->row_seq + rows.first,
-                       .pos = e->row_pos + rows.first, .selector = e->row_selector + rows.first,
-                       .q = q, .stride = stride};
+    return (pick_rows){.count = rows.count,
+                       .seq = e->row_seq + rows.first,
+                       .pos = e->row_pos + rows.first,
+                       .selector = e->row_selector + rows.first,
+                       .q = q,
+                       .stride = stride};
 }
 
 /* The picks are written from row out_row of `out` on. */
@@ -18,23 +21,42 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
     size_t h = (size_t)out_row * e->kv_heads;
     kern_summary summary = engine_summary(e, layer);
     kern_score_args score = {
-        .q = rows->q, .row_seq = rows->seq, .row_pos = rows->pos, .row_selector = rows->selector,
-        .selectors = e->selectors, .summary = summary, .out = out->scores + h * e->max_windows,
-        .row_stride = rows->stride, .rows = rows->count, .heads = e->heads,
+        .q = rows->q,
+        .row_seq = rows->seq,
+        .row_pos = rows->pos,
+        .row_selector = rows->selector,
+        .selectors = e->selectors,
+        .summary = summary,
+        .out = out->scores + h * e->max_windows,
+        .row_stride = rows->stride,
+        .rows = rows->count,
+        .heads = e->heads,
     };
     kern_pool_args pool = {
-        .scores = score.out, .row_seq = rows->seq, .row_pos = rows->pos,
-        .row_selector = rows->selector, .selectors = e->selectors, .summary = summary,
+        .scores = score.out,
+        .row_seq = rows->seq,
+        .row_pos = rows->pos,
+        .row_selector = rows->selector,
+        .selectors = e->selectors,
+        .summary = summary,
         .query = out->query + h * e->max_select_blocks,
         .importance = out->importance + h * e->max_select_blocks,
-        .rows = rows->count, .max_select_blocks = e->max_select_blocks,
+        .rows = rows->count,
+        .max_select_blocks = e->max_select_blocks,
     };
     kern_select_args select = {
-        .query = pool.query, .importance = pool.importance, .row_pos = rows->pos,
-        .row_selector = rows->selector, .selectors = e->selectors,
-        .block = out->block + h * e->max_select, .mask = out->mask + h * e->max_select,
-        .count = out->count + h, .settled = out->settled + h, .rows = rows->count,
-        .kv_heads = e->kv_heads, .max_select_blocks = e->max_select_blocks,
+        .query = pool.query,
+        .importance = pool.importance,
+        .row_pos = rows->pos,
+        .row_selector = rows->selector,
+        .selectors = e->selectors,
+        .block = out->block + h * e->max_select,
+        .mask = out->mask + h * e->max_select,
+        .count = out->count + h,
+        .settled = out->settled + h,
+        .rows = rows->count,
+        .kv_heads = e->kv_heads,
+        .max_select_blocks = e->max_select_blocks,
         .max_select = e->max_select,
     };
     TRY(kern_score(e->stream, &score));
@@ -46,22 +68,36 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
 status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out)
 {
     const model_layer *w = &e->config.model->layer[layer];
-    kern_rmsnorm_args norm = {.x = x, .weight = w->input_norm, .out = e->norm, .rows = rows.count,
+    kern_rmsnorm_args norm = {.x = x,
+                              .weight = w->input_norm,
+                              .out = e->norm,
+                              .rows = rows.count,
                               .hidden = e->hidden,
                               .eps = (float)e->config.model->config.norm_eps};
     uint64_t width = (uint64_t)e->heads * e->head_dim;
-    kern_linear_args q = {.weight = w->q, .x = e->norm, .out = out, .x_stride = e->hidden,
-                          .out_stride = width, .rows = rows.count, .scale = 1.0f};
-    kern_rope_args rope = {.x = out, .row_pos = e->row_pos + rows.first,
-                           .cos = e->config.model->cos, .sin = e->config.model->sin,
-                           .rows = rows.count, .heads = e->heads, .head_dim = e->head_dim,
-                           .max_tokens = e->config.model->max_tokens, .row_stride = width};
+    kern_linear_args q = {.weight = w->q,
+                          .x = e->norm,
+                          .out = out,
+                          .x_stride = e->hidden,
+                          .out_stride = width,
+                          .rows = rows.count,
+                          .scale = 1.0f};
+    kern_rope_args rope = {.x = out,
+                           .row_pos = e->row_pos + rows.first,
+                           .cos = e->config.model->cos,
+                           .sin = e->config.model->sin,
+                           .rows = rows.count,
+                           .heads = e->heads,
+                           .head_dim = e->head_dim,
+                           .max_tokens = e->config.model->max_tokens,
+                           .row_stride = width};
     TRY(kern_rmsnorm(e->stream, &norm));
     TRY(kern_linear(e->stream, &q));
     return kern_rope(e->stream, &rope);
 }
 
-/* ---- lookahead `step`: picks kept a sequence from one step to the next ----------------------------------- */
+/* ---- lookahead `step`: picks kept a sequence from one step to the next
+ * ----------------------------------- */
 
 static size_t ahead_home(const worker_engine *e, uint32_t seq, uint32_t layer)
 {
@@ -90,11 +126,17 @@ static status load_ahead(worker_engine *e, uint32_t layer, uint32_t row, pick_bu
     memcpy(picks->mask + to * m, e->ahead_mask + from * m, heads * m);
     memcpy(picks->count + to, e->ahead_count + from, heads * sizeof(int32_t));
     memcpy(picks->settled + to, e->ahead_settled + from, heads * sizeof(int32_t));
-    kern_pool_args pool = { /* victims are weighed by importance; the scores do not matter here */
-        .scores = picks->scores + to * e->max_windows, .row_seq = rows.seq, .row_pos = rows.pos,
-        .row_selector = rows.selector, .selectors = e->selectors,
-        .summary = engine_summary(e, layer), .query = picks->query + to * e->max_select_blocks,
-        .importance = picks->importance + to * e->max_select_blocks, .rows = 1,
+    kern_pool_args pool = {
+        /* victims are weighed by importance; the scores do not matter here */
+        .scores = picks->scores + to * e->max_windows,
+        .row_seq = rows.seq,
+        .row_pos = rows.pos,
+        .row_selector = rows.selector,
+        .selectors = e->selectors,
+        .summary = engine_summary(e, layer),
+        .query = picks->query + to * e->max_select_blocks,
+        .importance = picks->importance + to * e->max_select_blocks,
+        .rows = 1,
         .max_select_blocks = e->max_select_blocks,
     };
     return kern_pool(e->stream, &pool);
@@ -112,8 +154,8 @@ status select_ahead(worker_engine *e, uint32_t layer)
         if (e->row_status[r] != STATUS_OK || pos + 1 >= s->blocks_max * KERN_BLOCK) continue;
         e->next_pos[r] = (int32_t)pos + 1;
         row_range one = {r, 1};
-        pick_rows next = pick_rows_of(e, one, last_q(e, seq, layer, pos),
-                                      (uint64_t)e->heads * e->head_dim);
+        pick_rows next =
+            pick_rows_of(e, one, last_q(e, seq, layer, pos), (uint64_t)e->heads * e->head_dim);
         next.pos = e->next_pos + r;
         pick_buffers *ahead = &e->prefill; /* idle here: its first row is scratch */
         TRY(select_rows(e, layer, &next, ahead, 0));
@@ -123,14 +165,16 @@ status select_ahead(worker_engine *e, uint32_t layer)
         memcpy(e->ahead_count + to, ahead->count, heads * sizeof(int32_t));
         memcpy(e->ahead_settled + to, ahead->settled, heads * sizeof(int32_t));
         for (size_t h = 0; h < heads; h++) {
-            for (size_t i = (size_t)ahead->count[h]; i < m; i++) ahead->block[h * m + i] = -1;
+            for (size_t i = (size_t)ahead->count[h]; i < m; i++)
+                ahead->block[h * m + i] = -1;
         }
         fetch_ahead(e, seq, layer, ahead->block, e->max_select, false);
     }
     return STATUS_OK;
 }
 
-/* ---- the plan of a layer ----------------------------------------------------------------------------------- */
+/* ---- the plan of a layer
+ * ----------------------------------------------------------------------------------- */
 
 static status pick_layer(worker_engine *e, uint32_t layer, pick_buffers *picks)
 {
@@ -159,12 +203,22 @@ status plan_layer(worker_engine *e, uint32_t layer)
     TRY(pick_layer(e, layer, picks));
     fetch_count_picks(e, layer, picks);
     kern_plan_args plan = {
-        .block = picks->block, .count = picks->count, .settled = picks->settled,
-        .importance = picks->importance, .row_seq = e->row_seq, .row_pos = e->row_pos,
-        .table = engine_table(e, layer), .slot = picks->slot, .exchange = &e->exchange[layer],
-        .row_status = e->row_status, .row_hits = e->row_hits, .row_misses = e->row_misses,
-        .rows = e->decode_rows, .max_select = e->max_select,
-        .max_select_blocks = e->max_select_blocks, .select_block = e->select_block,
+        .block = picks->block,
+        .count = picks->count,
+        .settled = picks->settled,
+        .importance = picks->importance,
+        .row_seq = e->row_seq,
+        .row_pos = e->row_pos,
+        .table = engine_table(e, layer),
+        .slot = picks->slot,
+        .exchange = &e->exchange[layer],
+        .row_status = e->row_status,
+        .row_hits = e->row_hits,
+        .row_misses = e->row_misses,
+        .rows = e->decode_rows,
+        .max_select = e->max_select,
+        .max_select_blocks = e->max_select_blocks,
+        .select_block = e->select_block,
         .step = e->step_number,
     };
     TRY(kern_plan(e->stream, &plan));

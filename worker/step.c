@@ -1,14 +1,16 @@
 /* The step: one row for every decoding sequence and a chunk of one prompt, through all layers.
  *
  * No host branch depends on what the device computed until the step is over: selections, misses and
- * failures live in the arrays that ops pass on. A row whose block could not be had is void: the batch
- * finishes, that row's token is thrown away and the position is repeated (DESIGN §10). */
+ * failures live in the arrays that ops pass on. A row whose block could not be had is void: the
+ * batch finishes, that row's token is thrown away and the position is repeated (DESIGN §10). */
 #include "worker/engine.h"
 
 #include <math.h>
 #include <string.h>
 
-/* ---- rows --------------------------------------------------------------------------------------------------- */
+/* ---- rows
+ * ---------------------------------------------------------------------------------------------------
+ */
 
 static void row_add(worker_engine *e, uint32_t seq, uint32_t pos)
 {
@@ -57,35 +59,52 @@ static void choose_rows(worker_engine *e)
     sequence *s = sched_prefilling(e, &seq);
     if (s == NULL || e->rows >= e->rows_max) return;
     uint32_t budget = e->cluster.max_num_batched_tokens > e->rows
-                          ? e->cluster.max_num_batched_tokens - e->rows : 1;
+                          ? e->cluster.max_num_batched_tokens - e->rows
+                          : 1;
     uint32_t left = s->request.prompt_count - s->done;
     uint32_t n = prefill_reserve(e, seq, left < budget ? left : budget);
-    for (uint32_t i = 0; i < n; i++) row_add(e, seq, s->done + i);
+    for (uint32_t i = 0; i < n; i++)
+        row_add(e, seq, s->done + i);
     e->prefill_rows.count = n;
 }
 
-/* ---- a layer -------------------------------------------------------------------------------------------------- */
+/* ---- a layer
+ * --------------------------------------------------------------------------------------------------
+ */
 
 static status project(worker_engine *e, const kern_weight *w, const float *x, uint64_t x_stride,
                       float *out, uint64_t out_stride)
 {
-    kern_linear_args a = {.weight = w, .x = x, .out = out, .x_stride = x_stride,
-                          .out_stride = out_stride, .rows = e->rows, .scale = 1.0f};
+    kern_linear_args a = {.weight = w,
+                          .x = x,
+                          .out = out,
+                          .x_stride = x_stride,
+                          .out_stride = out_stride,
+                          .rows = e->rows,
+                          .scale = 1.0f};
     return kern_linear(e->stream, &a);
 }
 
 static status add_residual(worker_engine *e, const kern_weight *w, const float *x,
                            uint64_t x_stride, const float *residual, float *out)
 {
-    kern_linear_args a = {.weight = w, .x = x, .residual = residual, .out = out,
-                          .x_stride = x_stride, .out_stride = e->hidden, .rows = e->rows,
+    kern_linear_args a = {.weight = w,
+                          .x = x,
+                          .residual = residual,
+                          .out = out,
+                          .x_stride = x_stride,
+                          .out_stride = e->hidden,
+                          .rows = e->rows,
                           .scale = (float)e->config.model->config.residual_scale};
     return kern_linear(e->stream, &a);
 }
 
 static status norm(worker_engine *e, const float *x, const uint16_t *weight, uint32_t rows)
 {
-    kern_rmsnorm_args a = {.x = x, .weight = weight, .out = e->norm, .rows = rows,
+    kern_rmsnorm_args a = {.x = x,
+                           .weight = weight,
+                           .out = e->norm,
+                           .rows = rows,
                            .hidden = e->hidden,
                            .eps = (float)e->config.model->config.norm_eps};
     return kern_rmsnorm(e->stream, &a);
@@ -94,9 +113,15 @@ static status norm(worker_engine *e, const float *x, const uint16_t *weight, uin
 static status rotate_rows(worker_engine *e, float *x, uint32_t heads)
 {
     const model *m = e->config.model;
-    kern_rope_args a = {.x = x, .row_pos = e->row_pos, .cos = m->cos, .sin = m->sin,
-                        .rows = e->rows, .heads = heads, .head_dim = e->head_dim,
-                        .max_tokens = m->max_tokens, .row_stride = e->qkv_stride};
+    kern_rope_args a = {.x = x,
+                        .row_pos = e->row_pos,
+                        .cos = m->cos,
+                        .sin = m->sin,
+                        .rows = e->rows,
+                        .heads = heads,
+                        .head_dim = e->head_dim,
+                        .max_tokens = m->max_tokens,
+                        .row_stride = e->qkv_stride};
     return kern_rope(e->stream, &a);
 }
 
@@ -109,18 +134,26 @@ static status qkv_u(worker_engine *e, uint32_t layer)
     TRY(project(e, w->kv, e->norm, e->hidden, e->qkv + q, e->qkv_stride));
     TRY(rotate_rows(e, e->qkv, e->heads));
     TRY(rotate_rows(e, e->qkv + q, e->kv_heads));
-    kern_importance_args u = {.v = e->qkv + q + kv, .a = w->a, .delta = w->delta, .out = e->row_u,
-                              .row_stride = e->qkv_stride, .rows = e->rows,
-                              .kv_heads = e->kv_heads, .head_dim = e->head_dim};
+    kern_importance_args u = {.v = e->qkv + q + kv,
+                              .a = w->a,
+                              .delta = w->delta,
+                              .out = e->row_u,
+                              .row_stride = e->qkv_stride,
+                              .rows = e->rows,
+                              .kv_heads = e->kv_heads,
+                              .head_dim = e->head_dim};
     return kern_importance(e->stream, &u);
 }
 
 /* Keys and u of decode rows; windows that they complete. */
 static status summarise(worker_engine *e, uint32_t layer)
 {
-    kern_compress_args a = {.k = e->qkv + (size_t)e->heads * e->head_dim, .u = e->row_u,
-                            .row_seq = e->row_seq, .row_pos = e->row_pos,
-                            .summary = engine_summary(e, layer), .row_stride = e->qkv_stride,
+    kern_compress_args a = {.k = e->qkv + (size_t)e->heads * e->head_dim,
+                            .u = e->row_u,
+                            .row_seq = e->row_seq,
+                            .row_pos = e->row_pos,
+                            .summary = engine_summary(e, layer),
+                            .row_stride = e->qkv_stride,
                             .rows = e->decode_rows};
     return kern_compress(e->stream, &a);
 }
@@ -132,29 +165,43 @@ static status append(worker_engine *e, uint32_t layer)
     for (uint32_t r = 0; r < e->decode_rows; r++) {
         for (uint32_t h = 0; h < e->kv_heads; h++) {
             size_t head = (size_t)e->row_seq[r] * e->kv_heads + h;
-            int32_t entry = t.entry_of[head * e->max_blocks +
-                                       (size_t)(e->row_pos[r] / KERN_BLOCK)];
+            int32_t entry = t.entry_of[head * e->max_blocks + (size_t)(e->row_pos[r] / KERN_BLOCK)];
             e->append_slot[r * e->kv_heads + h] =
                 entry < 0 ? -1 : t.slot_of[head * e->max_entries + (size_t)entry];
         }
     }
     const float *k = e->qkv + (size_t)e->heads * e->head_dim;
-    kern_append_args a = {.k = k, .v = k + (size_t)e->kv_heads * e->head_dim,
-                          .slot = e->append_slot, .row_pos = e->row_pos, .pool = e->pool,
-                          .row_stride = e->qkv_stride, .rows = e->decode_rows,
-                          .kv_heads = e->kv_heads, .head_dim = e->head_dim};
+    kern_append_args a = {.k = k,
+                          .v = k + (size_t)e->kv_heads * e->head_dim,
+                          .slot = e->append_slot,
+                          .row_pos = e->row_pos,
+                          .pool = e->pool,
+                          .row_stride = e->qkv_stride,
+                          .rows = e->decode_rows,
+                          .kv_heads = e->kv_heads,
+                          .head_dim = e->head_dim};
     return kern_append(e->stream, &a);
 }
 
 static status attend(worker_engine *e, uint32_t layer)
 {
     const pick_buffers *p = &e->decode[layer & 1];
-    kern_attend_args a = {.q = e->qkv, .block = p->block, .slot = p->slot, .count = p->count,
-                          .mask = p->mask, .row_seq = e->row_seq, .row_pos = e->row_pos,
-                          .row_selector = e->row_selector, .selectors = e->selectors,
-                          .pool = e->pool, .summary = engine_summary(e, layer),
-                          .out = e->heads_out, .row_stride = e->qkv_stride,
-                          .rows = e->decode_rows, .heads = e->heads, .max_select = e->max_select,
+    kern_attend_args a = {.q = e->qkv,
+                          .block = p->block,
+                          .slot = p->slot,
+                          .count = p->count,
+                          .mask = p->mask,
+                          .row_seq = e->row_seq,
+                          .row_pos = e->row_pos,
+                          .row_selector = e->row_selector,
+                          .selectors = e->selectors,
+                          .pool = e->pool,
+                          .summary = engine_summary(e, layer),
+                          .out = e->heads_out,
+                          .row_stride = e->qkv_stride,
+                          .rows = e->decode_rows,
+                          .heads = e->heads,
+                          .max_select = e->max_select,
                           .block_bytes = e->block_bytes};
     return kern_attend(e->stream, &a);
 }
@@ -166,8 +213,8 @@ static void keep_queries(worker_engine *e, uint32_t layer)
     for (uint32_t r = 0; r < e->rows; r++) {
         bool last = r < e->decode_rows || r + 1 == e->rows;
         if (!last || e->selectors[e->row_selector[r]].source != SOURCE_STEP) continue;
-        size_t at = ((size_t)(e->row_pos[r] & 1) * e->seqs + (size_t)e->row_seq[r]) * e->layers +
-                    layer;
+        size_t at =
+            ((size_t)(e->row_pos[r] & 1) * e->seqs + (size_t)e->row_seq[r]) * e->layers + layer;
         memcpy(e->last_q + at * width, e->qkv + (size_t)r * e->qkv_stride, width * sizeof(float));
     }
 }
@@ -188,8 +235,12 @@ static status mlp(worker_engine *e, uint32_t layer)
     const model_layer *w = &e->config.model->layer[layer];
     TRY(norm(e, e->x_next, w->post_norm, e->rows));
     TRY(project(e, w->gate_up, e->norm, e->hidden, e->gate_up, 2 * (uint64_t)e->ffn));
-    kern_swiglu_args a = {.gate = e->gate_up, .up = e->gate_up + e->ffn, .out = e->act,
-                          .in_stride = 2 * (uint64_t)e->ffn, .rows = e->rows, .ffn = e->ffn};
+    kern_swiglu_args a = {.gate = e->gate_up,
+                          .up = e->gate_up + e->ffn,
+                          .out = e->act,
+                          .in_stride = 2 * (uint64_t)e->ffn,
+                          .rows = e->rows,
+                          .ffn = e->ffn};
     TRY(kern_swiglu(e->stream, &a));
     return add_residual(e, w->down, e->act, e->ffn, e->x_next, e->x);
 }
@@ -218,14 +269,18 @@ static status layer_run(worker_engine *e, uint32_t l)
     return mlp(e, l);
 }
 
-/* ---- logits ---------------------------------------------------------------------------------------------------------- */
+/* ---- logits
+ * ----------------------------------------------------------------------------------------------------------
+ */
 
 static float log_softmax_at(const float *logits, uint32_t vocab, int32_t target)
 {
     float most = logits[0];
-    for (uint32_t i = 1; i < vocab; i++) most = logits[i] > most ? logits[i] : most;
+    for (uint32_t i = 1; i < vocab; i++)
+        most = logits[i] > most ? logits[i] : most;
     double sum = 0;
-    for (uint32_t i = 0; i < vocab; i++) sum += exp((double)logits[i] - most);
+    for (uint32_t i = 0; i < vocab; i++)
+        sum += exp((double)logits[i] - most);
     return (float)((double)logits[target] - most - log(sum));
 }
 
@@ -240,7 +295,9 @@ static void emit_token(worker_engine *e, sequence *s, const kern_sampled *sample
         hist_add(&e->stats.itl_ns, now - s->last_token_ns);
     }
     s->last_token_ns = now;
-    worker_event event = {.id = s->request.id, .kind = WORKER_TOKEN, .sampled = *sampled,
+    worker_event event = {.id = s->request.id,
+                          .kind = WORKER_TOKEN,
+                          .sampled = *sampled,
                           .index = s->sampled,
                           .logits_digest = bytes_digest(logits, e->vocab * sizeof(float), 0)};
     s->token[s->count++] = sampled->token;
@@ -268,8 +325,12 @@ static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
         memcpy(e->x_next + (size_t)i * e->hidden, e->x + (size_t)rows[i] * e->hidden,
                e->hidden * sizeof(float));
     TRY(norm(e, e->x_next, e->config.model->final_norm, n));
-    kern_linear_args head = {.weight = e->config.model->lm_head, .x = e->norm, .out = e->logits,
-                             .x_stride = e->hidden, .out_stride = e->vocab, .rows = n,
+    kern_linear_args head = {.weight = e->config.model->lm_head,
+                             .x = e->norm,
+                             .out = e->logits,
+                             .x_stride = e->hidden,
+                             .out_stride = e->vocab,
+                             .rows = n,
                              .scale = (float)e->config.model->config.logit_scale};
     TRY(kern_linear(e->stream, &head));
     int32_t pos[ENGINE_LOGIT_ROWS];
@@ -277,8 +338,12 @@ static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
         pos[i] = e->row_pos[rows[i]] + 1;
         e->sampling[i] = e->seq[e->row_seq[rows[i]]].request.sampling;
     }
-    kern_sample_args sample = {.logits = e->logits, .sampling = e->sampling, .row_pos = pos,
-                               .out = e->sampled, .rows = n, .vocab = e->vocab};
+    kern_sample_args sample = {.logits = e->logits,
+                               .sampling = e->sampling,
+                               .row_pos = pos,
+                               .out = e->sampled,
+                               .rows = n,
+                               .vocab = e->vocab};
     TRY(kern_sample(e->stream, &sample));
     TRY(kern_stream_sync(e->stream));
     for (uint32_t i = 0; i < n; i++) {
@@ -308,7 +373,9 @@ static status logits_all(worker_engine *e)
     return STATUS_OK;
 }
 
-/* ---- commit ------------------------------------------------------------------------------------------------------------ */
+/* ---- commit
+ * ------------------------------------------------------------------------------------------------------------
+ */
 
 /* The row completed a block: digest, copy for the host, and off to R nodes. */
 static status seal_row(worker_engine *e, uint32_t seq)
@@ -326,11 +393,18 @@ static status seal_row(worker_engine *e, uint32_t seq)
             uint8_t *copy = io_slot_bytes(e->io, to);
             kern_seal_args seal = {.pool = e->pool,
                                    .slot = &t.slot_of[head * e->max_entries + (size_t)entry],
-                                   .seed = &seed, .copy = &copy, .digest = &digest, .n = 1,
+                                   .seed = &seed,
+                                   .copy = &copy,
+                                   .digest = &digest,
+                                   .n = 1,
                                    .block_bytes = e->block_bytes};
             TRY(kern_seal(e->stream, &seal));
-            io_command command = {.op = IO_SEALED, .seq = (int32_t)seq, .layer = (int32_t)l,
-                                  .kv_head = (int32_t)h, .block = (int32_t)block, .slot = to};
+            io_command command = {.op = IO_SEALED,
+                                  .seq = (int32_t)seq,
+                                  .layer = (int32_t)l,
+                                  .kv_head = (int32_t)h,
+                                  .block = (int32_t)block,
+                                  .slot = to};
             status same = engine_digest_set(e, seq, l, h, block, digest);
             io_send(e->io, &command);
             if (same != STATUS_OK) return same;
@@ -377,7 +451,8 @@ static void row_done(worker_engine *e, uint32_t seq)
 static void finish_if_over(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
-    if (s->state == SEQ_FREE || s->state == SEQ_CLOSING || s->done < s->request.prompt_count) return;
+    if (s->state == SEQ_FREE || s->state == SEQ_CLOSING || s->done < s->request.prompt_count)
+        return;
     if (s->sampled > 0) {
         for (uint32_t i = 0; i < s->request.eos_count; i++) {
             if (s->token[s->count - 1] != s->eos[i]) continue;
@@ -403,14 +478,18 @@ static status commit(worker_engine *e)
 {
     uint32_t decoded[512];
     CHECK(e->decode_rows <= 512);
-    for (uint32_t r = 0; r < e->decode_rows; r++) decoded[r] = (uint32_t)e->row_seq[r];
+    for (uint32_t r = 0; r < e->decode_rows; r++)
+        decoded[r] = (uint32_t)e->row_seq[r];
     for (uint32_t r = 0; r < e->decode_rows; r++) {
-        if (e->row_status[r] != STATUS_OK) row_void(e, decoded[r], e->row_status[r]);
-        else row_done(e, decoded[r]);
+        if (e->row_status[r] != STATUS_OK)
+            row_void(e, decoded[r], e->row_status[r]);
+        else
+            row_done(e, decoded[r]);
     }
     uint32_t prompt = e->prefill_rows.count > 0 ? (uint32_t)e->row_seq[e->prefill_rows.first] : 0;
     TRY(prefill_sealed(e));
-    for (uint32_t r = 0; r < e->decode_rows; r++) finish_if_over(e, decoded[r]);
+    for (uint32_t r = 0; r < e->decode_rows; r++)
+        finish_if_over(e, decoded[r]);
     if (e->prefill_rows.count > 0) finish_if_over(e, prompt);
     return STATUS_OK;
 }
@@ -421,8 +500,12 @@ status step_run(worker_engine *e)
     if (e->rows == 0) return STATUS_PENDING;
     uint64_t started = clock_now(&e->config.clock);
     e->step_number++;
-    kern_embed_args embed = {.table = e->config.model->embed, .ids = e->row_token, .out = e->x,
-                             .rows = e->rows, .hidden = e->hidden, .vocab = e->vocab,
+    kern_embed_args embed = {.table = e->config.model->embed,
+                             .ids = e->row_token,
+                             .out = e->x,
+                             .rows = e->rows,
+                             .hidden = e->hidden,
+                             .vocab = e->vocab,
                              .scale = (float)e->config.model->config.embed_scale};
     TRY(kern_embed(e->stream, &embed));
     if (e->early == SOURCE_STEP) TRY(plan_layer(e, 0));

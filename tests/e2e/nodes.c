@@ -40,8 +40,9 @@ static void run_node(uint32_t i, int out)
     char path[512];
     snprintf(path, sizeof path, "%s/bin/shoal-kvstore", TEST_BINARY_DIR);
     const cluster_node *n = &all.node[i];
-    const char *argv[] = {path, "--name", n->name, "--listen", n->data, "--control", n->control,
-                          "--memory", all.memory, "--log-level", "error", NULL, NULL, NULL};
+    const char *argv[] = {path,        "--name",   n->name,    "--listen", n->data,
+                          "--control", n->control, "--memory", all.memory, "--log-level",
+                          "error",     NULL,       NULL,       NULL};
     if (all.faults[0] != 0) {
         argv[11] = "--fault";
         argv[12] = all.faults;
@@ -124,9 +125,9 @@ void nodes_counts(node_counts *out_sum)
         EXPECT(rpc_client_create(all.node[i].control, NULL, &client) == STATUS_OK);
         Shoal__V1__NodeStatsRequest request = SHOAL__V1__NODE_STATS_REQUEST__INIT;
         struct ProtobufCMessage *reply;
-        status s = rpc_client_call(client, "/shoal.v1.Node/Stats",
-                                   (struct ProtobufCMessage *)&request,
-                                   &shoal__v1__node_stats__descriptor, 5000, &reply);
+        status s =
+            rpc_client_call(client, "/shoal.v1.Node/Stats", (struct ProtobufCMessage *)&request,
+                            &shoal__v1__node_stats__descriptor, 5000, &reply);
         EXPECT_MSG(s == STATUS_OK, "node %u does not answer: %s", i, log_last_error());
         const Shoal__V1__NodeStats *stats = (const Shoal__V1__NodeStats *)reply;
         for (size_t k = 0; k < stats->n_classes; k++) {
@@ -150,7 +151,8 @@ void nodes_stop(void)
         kill(all.pid[i], SIGTERM);
         int how = 0;
         EXPECT(waitpid(all.pid[i], &how, 0) == all.pid[i]);
-        EXPECT_MSG(WIFEXITED(how) && WEXITSTATUS(how) == 0, "node %u ended with status 0x%x", i, how);
+        EXPECT_MSG(WIFEXITED(how) && WEXITSTATUS(how) == 0, "node %u ended with status 0x%x", i,
+                   how);
         all.pid[i] = 0;
     }
 }

@@ -16,10 +16,10 @@ typedef struct node_counts {
 /* Ports are free ones found now. faults: --fault SPEC of every node, or NULL. memory: "256MiB". */
 void nodes_start(uint32_t count, uint32_t replicas, const char *memory, const char *faults,
                  cluster_config *out_config);
-void nodes_restart(uint32_t index);     /* the same address, empty memory */
+void nodes_restart(uint32_t index); /* the same address, empty memory */
 void nodes_signal(uint32_t index, int signal);
-void nodes_kill(uint32_t index);        /* SIGKILL and reaped */
+void nodes_kill(uint32_t index);         /* SIGKILL and reaped */
 void nodes_counts(node_counts *out_sum); /* over nodes that answer */
-void nodes_stop(void);                  /* SIGTERM, all must exit 0 by themselves */
+void nodes_stop(void);                   /* SIGTERM, all must exit 0 by themselves */
 
 #endif

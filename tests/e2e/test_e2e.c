@@ -1,6 +1,6 @@
-/* The promise, end to end: eight prompts (2K-5K tokens, one of 16K), 200 new tokens each, decoded by
- * the production engine and real store processes. Tokens and the digest of every step's logits must
- * be the same bytes wherever the blocks were, however the batch was cut and whatever broke.
+/* The promise, end to end: eight prompts (2K-5K tokens, one of 16K), 200 new tokens each, decoded
+ * by the production engine and real store processes. Tokens and the digest of every step's logits
+ * must be the same bytes wherever the blocks were, however the batch was cut and whatever broke.
  *
  * Each row prints where blocks came from, by the client's and by the nodes' count, and its longest
  * stall; what a row is there for must have happened (a kill row fails over, a flip row sees corrupt
@@ -22,17 +22,23 @@ static const uint32_t prompt_length[PROMPTS] = {2000, 2500, 3000, 3501, 4000, 45
 typedef enum action { NOTHING, KILL, PAUSE, RESTART_EMPTY } action;
 
 typedef struct row {
-    uint32_t nodes, replicas;      /* 0 nodes: everything in this process' memory */
-    uint32_t pool_divisor;         /* device pool = KV of all prompts / this */
+    uint32_t nodes, replicas; /* 0 nodes: everything in this process' memory */
+    uint32_t pool_divisor;    /* device pool = KV of all prompts / this */
     uint32_t batch, chunk, threads;
     uint64_t host_tier_bytes;
     const char *faults;
     action act;
-    bool ragged;                   /* requests arrive while others decode */
+    bool ragged; /* requests arrive while others decode */
     bool no_verify, no_prefetch;
-    const char *source;            /* selection source; its own reference */
-    enum { ANY, WANT_REMOTE = 1, WANT_FAILOVER = 2, WANT_CORRUPT = 4, WANT_RECOMPUTE = 8,
-           WANT_PARKS = 16 } wants;
+    const char *source; /* selection source; its own reference */
+    enum {
+        ANY,
+        WANT_REMOTE = 1,
+        WANT_FAILOVER = 2,
+        WANT_CORRUPT = 4,
+        WANT_RECOMPUTE = 8,
+        WANT_PARKS = 16
+    } wants;
 } row;
 
 typedef struct outcome {
@@ -42,7 +48,9 @@ typedef struct outcome {
     uint32_t failed;
 } outcome;
 
-/* ---- prompts ------------------------------------------------------------------------------------------------- */
+/* ---- prompts
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static int32_t prompt[PROMPTS][PROMPT_MAX];
 
@@ -68,7 +76,8 @@ static void load_prompts(void)
         arena *a = arena_create("prompt");
         int32_t *ids;
         uint32_t count;
-        EXPECT(tokenizer_encode(t, (span){text, strlen(text)}, false, a, &ids, &count) == STATUS_OK);
+        EXPECT(tokenizer_encode(t, (span){text, strlen(text)}, false, a, &ids, &count) ==
+               STATUS_OK);
         EXPECT(count >= prompt_length[i]);
         memcpy(prompt[i], ids, prompt_length[i] * sizeof(int32_t));
         arena_destroy(a);
@@ -83,11 +92,14 @@ static void load_prompts(void)
 static uint64_t kv_bytes(void)
 {
     uint64_t blocks = 0;
-    for (uint32_t i = 0; i < PROMPTS; i++) blocks += (prompt_length[i] + NEW_TOKENS + 63) / 64;
+    for (uint32_t i = 0; i < PROMPTS; i++)
+        blocks += (prompt_length[i] + NEW_TOKENS + 63) / 64;
     return blocks * 8 * 2 * 16384; /* 8 layers, 2 KV heads, 16 KiB a block */
 }
 
-/* ---- one row ---------------------------------------------------------------------------------------------------- */
+/* ---- one row
+ * ----------------------------------------------------------------------------------------------------
+ */
 
 static uint64_t now_ns(void)
 {
@@ -142,9 +154,12 @@ static void decode_all(run *r, const row *of, outcome *o)
     while (finished < PROMPTS) {
         bool due = !of->ragged || sent == 0 || t.tokens > 60 * sent || worker_idle(e);
         if (sent < PROMPTS && due) {
-            worker_request request = {.id = sent, .prompt = prompt[sent],
-                                      .prompt_count = prompt_length[sent], .max_new = NEW_TOKENS,
-                                      .selector = *run_selector(r), .sampling = {.top_p = 1.0f}};
+            worker_request request = {.id = sent,
+                                      .prompt = prompt[sent],
+                                      .prompt_count = prompt_length[sent],
+                                      .max_new = NEW_TOKENS,
+                                      .selector = *run_selector(r),
+                                      .sampling = {.top_p = 1.0f}};
             EXPECT_MSG(worker_submit(e, &request) == STATUS_OK, "%s", log_last_error());
             sent++;
         }
@@ -162,13 +177,18 @@ static void run_row(const char *name, const row *of, outcome *o)
     memset(o, 0, sizeof *o);
     cluster_config cluster;
     if (of->nodes > 0) nodes_start(of->nodes, of->replicas, "512MiB", of->faults, &cluster);
-    run_setup setup = {
-        .model_dir = TEST_SOURCE_DIR "/worker/small-model",
-        .selector = {.name = "nosa", .budget = "16", .source = of->source}, .max_len = 16384,
-        .seqs = of->batch, .batched = of->chunk, .threads = of->threads,
-        .pool_bytes = kv_bytes() / of->pool_divisor, .host_tier_bytes = of->host_tier_bytes,
-        .park_quantum = 32, .cluster = of->nodes > 0 ? &cluster : NULL,
-        .no_verify = of->no_verify, .no_prefetch = of->no_prefetch};
+    run_setup setup = {.model_dir = TEST_SOURCE_DIR "/worker/small-model",
+                       .selector = {.name = "nosa", .budget = "16", .source = of->source},
+                       .max_len = 16384,
+                       .seqs = of->batch,
+                       .batched = of->chunk,
+                       .threads = of->threads,
+                       .pool_bytes = kv_bytes() / of->pool_divisor,
+                       .host_tier_bytes = of->host_tier_bytes,
+                       .park_quantum = 32,
+                       .cluster = of->nodes > 0 ? &cluster : NULL,
+                       .no_verify = of->no_verify,
+                       .no_prefetch = of->no_prefetch};
     run *r = run_open(&setup);
     uint64_t started = now_ns();
     decode_all(r, of, o);
@@ -178,17 +198,18 @@ static void run_row(const char *name, const row *of, outcome *o)
     run_close(r);
     if (of->nodes > 0) nodes_stop();
     const worker_stats *s = &o->stats;
-    printf("%-28s %5.1f s  resident %llu host %llu remote %llu recomputed %llu | client: served %llu "
-           "stored %llu failed over %llu hedged %llu corrupt %llu | nodes: served %llu stored %llu "
-           "corrupt %llu | parks %llu void %llu recomputes %llu stall %.1f ms\n", name, seconds,
-           (unsigned long long)s->blocks.resident, (unsigned long long)s->blocks.host,
-           (unsigned long long)s->blocks.remote, (unsigned long long)s->blocks.recomputed,
-           (unsigned long long)s->served.blocks, (unsigned long long)s->stored.blocks,
-           (unsigned long long)s->client.failed_over, (unsigned long long)s->client.hedged,
-           (unsigned long long)s->client.corrupt, (unsigned long long)o->nodes.served,
-           (unsigned long long)o->nodes.stored, (unsigned long long)o->nodes.corrupt,
-           (unsigned long long)s->parks, (unsigned long long)s->void_rows,
-           (unsigned long long)s->recomputes, (double)s->stall_ns_max * 1e-6);
+    printf(
+        "%-28s %5.1f s  resident %llu host %llu remote %llu recomputed %llu | client: served %llu "
+        "stored %llu failed over %llu hedged %llu corrupt %llu | nodes: served %llu stored %llu "
+        "corrupt %llu | parks %llu void %llu recomputes %llu stall %.1f ms\n",
+        name, seconds, (unsigned long long)s->blocks.resident, (unsigned long long)s->blocks.host,
+        (unsigned long long)s->blocks.remote, (unsigned long long)s->blocks.recomputed,
+        (unsigned long long)s->served.blocks, (unsigned long long)s->stored.blocks,
+        (unsigned long long)s->client.failed_over, (unsigned long long)s->client.hedged,
+        (unsigned long long)s->client.corrupt, (unsigned long long)o->nodes.served,
+        (unsigned long long)o->nodes.stored, (unsigned long long)o->nodes.corrupt,
+        (unsigned long long)s->parks, (unsigned long long)s->void_rows,
+        (unsigned long long)s->recomputes, (double)s->stall_ns_max * 1e-6);
     fflush(stdout);
 }
 
@@ -238,69 +259,91 @@ static void same(const char *name, row of)
     static outcome got;
     run_row(name, &of, &got);
     expect_wanted(&of, &got);
-    for (uint32_t i = 0; i < PROMPTS; i++) EXPECT_EQ_X64(got.digest[i], want->digest[i]);
+    for (uint32_t i = 0; i < PROMPTS; i++)
+        EXPECT_EQ_X64(got.digest[i], want->digest[i]);
 }
 
-TEST(memory_alone_with_an_eighth_of_the_pool) { same("pool 1/8", (row){.wants = WANT_PARKS}); }
-TEST(one_node) { same("one node", (row){.nodes = 1, .replicas = 1, .wants = WANT_REMOTE}); }
+TEST(memory_alone_with_an_eighth_of_the_pool)
+{
+    same("pool 1/8", (row){.wants = WANT_PARKS});
+}
+TEST(one_node)
+{
+    same("one node", (row){.nodes = 1, .replicas = 1, .wants = WANT_REMOTE});
+}
 TEST(three_nodes_two_replicas)
 {
     same("three nodes, R=2", (row){.nodes = 3, .replicas = 2, .wants = WANT_REMOTE | WANT_PARKS});
 }
 TEST(host_tier_above_the_store)
 {
-    same("host tier 64 MiB", (row){.nodes = 3, .replicas = 2, .host_tier_bytes = 64 << 20,
-                                   .wants = WANT_REMOTE});
+    same("host tier 64 MiB",
+         (row){.nodes = 3, .replicas = 2, .host_tier_bytes = 64 << 20, .wants = WANT_REMOTE});
 }
 TEST(one_sequence_at_a_time_in_one_thread)
 {
-    same("batch 1, 1 thread", (row){.nodes = 1, .replicas = 1, .batch = 1, .threads = 1, .chunk = 64,
-                                    .pool_divisor = 16, .wants = WANT_REMOTE});
+    same("batch 1, 1 thread", (row){.nodes = 1,
+                                    .replicas = 1,
+                                    .batch = 1,
+                                    .threads = 1,
+                                    .chunk = 64,
+                                    .pool_divisor = 16,
+                                    .wants = WANT_REMOTE});
 }
 TEST(three_sequences_and_whole_prompts)
 {
-    same("batch 3, whole prompts", (row){.nodes = 3, .replicas = 2, .batch = 3, .chunk = 16384,
-                                         .pool_divisor = 12, .wants = WANT_REMOTE});
+    same("batch 3, whole prompts", (row){.nodes = 3,
+                                         .replicas = 2,
+                                         .batch = 3,
+                                         .chunk = 16384,
+                                         .pool_divisor = 12,
+                                         .wants = WANT_REMOTE});
 }
 TEST(requests_that_arrive_while_others_decode)
 {
-    same("ragged admission", (row){.nodes = 3, .replicas = 2, .ragged = true, .chunk = 64,
-                                   .wants = WANT_REMOTE});
+    same("ragged admission",
+         (row){.nodes = 3, .replicas = 2, .ragged = true, .chunk = 64, .wants = WANT_REMOTE});
 }
 TEST(no_prefetch)
 {
-    same("no prefetch", (row){.nodes = 3, .replicas = 2, .no_prefetch = true,
-                              .wants = WANT_REMOTE});
+    same("no prefetch",
+         (row){.nodes = 3, .replicas = 2, .no_prefetch = true, .wants = WANT_REMOTE});
 }
 TEST(a_node_killed_while_decoding)
 {
-    same("SIGKILL of a node", (row){.nodes = 3, .replicas = 2, .act = KILL,
-                                    .wants = WANT_REMOTE | WANT_FAILOVER});
+    same("SIGKILL of a node",
+         (row){.nodes = 3, .replicas = 2, .act = KILL, .wants = WANT_REMOTE | WANT_FAILOVER});
 }
 TEST(a_node_paused_for_two_seconds)
 {
-    same("SIGSTOP for 2 s", (row){.nodes = 3, .replicas = 2, .act = PAUSE,
-                                  .wants = WANT_REMOTE | WANT_FAILOVER});
+    same("SIGSTOP for 2 s",
+         (row){.nodes = 3, .replicas = 2, .act = PAUSE, .wants = WANT_REMOTE | WANT_FAILOVER});
 }
 TEST(bits_flipped_in_node_memory)
 {
-    same("flips in memory", (row){.nodes = 3, .replicas = 2, .faults = "flip-memory=0.01,seed=7",
+    same("flips in memory", (row){.nodes = 3,
+                                  .replicas = 2,
+                                  .faults = "flip-memory=0.01,seed=7",
                                   .wants = WANT_REMOTE | WANT_CORRUPT});
 }
 TEST(bits_flipped_on_the_wire)
 {
-    same("flips on the wire", (row){.nodes = 3, .replicas = 2, .faults = "flip-wire=0.02,seed=7",
+    same("flips on the wire", (row){.nodes = 3,
+                                    .replicas = 2,
+                                    .faults = "flip-wire=0.02,seed=7",
                                     .wants = WANT_REMOTE | WANT_CORRUPT});
 }
 TEST(a_node_restarted_empty)
 {
-    same("restarted empty", (row){.nodes = 3, .replicas = 2, .act = RESTART_EMPTY,
+    same("restarted empty", (row){.nodes = 3,
+                                  .replicas = 2,
+                                  .act = RESTART_EMPTY,
                                   .wants = WANT_REMOTE | WANT_FAILOVER});
 }
 TEST(the_only_replica_killed_and_blocks_computed_again)
 {
-    same("R=1, node killed", (row){.nodes = 3, .replicas = 1, .act = KILL,
-                                   .wants = WANT_REMOTE | WANT_RECOMPUTE});
+    same("R=1, node killed",
+         (row){.nodes = 3, .replicas = 1, .act = KILL, .wants = WANT_REMOTE | WANT_RECOMPUTE});
 }
 TEST(lookahead_mid)
 {
@@ -321,12 +364,19 @@ TEST(without_verification_a_flip_changes_the_digests)
 {
     const outcome *want = reference("own");
     static outcome got;
-    row control = {.nodes = 1, .replicas = 1, .pool_divisor = 8, .batch = 8, .chunk = 512,
-                   .threads = 2, .source = "own", .faults = "flip-wire=0.2,seed=7",
+    row control = {.nodes = 1,
+                   .replicas = 1,
+                   .pool_divisor = 8,
+                   .batch = 8,
+                   .chunk = 512,
+                   .threads = 2,
+                   .source = "own",
+                   .faults = "flip-wire=0.2,seed=7",
                    .no_verify = true};
     run_row("control: flips, unverified", &control, &got);
     uint32_t differ = 0;
-    for (uint32_t i = 0; i < PROMPTS; i++) differ += got.digest[i] != want->digest[i];
+    for (uint32_t i = 0; i < PROMPTS; i++)
+        differ += got.digest[i] != want->digest[i];
     EXPECT_MSG(differ > 0, "flipped bits went unnoticed: this test proves nothing");
 }
 

@@ -40,9 +40,14 @@ static void open_hub(run *r, const run_setup *setup)
         snprintf(n->data, sizeof n->data, "127.0.0.1:%u", 7101 + i);
         EXPECT(kv_transport_local_open(a, r->hub, &r->transport[i]) == STATUS_OK);
         kv_server_config config = {
-            .memory = a, .transport = r->transport[i], .clock = clock_monotonic, .seed = 77 + i,
+            .memory = a,
+            .transport = r->transport[i],
+            .clock = clock_monotonic,
+            .seed = 77 + i,
             .memory_bytes = setup->hub_memory_bytes != 0 ? setup->hub_memory_bytes : 256 << 20,
-            .lease_grace_ns = 30000000000u, .connections_max = 4, .epoch = 1,
+            .lease_grace_ns = 30000000000u,
+            .connections_max = 4,
+            .epoch = 1,
             .faults = setup->hub_faults};
         snprintf(config.name, sizeof config.name, "n%u", i);
         snprintf(config.listen, sizeof config.listen, "%s", n->data);
@@ -70,11 +75,14 @@ run *run_open(const run_setup *setup)
     kern_config kern = {.backend = "cpu", .threads = setup->threads};
     EXPECT(kern_backend_open(&kern, &r->backend) == STATUS_OK);
     EXPECT_MSG(model_load(r->backend, setup->model_dir, setup->max_len, NULL, NULL, &r->model) ==
-                   STATUS_OK, "%s", log_last_error());
+                   STATUS_OK,
+               "%s", log_last_error());
     EXPECT_MSG(model_selector(&r->model->config, &setup->selector, &r->selector) == STATUS_OK, "%s",
                log_last_error());
-    if (setup->cluster != NULL) r->cluster = *setup->cluster;
-    else cluster_config_default(&r->cluster);
+    if (setup->cluster != NULL)
+        r->cluster = *setup->cluster;
+    else
+        cluster_config_default(&r->cluster);
     r->cluster.device_pool_bytes = setup->pool_bytes;
     r->cluster.host_tier_bytes = setup->host_tier_bytes;
     r->cluster.max_num_seqs = setup->seqs;
@@ -82,11 +90,17 @@ run *run_open(const run_setup *setup)
     r->cluster.max_model_len = setup->max_len;
     r->cluster.park_quantum_steps = setup->park_quantum != 0 ? setup->park_quantum : 16;
     if (setup->hub_nodes > 0) open_hub(r, setup);
-    worker_config config = {.model = r->model, .cluster = &r->cluster,
+    worker_config config = {.model = r->model,
+                            .cluster = &r->cluster,
                             .with_store = setup->cluster != NULL || setup->hub_nodes > 0,
-                            .hub = r->hub, .pump = pump, .pump_self = r, .clock = clock_monotonic,
-                            .seed = 1, .prefetch = !setup->no_prefetch,
-                            .verify = !setup->no_verify, .widest = r->selector};
+                            .hub = r->hub,
+                            .pump = pump,
+                            .pump_self = r,
+                            .clock = clock_monotonic,
+                            .seed = 1,
+                            .prefetch = !setup->no_prefetch,
+                            .verify = !setup->no_verify,
+                            .widest = r->selector};
     EXPECT_MSG(worker_create(&config, NULL, &r->engine) == STATUS_OK, "%s", log_last_error());
     return r;
 }
@@ -119,15 +133,20 @@ void run_tap(run *r, void (*tap)(void *, uint64_t, uint32_t, const float *), voi
 
 void run_score(run *r, const int32_t *tokens, uint32_t count, float *score)
 {
-    worker_request request = {.id = 1, .prompt = tokens, .prompt_count = count, .score = score,
-                              .selector = r->selector, .sampling = {.top_p = 1.0f}};
+    worker_request request = {.id = 1,
+                              .prompt = tokens,
+                              .prompt_count = count,
+                              .score = score,
+                              .selector = r->selector,
+                              .sampling = {.top_p = 1.0f}};
     EXPECT_MSG(worker_submit(r->engine, &request) == STATUS_OK, "%s", log_last_error());
     worker_event event;
     bool finished = false;
     while (!finished || !worker_idle(r->engine)) {
         status s = worker_step(r->engine);
         EXPECT(s == STATUS_OK || s == STATUS_PENDING);
-        while (worker_next_event(r->engine, &event)) finished |= event.kind == WORKER_FINISHED;
+        while (worker_next_event(r->engine, &event))
+            finished |= event.kind == WORKER_FINISHED;
     }
     EXPECT(event.result == STATUS_OK);
 }
@@ -135,8 +154,12 @@ void run_score(run *r, const int32_t *tokens, uint32_t count, float *score)
 status run_decode(run *r, const int32_t *tokens, uint32_t count, uint32_t max_new,
                   uint64_t *out_digest, worker_event *out_final)
 {
-    worker_request request = {.id = 1, .prompt = tokens, .prompt_count = count, .max_new = max_new,
-                              .selector = r->selector, .sampling = {.top_p = 1.0f}};
+    worker_request request = {.id = 1,
+                              .prompt = tokens,
+                              .prompt_count = count,
+                              .max_new = max_new,
+                              .selector = r->selector,
+                              .sampling = {.top_p = 1.0f}};
     TRY(worker_submit(r->engine, &request));
     *out_digest = 0;
     bool finished = false;
@@ -146,8 +169,10 @@ status run_decode(run *r, const int32_t *tokens, uint32_t count, uint32_t max_ne
         worker_event event;
         while (worker_next_event(r->engine, &event)) {
             uint64_t step[3] = {*out_digest, event.logits_digest, (uint64_t)event.sampled.token};
-            if (event.kind == WORKER_TOKEN) *out_digest = bytes_digest(step, sizeof step, 0);
-            else *out_final = event;
+            if (event.kind == WORKER_TOKEN)
+                *out_digest = bytes_digest(step, sizeof step, 0);
+            else
+                *out_final = event;
             finished |= event.kind == WORKER_FINISHED;
         }
     }

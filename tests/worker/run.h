@@ -11,8 +11,8 @@ typedef struct run_setup {
     selector_choice selector;
     uint32_t max_len, seqs, batched, threads;
     uint64_t pool_bytes, host_tier_bytes;
-    uint32_t park_quantum;           /* 0: 16 */
-    const cluster_config *cluster;   /* nodes and deadlines; NULL: no store */
+    uint32_t park_quantum;         /* 0: 16 */
+    const cluster_config *cluster; /* nodes and deadlines; NULL: no store */
     bool no_verify, no_prefetch;
     uint32_t hub_nodes, hub_replicas; /* > 0: nodes in this process on an in-process network */
     uint64_t hub_memory_bytes;        /* a node's; 0: 256 MiB */
@@ -29,7 +29,7 @@ void run_score(run *r, const int32_t *tokens, uint32_t count, float *score);
 /* One request to its end; digest: chained over tokens and logits. Returns the result. */
 status run_decode(run *r, const int32_t *tokens, uint32_t count, uint32_t max_new,
                   uint64_t *out_digest, worker_event *out_final);
-void run_hub_kill(run *r, uint32_t node);    /* its memory is gone; nobody answers there */
-void *run_memory(size_t bytes); /* freed at exit */
+void run_hub_kill(run *r, uint32_t node); /* its memory is gone; nobody answers there */
+void *run_memory(size_t bytes);           /* freed at exit */
 
 #endif

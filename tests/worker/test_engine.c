@@ -20,8 +20,13 @@ static const int32_t *prompt(void)
 static run_setup setup_of(uint32_t nodes, uint32_t replicas)
 {
     return (run_setup){.model_dir = TEST_SOURCE_DIR "/worker/small-model",
-                       .selector = {.name = "nosa", .budget = "16"}, .max_len = 2048, .seqs = 2,
-                       .batched = 128, .threads = 1, .pool_bytes = 8 << 20, .hub_nodes = nodes,
+                       .selector = {.name = "nosa", .budget = "16"},
+                       .max_len = 2048,
+                       .seqs = 2,
+                       .batched = 128,
+                       .threads = 1,
+                       .pool_bytes = 8 << 20,
+                       .hub_nodes = nodes,
                        .hub_replicas = replicas};
 }
 
@@ -78,8 +83,10 @@ TEST(lost_blocks_are_computed_again_with_the_same_bits)
     worker_stats_read(run_engine(r), &stats);
     run_close(r);
     EXPECT(stats.recomputes > 0);
-    if (s == STATUS_OK) EXPECT_EQ_X64(digest, memory_digest());
-    else EXPECT_EQ_U64(final.recomputes, ENGINE_RECOMPUTE_MAX); /* gave up, said so */
+    if (s == STATUS_OK)
+        EXPECT_EQ_X64(digest, memory_digest());
+    else
+        EXPECT_EQ_U64(final.recomputes, ENGINE_RECOMPUTE_MAX); /* gave up, said so */
 }
 
 TEST(a_full_store_fails_the_request_with_no_space)

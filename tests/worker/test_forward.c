@@ -80,8 +80,13 @@ static void llama_matches(const char *folder)
     golden_open(folder, "rows", "logits_stored.f32", &g);
     char path[512];
     snprintf(path, sizeof path, "%s/tests/golden/%s", TEST_SOURCE_DIR, folder);
-    run_setup setup = {.model_dir = path, .selector = {.name = "full"}, .max_len = g.count,
-                       .seqs = 1, .batched = 64, .pool_bytes = 64 << 20, .threads = 1};
+    run_setup setup = {.model_dir = path,
+                       .selector = {.name = "full"},
+                       .max_len = g.count,
+                       .seqs = 1,
+                       .batched = 64,
+                       .pool_bytes = 64 << 20,
+                       .threads = 1};
     run *r = run_open(&setup);
     compare c = {.g = &g, .want = g.logits};
     run_tap(r, compare_row, &c);
@@ -94,20 +99,37 @@ static void llama_matches(const char *folder)
     EXPECT_LE_F64(c.worst / deviation, 0.01);
 }
 
-TEST(untied_sharded_llama_matches_transformers) { llama_matches("llama/untied"); }
-TEST(tied_llama3_scaled_llama_matches_transformers) { llama_matches("llama/tied-llama3"); }
-TEST(linearly_scaled_multi_query_llama_matches_transformers) { llama_matches("llama/linear"); }
-TEST(minicpm_scalings_match_transformers) { llama_matches("llama/minicpm"); }
+TEST(untied_sharded_llama_matches_transformers)
+{
+    llama_matches("llama/untied");
+}
+TEST(tied_llama3_scaled_llama_matches_transformers)
+{
+    llama_matches("llama/tied-llama3");
+}
+TEST(linearly_scaled_multi_query_llama_matches_transformers)
+{
+    llama_matches("llama/linear");
+}
+TEST(minicpm_scalings_match_transformers)
+{
+    llama_matches("llama/minicpm");
+}
 
 static void small_model_run(const golden *g, uint32_t index, const cJSON *of)
 {
     const cJSON *s = cJSON_GetObjectItem(of, "selector");
     const char *name = cJSON_GetObjectItem(of, "name")->valuestring;
     char budget[64];
-    run_setup setup = {.model_dir = TEST_SOURCE_DIR "/worker/small-model", .max_len = 1536, .seqs = 1,
-                       .batched = 256, .pool_bytes = 16 << 20, .threads = 1};
-    setup.selector.name = strcmp(name, "full") == 0        ? "full"
-                          : strncmp(name, "infllm", 6) == 0 ? "infllmv2" : "nosa";
+    run_setup setup = {.model_dir = TEST_SOURCE_DIR "/worker/small-model",
+                       .max_len = 1536,
+                       .seqs = 1,
+                       .batched = 256,
+                       .pool_bytes = 16 << 20,
+                       .threads = 1};
+    setup.selector.name = strcmp(name, "full") == 0         ? "full"
+                          : strncmp(name, "infllm", 6) == 0 ? "infllmv2"
+                                                            : "nosa";
     if (strcmp(name, "full") != 0) {
         snprintf(budget, sizeof budget, "%d,%d,%d,%d", cJSON_GetObjectItem(s, "init")->valueint,
                  cJSON_GetObjectItem(s, "local")->valueint,
@@ -123,7 +145,8 @@ static void small_model_run(const golden *g, uint32_t index, const cJSON *of)
     run_score(r, g->token, g->count, score);
     run_close(r);
     double nll = 0;
-    for (uint32_t i = 0; i + 1 < g->count; i++) nll -= score[i];
+    for (uint32_t i = 0; i + 1 < g->count; i++)
+        nll -= score[i];
     double want = cJSON_GetObjectItem(of, "nll")->valuedouble;
     EXPECT_MSG(fabs(nll - want) <= 1.0, "%s: nll is %.3f, expected %.3f within 1", name, nll, want);
     EXPECT_GE_U64(c.seen, g->rows - 1);
