@@ -17,43 +17,47 @@
 typedef enum kv_class { KV_DEMAND, KV_WRITE_BACK, KV_PREFETCH, KV_REPAIR, KV_CLASSES } kv_class;
 enum { KV_BATCH_MAX = 1024 };
 
-/* ---- transport seam: reliable ordered messages between two ends -------------------------------------- */
+/* ---- transport seam: reliable ordered messages between two ends
+ * -------------------------------------- */
 
 typedef struct kv_transport kv_transport; /* UCX or in-process; opened below, closed by its owner */
 status kv_transport_ucx_open(arena *a, bool spin, kv_transport **out_transport);
 /* A network inside this process: every transport opened on the same hub can dial the others by
- * address. Delivery happens inside poll. rtt and rate pace it when not 0 (label results simulated). */
+ * address. Delivery happens inside poll. rtt and rate pace it when not 0 (label results simulated).
+ */
 typedef struct kv_hub kv_hub;
 kv_hub *kv_hub_create(arena *a, clock_ops clock, uint64_t rtt_ns, uint64_t bytes_per_s);
 status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transport);
 void kv_transport_close(kv_transport *transport);
 
-/* ---- client ------------------------------------------------------------------------------------------ */
+/* ---- client
+ * ------------------------------------------------------------------------------------------ */
 
 typedef struct kv_client kv_client;
 typedef uint64_t kv_ticket;
 
 typedef struct kv_client_config {
     arena *memory;
-    kv_transport *transport;     /* borrowed */
+    kv_transport *transport; /* borrowed */
     clock_ops clock;
-    uint64_t seed;               /* request ids, jitter */
+    uint64_t seed; /* request ids, jitter */
     block_layout layout;
     uint32_t tenant;
     const cluster_config *config; /* map, deadlines, credits, lease; copied */
-    uint8_t *landing;            /* landing_slots * block bytes, 64-byte aligned, may be pinned */
+    uint8_t *landing;             /* landing_slots * block bytes, 64-byte aligned, may be pinned */
     uint32_t landing_slots;
-    bool verify;                 /* false only in the control that proves tests can fail */
+    bool verify; /* false only in the control that proves tests can fail */
 } kv_client_config;
 
 status kv_client_create(const kv_client_config *config, kv_client **out_client);
-void kv_client_destroy(kv_client *client); /* completions not polled are lost; slots are forgotten */
+void kv_client_destroy(
+    kv_client *client); /* completions not polled are lost; slots are forgotten */
 
 typedef struct kv_get {
-    const block_id *id;          /* [count], most wanted first; copied */
-    const uint64_t *digest;      /* [count] expected block_digest; copied */
-    uint32_t count;              /* 1 .. KV_BATCH_MAX */
-    kv_class class;              /* KV_DEMAND or KV_PREFETCH; PREFETCH may be dropped: BUSY a block */
+    const block_id *id;     /* [count], most wanted first; copied */
+    const uint64_t *digest; /* [count] expected block_digest; copied */
+    uint32_t count;         /* 1 .. KV_BATCH_MAX */
+    kv_class class;         /* KV_DEMAND or KV_PREFETCH; PREFETCH may be dropped: BUSY a block */
     uint64_t deadline_ns;
 } kv_get;
 /* Queue a read. BUSY: out of credit for this class. DEGRADED: no node alive in the map. */
@@ -61,16 +65,19 @@ status kv_get_submit(kv_client *client, const kv_get *get, kv_ticket *out_ticket
 
 typedef struct kv_put {
     block_id id;
-    const void *bytes;           /* block bytes; the client's until the completion */
+    const void *bytes; /* block bytes; the client's until the completion */
     uint64_t digest;
-    kv_class class;              /* KV_WRITE_BACK or KV_REPAIR */
+    kv_class class; /* KV_WRITE_BACK or KV_REPAIR */
     uint64_t deadline_ns;
 } kv_put;
 /* Queue a write to R nodes in distinct failure domains. Its completion is OK only when R nodes have
- * verified the bytes; DEGRADED when fewer than R could be reached, NO_SPACE when stores are full. */
+ * verified the bytes; DEGRADED when fewer than R could be reached, NO_SPACE when stores are full.
+ */
 status kv_put_submit(kv_client *client, const kv_put *put, kv_ticket *out_ticket);
-/* Tell every node that a context is finished; its blocks go. Completes when alive nodes answered. */
-status kv_drop_submit(kv_client *client, context_id context, uint64_t deadline_ns, kv_ticket *out_ticket);
+/* Tell every node that a context is finished; its blocks go. Completes when alive nodes answered.
+ */
+status kv_drop_submit(kv_client *client, context_id context, uint64_t deadline_ns,
+                      kv_ticket *out_ticket);
 /* Ask for an early end; the completion still comes (CANCELED, unless it was done already). */
 void kv_cancel(kv_client *client, kv_ticket ticket);
 
@@ -78,10 +85,10 @@ typedef enum kv_kind { KV_KIND_GET, KV_KIND_PUT, KV_KIND_DROP } kv_kind;
 typedef struct kv_done {
     kv_ticket ticket;
     kv_kind kind;
-    status result;               /* PUT, DROP: the result. GET: OK when every block is */
-    uint32_t count;              /* GET: blocks */
-    const status *block_status;  /* GET: [count], valid until the next kv_client_next */
-    const int32_t *slot;         /* GET: [count] landing slot of each OK block, else -1 */
+    status result;                /* PUT, DROP: the result. GET: OK when every block is */
+    uint32_t count;               /* GET: blocks */
+    const status *block_status;   /* GET: [count], valid until the next kv_client_next */
+    const int32_t *slot;          /* GET: [count] landing slot of each OK block, else -1 */
     uint32_t hedged, failed_over; /* blocks asked of a second node because late / failed */
 } kv_done;
 
@@ -108,14 +115,15 @@ typedef struct kv_client_stats {
 } kv_client_stats;
 void kv_client_stats_read(const kv_client *client, kv_client_stats *out_stats);
 
-/* ---- server ------------------------------------------------------------------------------------------ */
+/* ---- server
+ * ------------------------------------------------------------------------------------------ */
 
 typedef struct kv_server kv_server;
 
 /* Faults a test asks a node to commit, with its own seed. All 0 in production. */
 typedef struct kv_faults {
     uint64_t seed;
-    double flip_wire;   /* share of replies whose bytes get one flipped bit after the node's check */
+    double flip_wire; /* share of replies whose bytes get one flipped bit after the node's check */
     double flip_memory; /* share of stored blocks that lose a bit after they were acknowledged */
     double drop_reply;  /* share of replies never sent */
     uint64_t delay_ns;  /* before every reply */
@@ -123,28 +131,28 @@ typedef struct kv_faults {
 
 typedef struct kv_server_config {
     arena *memory;
-    kv_transport *transport;     /* borrowed, not yet listening */
+    kv_transport *transport; /* borrowed, not yet listening */
     clock_ops clock;
-    uint64_t seed;               /* incarnation and jitter */
+    uint64_t seed; /* incarnation and jitter */
     char name[CLUSTER_NAME_MAX];
     char listen[CLUSTER_ADDRESS_MAX];
-    uint64_t memory_bytes;       /* slabs are allocated at start; the block size is fixed by the
-                                  * first handshake after start or a DROP of everything */
+    uint64_t memory_bytes; /* slabs are allocated at start; the block size is fixed by the
+                            * first handshake after start or a DROP of everything */
     uint64_t lease_grace_ns;
     uint32_t connections_max;
     uint64_t epoch;
-    const cluster_map *map;      /* copied; NULL: only the epoch is known until a client tells */
-    bool serve_unverified;       /* skip the digest check before a block is sent: benchmarks only */
+    const cluster_map *map; /* copied; NULL: only the epoch is known until a client tells */
+    bool serve_unverified;  /* skip the digest check before a block is sent: benchmarks only */
     kv_faults faults;
 } kv_server_config;
 
 status kv_server_create(const kv_server_config *config, kv_server **out_server);
-void kv_server_destroy(kv_server *server); /* after its transport was closed */
+void kv_server_destroy(kv_server *server);              /* after its transport was closed */
 const char *kv_server_address(const kv_server *server); /* as bound: the port is never 0 */
 void kv_server_poll(kv_server *server);
 void kv_server_wait(kv_server *server, int wake_fd, uint64_t until_ns);
 bool kv_server_idle(const kv_server *server); /* nothing queued, nothing being answered */
-void kv_server_drain(kv_server *server); /* refuse new contexts and puts, keep serving gets */
+void kv_server_drain(kv_server *server);      /* refuse new contexts and puts, keep serving gets */
 
 typedef struct kv_server_stats {
     kv_class_stats class[KV_CLASSES]; /* blocks_ok: served (get) or published (put) */
@@ -153,7 +161,7 @@ typedef struct kv_server_stats {
     uint64_t block_bytes, contexts, connections, corrupt, not_found, leases_expired, dropped_blocks;
     uint64_t slots_quarantined; /* of slots_used: given up, but a reply still reads them */
     uint64_t connections_total, contexts_dropped, stale, oldest_operation_ns;
-    uint32_t layout;            /* layout_hash of the blocks; 0: none yet */
+    uint32_t layout; /* layout_hash of the blocks; 0: none yet */
     bool draining;
 } kv_server_stats;
 void kv_server_stats_read(const kv_server *server, kv_server_stats *out_stats);

@@ -479,121 +479,163 @@ TEST(a_draining_node_serves_what_it_has_and_takes_nothing_new)
     rig_destroy(r);
 }
 
+/* ---- random operations
+ * ----------------------------------------------------------------------------- */
+
+enum { IDS = 256, HELD = 48, OPEN = 512 };
+
+typedef struct storm {
+    rig *r;
+    rng g;
+    uint8_t *bytes;
+    int32_t held[HELD]; /* slots handed out and not released */
+    uint32_t held_count, submitted, completed;
+    struct {
+        kv_ticket ticket; /* 0: free */
+        uint32_t id[8];
+        uint32_t count;
+    } open[OPEN];
+} storm;
+
+static block_id storm_id(const storm *s, uint32_t k)
+{
+    return rig_id(s->r, 1 + k / 64, k % 64);
+}
+
+static void storm_put(storm *s, uint32_t place)
+{
+    uint32_t k = (uint32_t)rng_below(&s->g, IDS);
+    block_id id = storm_id(s, k);
+    rig_fill(s->r, &id, s->bytes);
+    kv_put put = {id, s->bytes, block_digest(&id, s->bytes, s->r->block_bytes), KV_WRITE_BACK,
+                  s->r->now_ns + 1 + rng_below(&s->g, 100 * RIG_MS)};
+    if (kv_put_submit(s->r->client, &put, &s->open[place].ticket) == STATUS_OK) s->submitted++;
+}
+
+static void storm_get(storm *s, uint32_t place, kv_class class)
+{
+    block_id id[8];
+    uint64_t digest[8];
+    uint32_t count = 1 + (uint32_t)rng_below(&s->g, 8);
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t k = (uint32_t)rng_below(&s->g, IDS);
+        s->open[place].id[i] = k;
+        id[i] = storm_id(s, k);
+        digest[i] = rig_digest(s->r, &id[i]);
+    }
+    s->open[place].count = count;
+    kv_get get = {id, digest, count, class, s->r->now_ns + 1 + rng_below(&s->g, 60 * RIG_MS)};
+    if (kv_get_submit(s->r->client, &get, &s->open[place].ticket) == STATUS_OK) s->submitted++;
+}
+
+static void storm_act(storm *s)
+{
+    uint64_t what = rng_below(&s->g, 100);
+    uint32_t place = 0, node = (uint32_t)rng_below(&s->g, 4);
+    while (place < OPEN && s->open[place].ticket != 0)
+        place++;
+    EXPECT(place < OPEN);
+    if (what < 35) {
+        storm_put(s, place);
+    } else if (what < 80) {
+        storm_get(s, place, what < 60 ? KV_DEMAND : KV_PREFETCH);
+    } else if (what < 84) {
+        kv_cancel(s->r->client, s->open[rng_below(&s->g, OPEN)].ticket);
+    } else if (what < 88) {
+        s->r->node[node].paused = !s->r->node[node].paused;
+    } else if (what < 89) {
+        rig_node_kill(s->r, node);
+        rig_node_start(s->r, node);
+    }
+}
+
+/* Take a completion: nobody's twice, nobody's of a stranger, and every byte right. */
+static void storm_take(storm *s, const kv_done *done)
+{
+    uint32_t at = 0;
+    while (at < OPEN && s->open[at].ticket != done->ticket)
+        at++;
+    EXPECT(at < OPEN);
+    s->open[at].ticket = 0;
+    s->completed++;
+    if (done->kind != KV_KIND_GET) return;
+    EXPECT(done->count == s->open[at].count);
+    for (uint32_t i = 0; i < done->count; i++) {
+        if (done->slot[i] < 0) continue;
+        block_id id = storm_id(s, s->open[at].id[i]);
+        rig_fill(s->r, &id, s->bytes);
+        EXPECT(memcmp(kv_slot_bytes(s->r->client, done->slot[i]), s->bytes, s->r->block_bytes) ==
+               0);
+        EXPECT(s->held_count < HELD);
+        s->held[s->held_count++] = done->slot[i];
+    }
+}
+
 TEST(thousands_of_random_operations_with_faults_lose_no_slot_and_serve_no_wrong_byte)
 {
-    rig *r = rig_create(&(rig_options){
+    static storm s;
+    memset(&s, 0, sizeof s);
+    rig *r = s.r = rig_create(&(rig_options){
         .nodes = 4,
         .replicas = 2,
-        .landing_slots = 48,
+        .landing_slots = HELD,
         .rtt_ns = 200 * RIG_US,
         .memory_bytes = 512 * 16384,
         .inflight = 64,
         .faults = {.flip_wire = 0.02, .flip_memory = 0.01, .drop_reply = 0.01, .delay_ns = RIG_US},
     });
-    rng g;
-    rng_seed(&g, test_seed() * 77);
+    rng_seed(&s.g, test_seed() * 77);
     arena *a = arena_create("test");
-    uint8_t *bytes = arena_alloc(a, r->block_bytes, 64), *want = arena_alloc(a, r->block_bytes, 64);
-    enum { IDS = 256, HELD = 48 };
-    bool *acked = ARENA_NEW(a, bool, IDS);
-    int32_t held[HELD];
-    uint32_t held_count = 0, submitted = 0, completed = 0;
-    struct {
-        kv_ticket ticket;
-        uint32_t id[8];
-        uint32_t count;
-    } open[512];
-    memset(open, 0, sizeof open);
+    s.bytes = arena_alloc(a, r->block_bytes, 64);
+    kv_done done;
     for (uint32_t n = 0; n < 6000; n++) {
-        uint64_t what = rng_below(&g, 100);
-        uint32_t free_place = 0;
-        while (free_place < 512 && open[free_place].ticket != 0)
-            free_place++;
-        EXPECT(free_place < 512);
-        if (what < 35) {
-            uint32_t k = (uint32_t)rng_below(&g, IDS);
-            block_id id = rig_id(r, 1 + k / 64, k % 64);
-            rig_fill(r, &id, bytes);
-            kv_put put = {id, bytes, block_digest(&id, bytes, r->block_bytes), KV_WRITE_BACK,
-                          r->now_ns + 1 + rng_below(&g, 100 * RIG_MS)};
-            if (kv_put_submit(r->client, &put, &open[free_place].ticket) == STATUS_OK) {
-                submitted++;
-                open[free_place].id[0] = k;
-                open[free_place].count = 1;
-            }
-        } else if (what < 80) {
-            block_id id[8];
-            uint64_t digest[8];
-            uint32_t count = 1 + (uint32_t)rng_below(&g, 8);
-            for (uint32_t i = 0; i < count; i++) {
-                uint32_t k = (uint32_t)rng_below(&g, IDS);
-                open[free_place].id[i] = k;
-                id[i] = rig_id(r, 1 + k / 64, k % 64);
-                digest[i] = rig_digest(r, &id[i]);
-            }
-            kv_get get = {id, digest, count, what < 60 ? KV_DEMAND : KV_PREFETCH,
-                          r->now_ns + 1 + rng_below(&g, 60 * RIG_MS)};
-            open[free_place].count = count;
-            if (kv_get_submit(r->client, &get, &open[free_place].ticket) == STATUS_OK)
-                submitted++;
-            else
-                open[free_place].ticket = 0;
-        } else if (what < 84) {
-            for (uint32_t i = 0; i < 512; i++)
-                if (open[i].ticket != 0 && rng_below(&g, 8) == 0) {
-                    kv_cancel(r->client, open[i].ticket);
-                    break;
-                }
-        } else if (what < 88) {
-            uint32_t i = (uint32_t)rng_below(&g, 4);
-            r->node[i].paused = r->node[i].server != NULL && !r->node[i].paused;
-        } else if (what < 89) {
-            uint32_t i = (uint32_t)rng_below(&g, 4);
-            rig_node_kill(r, i);
-            rig_node_start(r, i);
-        }
-        rig_run(r, rng_below(&g, 2 * RIG_MS));
-        kv_done done;
-        while (kv_client_next(r->client, &done)) {
-            completed++;
-            uint32_t at = 0;
-            while (at < 512 && open[at].ticket != done.ticket)
-                at++;
-            EXPECT(at < 512); /* no completion twice, none of a stranger */
-            open[at].ticket = 0;
-            if (done.kind == KV_KIND_PUT) acked[open[at].id[0]] |= done.result == STATUS_OK;
-            if (done.kind != KV_KIND_GET) continue;
-            EXPECT(done.count == open[at].count);
-            for (uint32_t i = 0; i < done.count; i++) {
-                if (done.slot[i] < 0) continue;
-                uint32_t k = open[at].id[i];
-                block_id id = rig_id(r, 1 + k / 64, k % 64);
-                rig_fill(r, &id, want);
-                EXPECT(memcmp(kv_slot_bytes(r->client, done.slot[i]), want, r->block_bytes) == 0);
-                EXPECT(held_count < HELD);
-                held[held_count++] = done.slot[i];
-            }
-        }
-        while (held_count > rng_below(&g, 24))
-            kv_slot_release(r->client, held[--held_count]);
+        storm_act(&s);
+        rig_run(r, rng_below(&s.g, 2 * RIG_MS));
+        while (kv_client_next(r->client, &done))
+            storm_take(&s, &done);
+        while (s.held_count > rng_below(&s.g, 24))
+            kv_slot_release(r->client, s.held[--s.held_count]);
         rig_check(r);
     }
     for (uint32_t i = 0; i < 4; i++)
         r->node[i].paused = false;
-    kv_done done;
-    while (completed < submitted && rig_next(r, 500 * RIG_MS, &done)) {
-        completed++;
-        for (uint32_t i = 0; done.kind == KV_KIND_GET && i < done.count; i++)
-            if (done.slot[i] >= 0) kv_slot_release(r->client, done.slot[i]);
-    }
-    while (held_count > 0)
-        kv_slot_release(r->client, held[--held_count]);
-    EXPECT_EQ_U64(completed, submitted);
-    EXPECT_EQ_U64(client_stats(r).slots_free, 48);
+    do {
+        while (s.held_count > 0)
+            kv_slot_release(r->client, s.held[--s.held_count]);
+        if (s.completed == s.submitted || !rig_next(r, 500 * RIG_MS, &done)) break;
+        storm_take(&s, &done);
+    } while (true);
+    EXPECT_EQ_U64(s.completed, s.submitted);
+    EXPECT_EQ_U64(client_stats(r).slots_free, HELD);
     EXPECT(client_stats(r).class[KV_DEMAND].blocks_ok > 1000);
     rig_run(r, 100 * RIG_MS);
-    for (uint32_t i = 0; i < 4; i++)
+    for (uint32_t i = 0; i < 4; i++) {
         EXPECT_EQ_U64(node_stats(r, i).slots_reserved, 0);
+        EXPECT(kv_server_idle(r->node[i].server));
+    }
+    arena_destroy(a);
+    rig_destroy(r);
+}
+
+TEST(a_node_that_asked_for_any_port_says_which_it_got)
+{
+    rig *r = rig_create(&(rig_options){.nodes = 1, .replicas = 1});
+    arena *a = arena_create("test");
+    kv_server_config config = {
+        .memory = a,
+        .clock = r->clock,
+        .name = "any",
+        .listen = "local:0",
+        .memory_bytes = 1 << 20,
+        .connections_max = 1,
+    };
+    kv_server *server;
+    EXPECT(kv_transport_local_open(a, r->hub, &config.transport) == STATUS_OK);
+    EXPECT(kv_server_create(&config, &server) == STATUS_OK);
+    EXPECT_HAS_STR(kv_server_address(server), "local:");
+    EXPECT(strcmp(kv_server_address(server), "local:0") != 0);
+    kv_transport_close(config.transport);
+    kv_server_destroy(server);
     arena_destroy(a);
     rig_destroy(r);
 }
