@@ -332,6 +332,14 @@ status kv_drop_submit(kv_client *client, context_id context, uint64_t deadline_n
 {
     kv_client *c = client;
     if (c->drops == CLIENT_DROPS_MAX) return STATUS_BUSY;
+    /* Its puts end here: one that went on to a node restarted after the DROP would bring the
+     * context back, since that node no longer knows that it was dropped. */
+    for (uint32_t k = 0; k < c->requests_max; k++) {
+        client_request *p = &c->requests[k];
+        if (p->active && !p->done && p->kind == KV_KIND_PUT &&
+            context_id_equal(p->id.context, context))
+            client_complete(c, k, STATUS_STALE);
+    }
     uint32_t i = request_new(c, KV_KIND_DROP, KV_DEMAND, deadline_ns);
     client_request *r = &c->requests[i];
     r->id.context = context;
@@ -427,8 +435,17 @@ client_ask *client_ask_find(kv_client *c, uint64_t id, uint32_t node)
 
 status client_send(kv_client *c, uint32_t node, const kv_message *m)
 {
-    CHECK(c->node[node].peer != 0);
-    return c->transport->ops->send(c->transport, c->node[node].peer, m);
+    client_node *n = &c->node[node];
+    CHECK(n->peer != 0);
+    status sent = c->transport->ops->send(c->transport, n->peer, m);
+    uint64_t now = clock_now(&c->config.clock);
+    if (sent != STATUS_BUSY)
+        n->full_since_ns = 0;
+    else if (n->full_since_ns == 0)
+        n->full_since_ns = now;
+    else if (now - n->full_since_ns >= c->cluster.hedge_after_ns)
+        client_node_suspect(c, node); /* no ask gets out to be late: others are asked first */
+    return sent;
 }
 
 /* ---- landing slots

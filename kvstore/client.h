@@ -47,6 +47,7 @@ typedef struct client_node {
     kv_peer peer; /* 0: none */
     uint64_t incarnation;
     uint64_t suspect_until_ns;
+    uint64_t full_since_ns; /* its connection takes nothing since then; 0: it does */
     uint64_t backoff_ns;
     bool was_ready;
     kv_timer timer, lease;

@@ -16,6 +16,7 @@
 enum {
     BACKOFF_FIRST_NS = 20 * 1000 * 1000,
     REDIAL_NS_MAX = 2 * 1000 * 1000,
+    LEASE_AGAIN_NS = 1000 * 1000, /* a full connection must not starve a lease */
 };
 static const uint64_t backoff_max_ns = UINT64_C(1000) * 1000 * 1000;
 
@@ -110,9 +111,13 @@ static void map_adopt(kv_client *c, const cluster_map *map)
         (unsigned long long)c->cluster.map.epoch);
     c->cluster.map = *map;
     client_nodes_update(c);
+    uint64_t in = 0;
+    for (uint32_t i = 0; i < CLUSTER_NODES_MAX; i++)
+        if (c->node[i].state != NODE_OUT) in |= UINT64_C(1) << i;
     for (uint32_t i = 0; i < c->requests_max; i++) {
         client_request *r = &c->requests[i];
         if (!r->active || r->done) continue;
+        r->acked &= in; /* a copy on a node that is out is no copy; nor is its domain known */
         r->tried = r->open | r->acked;
         r->pending |= r->kind == KV_KIND_PUT;
         for (uint32_t b = r->first_block; b != CLIENT_NONE; b = c->blocks[b].next)
@@ -199,6 +204,7 @@ static void node_dial(kv_client *c, uint32_t i)
         return;
     }
     n->peer = peer;
+    n->full_since_ns = 0;
     n->state = NODE_DIALING;
     kv_timer_set(&c->timers, &n->timer,
                  clock_now(&c->config.clock) + c->cluster.connect_deadline_ns);
@@ -241,8 +247,9 @@ void client_node_lease(kv_client *c, uint32_t i)
     wire_lease l = {.epoch = c->cluster.map.epoch, .lease_ns = lease};
     wire_head_set(&l.head, WIRE_LEASE, 0, 0);
     kv_message m = {.head = &l, .head_bytes = sizeof l};
-    (void)client_send(c, i, &m); /* two more follow before the lease is over */
-    kv_timer_set(&c->timers, &n->lease, clock_now(&c->config.clock) + lease / 3);
+    uint64_t next = lease / 3;
+    if (client_send(c, i, &m) == STATUS_BUSY && next > LEASE_AGAIN_NS) next = LEASE_AGAIN_NS;
+    kv_timer_set(&c->timers, &n->lease, clock_now(&c->config.clock) + next);
 }
 
 static void node_ready(kv_client *c, uint32_t i, const wire_welcome *w)

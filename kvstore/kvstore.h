@@ -75,7 +75,7 @@ typedef struct kv_put {
  */
 status kv_put_submit(kv_client *client, const kv_put *put, kv_ticket *out_ticket);
 /* Tell every node that a context is finished; its blocks go. Completes when alive nodes answered.
- */
+ * Puts of it that are still open end at once: STALE. */
 status kv_drop_submit(kv_client *client, context_id context, uint64_t deadline_ns,
                       kv_ticket *out_ticket);
 /* Ask for an early end; the completion still comes (CANCELED, unless it was done already). */

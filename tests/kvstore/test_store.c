@@ -1,6 +1,8 @@
 /* Client and nodes together, over the network in this process, on a clock that the tests turn. */
 #include "tests/kvstore/rig.h"
 
+#include <stdlib.h>
+
 static void put_all(rig *r, uint64_t context, uint32_t count)
 {
     for (uint32_t i = 0; i < count; i++) {
@@ -402,6 +404,46 @@ TEST(demand_beyond_the_zone_waits_for_slots_to_be_released)
     EXPECT(rig_next(r, 50 * RIG_MS, &done) && done.ticket == second && done.result == STATUS_OK);
     get.count = 9; /* never possible: said at once */
     EXPECT(kv_get_submit(r->client, &get, &first) == STATUS_INVALID);
+    rig_destroy(r);
+}
+
+TEST(a_drop_ends_the_puts_of_its_context)
+{
+    rig *r = rig_create(&(rig_options){.nodes = 2, .replicas = 2});
+    r->node[0].paused = r->node[1].paused = true;
+    block_id id = rig_id(r, 1, 0), other = rig_id(r, 2, 0);
+    uint8_t *bytes = calloc(1, r->block_bytes);
+    CHECK(bytes != NULL);
+    kv_put put = {.id = id, .bytes = bytes, .class = KV_WRITE_BACK};
+    put.deadline_ns = r->now_ns + 400 * RIG_MS;
+    kv_ticket first, second, drop;
+    EXPECT(kv_put_submit(r->client, &put, &first) == STATUS_OK);
+    put.id = other;
+    EXPECT(kv_put_submit(r->client, &put, &second) == STATUS_OK);
+    free(bytes);
+    EXPECT(kv_drop_submit(r->client, id.context, put.deadline_ns, &drop) == STATUS_OK);
+    kv_done done;
+    EXPECT(kv_client_next(r->client, &done) && done.ticket == first);
+    EXPECT(done.result == STATUS_STALE);
+    EXPECT(!kv_client_next(r->client, &done));
+    rig_destroy(r);
+}
+
+TEST(a_node_whose_connection_is_full_holds_nobody_up)
+{
+    rig *r = rig_create(&(rig_options){.nodes = 3, .replicas = 2});
+    put_all(r, 1, 4);
+    block_id id = rig_id(r, 1, 0);
+    r->node[rig_rank(r, &id, 0)].paused = true;
+    for (uint32_t i = 0; i < 160; i++) { /* more than a connection takes */
+        rig_run(r, 60 * RIG_MS);         /* until it is suspected no more */
+        uint64_t before = r->now_ns;
+        EXPECT(get_one(r, 1, 0) == STATUS_OK);
+        EXPECT(r->now_ns - before < 50 * RIG_MS);
+    }
+    block_id other = id;
+    other.block = 77;
+    EXPECT(rig_put(r, &other) == STATUS_OK);
     rig_destroy(r);
 }
 
