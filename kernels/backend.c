@@ -2,6 +2,7 @@
  *
  * Every op is validated here once. Does not know what any op computes. */
 #include "kernels/backend.h"
+#include "kernels/module.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +53,7 @@ static const struct opener {
 } openers[] = {
     {"ref", kern_host_open},
     {"cpu", kern_host_open},
+    {"cuda", kern_cuda_open},
 };
 
 status kern_backend_open(const kern_config *config, kern_backend **out_backend)
@@ -60,7 +62,7 @@ status kern_backend_open(const kern_config *config, kern_backend **out_backend)
     const char *name = config->backend == NULL ? "cpu" : config->backend;
     for (size_t i = 0; i < sizeof openers / sizeof openers[0]; i++)
         if (strcmp(openers[i].name, name) == 0) return openers[i].open(config, out_backend);
-    return FAIL(UNSUPPORTED, "no backend '%s' in this build (there are: ref, cpu)", name);
+    return FAIL(UNSUPPORTED, "no backend '%s' in this build (there are: ref, cpu, cuda)", name);
 }
 
 void kern_backend_close(kern_backend *backend)

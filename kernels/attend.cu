@@ -1,0 +1,651 @@
+/* kernels/attend.cu - softmax attention over a selection of blocks, on tensor cores.
+ *
+ * Bound: every selected block is read once, 2 * 64 * D bf16; with G = 16 heads on a KV head that is
+ * 16 flops a byte, far below the card's ratio, so the bound is memory. The design serves the loads:
+ *
+ *   The groups (8 entries) of all rows and KV heads stand in one line; two CTAs an SM share it out
+ * evenly, whatever the lengths of the lists, and each streams its stretch without a gap: the first
+ * blocks of the next group are under way while the last one is folded. CTA = 4 warps; warp w owns
+ * tokens 16 w .. 16 w + 15 of every block (one bit of the mask), so its copies need no barrier: K
+ * and V rows go to its own swizzled shared memory by cp.async, two blocks ahead, and from there by
+ * ldmatrix into mma. Where a block lies in the pool makes no difference.
+ *
+ * Order (DESIGN: one order of summation): a warp folds its rows of 8 consecutive entries (online
+ * softmax), the CTA folds its 4 warps in order: that is a group's partial. 8 groups fold in order
+ * into a super, supers in order into the row. A super that lies within one CTA's stretch is folded
+ * as it goes; of one that is split, the groups' partials meet in the workspace and the last CTA to
+ * arrive folds them: the same float operations in the same order, so the split never shows in the
+ * bits.
+ *
+ * Precision: q and the weights are split into two bf16 each (high + low), so a product carries
+ * about 16 bits; sums are float32. Source: NOSA, arXiv 2510.13602 (bias u in the logit); online
+ * softmax: Milakov and Gimelshein, arXiv 1805.02867.
+ *
+ * Not here: rows of one sequence that share keys (prefill) are computed one by one. */
+#include "kernels/cuda.cuh"
+
+namespace
+{
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS, ROWS = 16, STAGES = 2;
+constexpr uint32_t SUPER_GROUPS = 8, UNITS = 64, ENTRIES = UNITS * KERN_GROUP_ENTRIES;
+constexpr uint32_t ITEMS_MAX = 4096; /* lists times head tiles of one launch */
+constexpr int FOLD = 64;             /* columns folded at a time */
+
+struct attend_params {
+    kern_attend_args a;
+    float *partial;     /* 8 groups for each CTA that begins a split super, then supers of items */
+    uint32_t *arrived;  /* counters: split supers by CTA, then items */
+    uint32_t first_row; /* of this launch */
+    uint32_t items, kv_heads, group_heads, tiles, supers;
+    float scale; /* log2(e) / sqrt(D) */
+};
+
+/* A group of 8 entries in the CTA's stretch. An item is a (row, KV head, tile of 16 heads). */
+struct attend_unit {
+    uint32_t item, group, groups; /* groups: of the whole item */
+    uint32_t item_start;          /* place of the item's first group in the line */
+    uint32_t entries;
+    int32_t pos;
+    bool bias;
+    const uint16_t *u;
+};
+
+template <int D> struct attend_shared {
+    uint16_t stage[WARPS][STAGES][2][ROWS][D];
+    uint16_t query[2][ROWS][D]; /* high, low */
+    float fold[WARPS][ROWS][FOLD + 8];
+    uint16_t u[WARPS][STAGES][ROWS];
+    float fold_max[WARPS][ROWS], fold_sum[WARPS][ROWS];
+    attend_unit unit[UNITS];
+    int32_t block[ENTRIES], slot[ENTRIES];
+    uint8_t mask[ENTRIES];
+    uint32_t warp_total[WARPS];
+    uint32_t last;
+};
+
+/* Softmax state of one row, as held by one thread: D / 8 of its columns. */
+template <int D> struct row_state {
+    float max, sum, value[D / 8];
+};
+
+__device__ __forceinline__ float fold_factor(float max, float together)
+{
+    return max == -INFINITY ? 0.0f : fast_exp2(max - together);
+}
+
+template <int D> __device__ __forceinline__ void state_clear(row_state<D> &s)
+{
+    s.max = -INFINITY;
+    s.sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        s.value[i] = 0.0f;
+}
+
+/* s = s + p: the only way two partials ever meet. */
+template <int D> __device__ __forceinline__ void state_fold(row_state<D> &s, const row_state<D> &p)
+{
+    const float together = fmaxf(s.max, p.max);
+    const float a = fold_factor(s.max, together), b = fold_factor(p.max, together);
+    s.max = together;
+    s.sum = fmaf(p.sum, b, s.sum * a);
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        s.value[i] = fmaf(p.value[i], b, s.value[i] * a);
+}
+
+/* Partials in the workspace: max[16], sum[16], value[16][D] floats. */
+template <int D>
+__device__ __forceinline__ float *partial_at(const attend_params &p, uint64_t index)
+{
+    return p.partial + index * (uint64_t)(ROWS * (D + 2));
+}
+
+template <int D>
+__device__ __forceinline__ void partial_store(float *to, const row_state<D> &s, int row, int column)
+{
+    if (column == 0) to[row] = s.max, to[ROWS + row] = s.sum;
+#pragma unroll
+    for (int j = 0; j < D / 32; j++)
+        __stcg((float4 *)(to + 2 * ROWS + row * D + 32 * j + 4 * column),
+               make_float4(s.value[4 * j], s.value[4 * j + 1], s.value[4 * j + 2],
+                           s.value[4 * j + 3]));
+}
+
+template <int D>
+__device__ __forceinline__ void partial_load(row_state<D> &s, const float *from, int row,
+                                             int column)
+{
+    s.max = __ldcg(from + row);
+    s.sum = __ldcg(from + ROWS + row);
+#pragma unroll
+    for (int j = 0; j < D / 32; j++) {
+        const float4 v = __ldcg((const float4 *)(from + 2 * ROWS + row * D + 32 * j + 4 * column));
+        s.value[4 * j] = v.x, s.value[4 * j + 1] = v.y;
+        s.value[4 * j + 2] = v.z, s.value[4 * j + 3] = v.w;
+    }
+}
+
+/* True for the CTA that brings the arrivals to `expected`; its reads then see what the others
+ * wrote. */
+template <int D>
+__device__ __forceinline__ bool arrive_last(attend_shared<D> &s, uint32_t *counter, uint32_t mine,
+                                            uint32_t expected)
+{
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence(); /* for all: what the barrier has ordered before it */
+        s.last = atomicAdd(counter, mine) + mine == expected;
+        if (s.last) *counter = 0;
+    }
+    __syncthreads();
+    if (s.last) __threadfence();
+    return s.last;
+}
+
+template <int D> struct attend_cta {
+    const attend_params &p;
+    attend_shared<D> &s;
+    const uint32_t warp, lane;
+    const bool u_aligned;
+    float acc[D / 8][4], max[2], sum[2];
+
+    __device__ attend_cta(const attend_params &params, attend_shared<D> &shared)
+        : p(params), s(shared), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
+          u_aligned(params.a.summary.max_tokens % ROWS == 0)
+    {
+    }
+
+    /* q of an item's heads into shared memory, split; rows beyond the group's heads are 0. */
+    __device__ void load_query(uint32_t item)
+    {
+        const uint32_t list = item / p.tiles, tile = item % p.tiles;
+        const uint32_t row = p.first_row + list / p.kv_heads;
+        const uint32_t head = list % p.kv_heads * p.group_heads + tile * ROWS;
+        const uint32_t r = threadIdx.x / 8, part = threadIdx.x % 8;
+        const float *q = p.a.q + (uint64_t)row * p.a.row_stride + (uint64_t)(head + r) * D;
+        const bool there = r < p.group_heads - tile * ROWS;
+#pragma unroll
+        for (uint32_t c = 0; c < D / 64; c++) { /* chunks of 8 values, part and part + 8 */
+            const uint32_t chunk = c * 8 + part;
+            uint32_t high[4], low[4];
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) {
+                const float x = there ? q[chunk * 8 + 2 * i] : 0.0f;
+                const float y = there ? q[chunk * 8 + 2 * i + 1] : 0.0f;
+                split_bf16(x, y, high[i], low[i]);
+            }
+            const uint32_t to = (chunk ^ (r & 7)) * 8;
+            *(uint4 *)&s.query[0][r][to] = make_uint4(high[0], high[1], high[2], high[3]);
+            *(uint4 *)&s.query[1][r][to] = make_uint4(low[0], low[1], low[2], low[3]);
+        }
+    }
+
+    /* Whether this warp has anything to do in entry e of the stretch. */
+    __device__ bool active(uint32_t e) const
+    {
+        return ((s.mask[e] >> warp) & 1) && s.slot[e] >= 0 && s.block[e] >= 0 &&
+               s.block[e] * KERN_BLOCK + (int)warp * ROWS <= s.unit[e / KERN_GROUP_ENTRIES].pos;
+    }
+
+    /* Start copying entry e into a stage. Rows beyond pos arrive as zeros: what stands in the pool
+     * there may be anything, even NaN, and 0 * NaN would show. */
+    __device__ void issue(uint32_t e, uint32_t stage)
+    {
+        constexpr int CHUNKS = D / 8;
+        const attend_unit &unit = s.unit[e / KERN_GROUP_ENTRIES];
+        const int token = s.block[e] * KERN_BLOCK + (int)warp * ROWS;
+        const uint8_t *k = p.a.pool + (uint64_t)s.slot[e] * p.a.block_bytes + warp * ROWS * D * 2;
+        const uint8_t *v = k + KERN_BLOCK * D * 2;
+#pragma unroll
+        for (int i = 0; i < ROWS * CHUNKS / 32; i++) {
+            const uint32_t c = i * 32 + lane, r = c / CHUNKS, chunk = c % CHUNKS;
+            const uint32_t bytes = token + (int)r <= unit.pos ? 16 : 0;
+            const uint32_t to = (chunk ^ (r & 7)) * 8;
+            copy_async16_or_zero(shared_address(&s.stage[warp][stage][0][r][to]), k + c * 16,
+                                 bytes);
+            copy_async16_or_zero(shared_address(&s.stage[warp][stage][1][r][to]), v + c * 16,
+                                 bytes);
+        }
+        if (!unit.bias) return;
+        if (u_aligned) {
+            if (lane < 2)
+                copy_async16(shared_address(&s.u[warp][stage][lane * 8]),
+                             unit.u + token + lane * 8);
+        } else if (lane < ROWS) {
+            const uint32_t t = token + lane;
+            s.u[warp][stage][lane] = t < p.a.summary.max_tokens ? unit.u[t] : 0;
+        }
+    }
+
+    /* Products of the stage's 16 tokens with the 16 heads. B fragments of K: tokens 0-7 k, 0-7 k+8,
+     * 8-15 k, 8-15 k+8; A fragments of q: rows 0-7 k, 8-15 k, 0-7 k+8, 8-15 k+8. */
+    __device__ void products(uint32_t stage, float (&logit)[2][4])
+    {
+        const uint32_t lr = lane % 8, lm = lane / 8;
+        float low[2][4] = {};
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+            uint32_t b[4], q[4], ql[4];
+            const uint32_t r = (lm >> 1) * 8 + lr, chunk = 2 * k + (lm & 1);
+            const uint32_t qr = (lm & 1) * 8 + lr, qc = ((2 * k + (lm >> 1)) ^ (qr & 7)) * 8;
+            load_matrix4(b, shared_address(&s.stage[warp][stage][0][r][(chunk ^ (r & 7)) * 8]));
+            load_matrix4(q, shared_address(&s.query[0][qr][qc]));
+            load_matrix4(ql, shared_address(&s.query[1][qr][qc]));
+            mma_16x8x16(logit[0], q, b[0], b[1]);
+            mma_16x8x16(logit[1], q, b[2], b[3]);
+            mma_16x8x16(low[0], ql, b[0], b[1]);
+            mma_16x8x16(low[1], ql, b[2], b[3]);
+        }
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                logit[n][i] += low[n][i];
+    }
+
+    /* Fold one stage into acc, max, sum. */
+    __device__ void compute(uint32_t e, uint32_t stage)
+    {
+        float logit[2][4] = {};
+        products(stage, logit);
+        const attend_unit &unit = s.unit[e / KERN_GROUP_ENTRIES];
+        const uint32_t lr = lane % 8, lm = lane / 8;
+        const int token = s.block[e] * KERN_BLOCK + (int)warp * ROWS + 2 * (int)(lane % 4);
+        float top[2] = {max[0], max[1]};
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int t = n * 8 + (i & 1);
+                const float add =
+                    unit.bias ? bf16_float(s.u[warp][stage][2 * (lane % 4) + t]) * CUDA_LOG2E
+                              : 0.0f;
+                const float x = fmaf(logit[n][i], p.scale, add);
+                logit[n][i] = token + t <= unit.pos ? x : -INFINITY;
+                top[i >> 1] = fmaxf(top[i >> 1], logit[n][i]);
+            }
+        }
+        float shrink[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 1));
+            top[h] = fmaxf(top[h], __shfl_xor_sync(~0u, top[h], 2));
+            shrink[h] = fold_factor(max[h], top[h]);
+            max[h] = top[h];
+            sum[h] *= shrink[h];
+        }
+        uint32_t p_high[4], p_low[4];
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float x = fast_exp2(logit[n][2 * h] - top[h]);
+                const float y = fast_exp2(logit[n][2 * h + 1] - top[h]);
+                sum[h] += x + y;
+                split_bf16(x, y, p_high[2 * n + h], p_low[2 * n + h]);
+            }
+        }
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            acc[n][0] *= shrink[0], acc[n][1] *= shrink[0];
+            acc[n][2] *= shrink[1], acc[n][3] *= shrink[1];
+        }
+#pragma unroll
+        for (int n = 0; n < D / 16; n++) { /* d 0-7 tokens 0-7, 8-15; d 8-15 tokens 0-7, 8-15 */
+            uint32_t b[4];
+            const uint32_t r = (lm & 1) * 8 + lr, chunk = 2 * n + (lm >> 1);
+            load_matrix4_transposed(
+                b, shared_address(&s.stage[warp][stage][1][r][(chunk ^ (r & 7)) * 8]));
+            mma_16x8x16(acc[2 * n], p_high, b[0], b[1]);
+            mma_16x8x16(acc[2 * n + 1], p_high, b[2], b[3]);
+            mma_16x8x16(acc[2 * n], p_low, b[0], b[1]);
+            mma_16x8x16(acc[2 * n + 1], p_low, b[2], b[3]);
+        }
+    }
+
+    __device__ void clear()
+    {
+        max[0] = max[1] = -INFINITY;
+        sum[0] = sum[1] = 0.0f;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                acc[n][i] = 0.0f;
+    }
+
+    /* The group's partial: the four warps folded in order, FOLD columns at a time. Thread t holds
+     * row t / 8, columns 4 (t % 8) + 32 j. Leaves the warps' own state cleared. */
+    __device__ void fold_warps(row_state<D> &group)
+    {
+        const uint32_t r = threadIdx.x / 8, c = threadIdx.x % 8;
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float total = sum[h] + __shfl_xor_sync(~0u, sum[h], 1);
+            total += __shfl_xor_sync(~0u, total, 2);
+            if (lane % 4 == 0)
+                s.fold_max[warp][lane / 4 + 8 * h] = max[h],
+                                                s.fold_sum[warp][lane / 4 + 8 * h] = total;
+        }
+        float factor[WARPS];
+#pragma unroll
+        for (int first = 0; first < D; first += FOLD) {
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+#pragma unroll
+                for (int n = 0; n < FOLD / 8; n++)
+                    *(float2 *)&s.fold[warp][lane / 4 + 8 * h][n * 8 + 2 * (lane % 4)] =
+                        make_float2(acc[first / 8 + n][2 * h], acc[first / 8 + n][2 * h + 1]);
+            __syncthreads();
+            if (first == 0) {
+                group.max = fmaxf(fmaxf(s.fold_max[0][r], s.fold_max[1][r]),
+                                  fmaxf(s.fold_max[2][r], s.fold_max[3][r]));
+                group.sum = 0.0f;
+#pragma unroll
+                for (int w = 0; w < WARPS; w++) {
+                    factor[w] = fold_factor(s.fold_max[w][r], group.max);
+                    group.sum = fmaf(s.fold_sum[w][r], factor[w], group.sum);
+                }
+            }
+#pragma unroll
+            for (int j = 0; j < FOLD / 32; j++) {
+                float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+                for (int w = 0; w < WARPS; w++) {
+                    const float4 v = *(const float4 *)&s.fold[w][r][32 * j + 4 * c];
+                    total.x = fmaf(v.x, factor[w], total.x);
+                    total.y = fmaf(v.y, factor[w], total.y);
+                    total.z = fmaf(v.z, factor[w], total.z);
+                    total.w = fmaf(v.w, factor[w], total.w);
+                }
+                const int at = first / 8 + 4 * j;
+                group.value[at] = total.x, group.value[at + 1] = total.y;
+                group.value[at + 2] = total.z, group.value[at + 3] = total.w;
+            }
+            __syncthreads();
+        }
+        clear();
+    }
+
+    __device__ void store_row(uint32_t item, const row_state<D> &state)
+    {
+        const uint32_t r = threadIdx.x / 8, c = threadIdx.x % 8;
+        const uint32_t list = item / p.tiles, tile = item % p.tiles;
+        if (r >= p.group_heads - tile * ROWS) return;
+        const uint64_t row = p.first_row + list / p.kv_heads;
+        const uint32_t head = list % p.kv_heads * p.group_heads + tile * ROWS + r;
+        float *out = p.a.out + (row * p.a.heads + head) * D;
+        const float by = state.sum > 0.0f ? 1.0f / state.sum : 0.0f;
+#pragma unroll
+        for (int j = 0; j < D / 32; j++)
+            *(float4 *)(out + 32 * j + 4 * c) =
+                make_float4(state.value[4 * j] * by, state.value[4 * j + 1] * by,
+                            state.value[4 * j + 2] * by, state.value[4 * j + 3] * by);
+    }
+
+    /* Fold `count` partials that stand one after another. */
+    __device__ void fold_partials(row_state<D> &state, const float *from, uint32_t count)
+    {
+        state_clear(state);
+        for (uint32_t i = 0; i < count; i++) {
+            row_state<D> one;
+            partial_load<D>(one, from + i * (uint64_t)(ROWS * (D + 2)), threadIdx.x / 8,
+                            threadIdx.x % 8);
+            state_fold(state, one);
+        }
+    }
+
+    /* A super is whole: it is the row, or one of several that meet in the workspace. */
+    __device__ void finish_super(const attend_unit &unit, const row_state<D> &state)
+    {
+        const uint32_t supers = (unit.groups + SUPER_GROUPS - 1) / SUPER_GROUPS;
+        const uint32_t item = unit.item;
+        if (supers == 1) {
+            store_row(item, state);
+            return;
+        }
+        float *base = partial_at<D>(p, gridDim.x * SUPER_GROUPS + (uint64_t)item * p.supers);
+        partial_store<D>(base + unit.group / SUPER_GROUPS * (uint64_t)(ROWS * (D + 2)), state,
+                         threadIdx.x / 8, threadIdx.x % 8);
+        if (!arrive_last<D>(s, p.arrived + gridDim.x + item, 1, supers)) return;
+        row_state<D> total;
+        fold_partials(total, base, supers);
+        store_row(item, total);
+    }
+};
+
+/* The line of all groups, shared out among the CTAs. */
+struct attend_line {
+    uint32_t total, begin, end; /* this CTA's stretch */
+    uint32_t item_first, item_last,
+        before; /* items that this thread counts, and groups before them */
+};
+
+__device__ __forceinline__ uint32_t groups_of(const attend_params &p, uint32_t item)
+{
+    const uint64_t list = (uint64_t)p.first_row * p.kv_heads + item / p.tiles;
+    const uint32_t count =
+        (uint32_t)max(p.a.count[list], 1); /* an empty list still has an output */
+    return (count + KERN_GROUP_ENTRIES - 1) / KERN_GROUP_ENTRIES;
+}
+
+__device__ __forceinline__ uint32_t stretch_end(uint32_t total, uint32_t cta)
+{
+    return (uint32_t)((uint64_t)total * (cta + 1) / gridDim.x);
+}
+
+template <int D> __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
+{
+    attend_line line;
+    const uint32_t each = (p.items + THREADS - 1) / THREADS, lane = threadIdx.x % 32;
+    line.item_first = min(threadIdx.x * each, p.items);
+    line.item_last = min(line.item_first + each, p.items);
+    uint32_t mine = 0;
+    for (uint32_t i = line.item_first; i < line.item_last; i++)
+        mine += groups_of(p, i);
+    uint32_t up = mine;
+#pragma unroll
+    for (int i = 1; i < 32; i <<= 1) {
+        const uint32_t other = __shfl_up_sync(~0u, up, i);
+        if (lane >= (uint32_t)i) up += other;
+    }
+    if (lane == 31) s.warp_total[threadIdx.x / 32] = up;
+    __syncthreads();
+    line.before = up - mine;
+    line.total = 0;
+#pragma unroll
+    for (uint32_t w = 0; w < WARPS; w++) {
+        if (w < threadIdx.x / 32) line.before += s.warp_total[w];
+        line.total += s.warp_total[w];
+    }
+    line.begin = blockIdx.x == 0 ? 0 : stretch_end(line.total, blockIdx.x - 1);
+    line.end = stretch_end(line.total, blockIdx.x);
+    return line;
+}
+
+/* The CTA that begins the split super whose first group stands at `first`: its partials stand
+ * there. */
+__device__ uint32_t owner_of(uint32_t total, uint32_t first)
+{
+    uint32_t cta = (uint32_t)((uint64_t)first * gridDim.x / total);
+    while (stretch_end(total, cta) <= first)
+        cta++;
+    while (cta > 0 && stretch_end(total, cta - 1) > first)
+        cta--;
+    return cta;
+}
+
+/* Units [base, base + units) of the line and their entries into shared memory. */
+template <int D>
+__device__ void load_units(const attend_params &p, attend_shared<D> &s, const attend_line &line,
+                           uint32_t base, uint32_t units)
+{
+    uint32_t at = line.before;
+    for (uint32_t i = line.item_first; i < line.item_last && at < base + units; i++) {
+        const uint32_t groups = groups_of(p, i), from = max(at, base);
+        for (uint32_t g = from; g < min(at + groups, base + units); g++) {
+            attend_unit &unit = s.unit[g - base];
+            unit.item = i;
+            unit.group = g - at;
+            unit.groups = groups;
+            unit.item_start = at;
+        }
+        at += groups;
+    }
+    __syncthreads();
+    for (uint32_t e = threadIdx.x; e < units * KERN_GROUP_ENTRIES; e += THREADS) {
+        attend_unit &unit = s.unit[e / KERN_GROUP_ENTRIES];
+        const uint64_t list = (uint64_t)p.first_row * p.kv_heads + unit.item / p.tiles;
+        const uint32_t first = unit.group * KERN_GROUP_ENTRIES, i = e % KERN_GROUP_ENTRIES;
+        const uint32_t count = (uint32_t)max(p.a.count[list], 0);
+        const uint64_t from = list * p.a.max_select + first + i;
+        const bool there = first + i < count;
+        s.block[e] = there ? p.a.block[from] : -1;
+        s.slot[e] = there ? p.a.slot[from] : -1;
+        s.mask[e] = there ? p.a.mask[from] : 0;
+        if (i > 0) continue;
+        const uint64_t row = list / p.kv_heads;
+        unit.entries = min(count - min(first, count), (uint32_t)KERN_GROUP_ENTRIES);
+        unit.pos = p.a.row_pos[row];
+        unit.bias = p.a.selectors[p.a.row_selector[row]].bias;
+        unit.u = p.a.summary.u + ((uint64_t)p.a.row_seq[row] * p.kv_heads + list % p.kv_heads) *
+                                     p.a.summary.max_tokens;
+    }
+    __syncthreads();
+}
+
+/* The next entry to copy after e; entries of a unit stand 8 apart from the next unit's. */
+template <int D>
+__device__ __forceinline__ uint32_t next_entry(const attend_shared<D> &s, uint32_t e,
+                                               uint32_t units)
+{
+    uint32_t unit = e / KERN_GROUP_ENTRIES;
+    if (++e - unit * KERN_GROUP_ENTRIES < s.unit[unit].entries) return e;
+    do
+        unit++;
+    while (unit < units && s.unit[unit].entries == 0);
+    return unit * KERN_GROUP_ENTRIES;
+}
+
+template <int D>
+__global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constant__ attend_params p)
+{
+    extern __shared__ __align__(128) uint8_t shared_bytes[];
+    attend_shared<D> &s = *reinterpret_cast<attend_shared<D> *>(shared_bytes);
+    attend_cta<D> cta(p, s);
+    const attend_line line = measure_line<D>(p, s);
+    row_state<D> state, group;
+    state_clear(state);
+    cta.clear();
+    uint32_t item = UINT32_MAX, given = 0; /* given: partials of a split super that are ours */
+    for (uint32_t base = line.begin; base < line.end; base += UNITS) {
+        const uint32_t units = min(line.end - base, UNITS);
+        load_units<D>(p, s, line, base, units);
+        uint32_t ahead = 0, issued = 0, done = 0;
+        while (ahead < units * KERN_GROUP_ENTRIES &&
+               s.unit[ahead / KERN_GROUP_ENTRIES].entries == 0)
+            ahead += KERN_GROUP_ENTRIES;
+        for (; issued < STAGES; issued++) {
+            if (ahead < units * KERN_GROUP_ENTRIES) {
+                if (cta.active(ahead)) cta.issue(ahead, issued);
+                ahead = next_entry<D>(s, ahead, units);
+            }
+            copy_async_commit();
+        }
+        for (uint32_t n = 0; n < units; n++) {
+            const attend_unit &unit = s.unit[n];
+            if (unit.item != item) {
+                item = unit.item;
+                cta.load_query(item);
+                __syncthreads();
+            }
+            for (uint32_t i = 0; i < unit.entries; i++) {
+                const uint32_t e = n * KERN_GROUP_ENTRIES + i, stage = done % STAGES;
+                copy_async_wait<STAGES - 1>();
+                __syncwarp();
+                if (cta.active(e)) cta.compute(e, stage);
+                __syncwarp();
+                if (ahead < units * KERN_GROUP_ENTRIES) {
+                    if (cta.active(ahead)) cta.issue(ahead, stage);
+                    ahead = next_entry<D>(s, ahead, units);
+                }
+                copy_async_commit();
+                done++;
+            }
+            cta.fold_warps(group);
+            const uint32_t first_group = unit.group / SUPER_GROUPS * SUPER_GROUPS;
+            const uint32_t members = min(unit.groups - first_group, SUPER_GROUPS);
+            const uint32_t start = unit.item_start + first_group, place = base + n;
+            const bool ends = unit.group + 1 == first_group + members;
+            if (start >= line.begin && start + members <= line.end) {
+                if (place == start) state_clear(state);
+                state_fold(state, group);
+                if (ends) cta.finish_super(unit, state);
+                continue;
+            }
+            const uint32_t owner = owner_of(line.total, start);
+            float *partials = partial_at<D>(p, (uint64_t)owner * SUPER_GROUPS);
+            partial_store<D>(partials + (unit.group - first_group) * (uint64_t)(ROWS * (D + 2)),
+                             group, threadIdx.x / 8, threadIdx.x % 8);
+            given++;
+            if (!ends && place + 1 < line.end) continue;
+            const bool last = arrive_last<D>(s, p.arrived + owner, given, members);
+            given = 0;
+            if (!last) continue;
+            cta.fold_partials(state, partials, members);
+            cta.finish_super(unit, state);
+        }
+        __syncthreads(); /* the tables have been read */
+    }
+}
+
+/* ---- launcher
+ * -------------------------------------------------------------------------------------- */
+
+/* Rows are cut into launches whose items, partials and counters fit. */
+template <int D> status attend_rows(cuda_stream *stream, attend_params &p)
+{
+    const uint64_t items_row = (uint64_t)p.kv_heads * p.tiles;
+    const uint64_t partial_bytes = ROWS * (D + 2) * sizeof(float);
+    const uint64_t ctas = 2 * (uint64_t)cuda_device_of(stream->base.backend)->sms;
+    const uint64_t room = CUDA_WORKSPACE_BYTES / partial_bytes - ctas * SUPER_GROUPS;
+    const size_t bytes = sizeof(attend_shared<D>);
+    uint64_t wave = ITEMS_MAX / items_row;
+    if (p.supers > 1 && wave > room / (items_row * p.supers)) wave = room / (items_row * p.supers);
+    if (wave == 0) return FAIL(UNSUPPORTED, "attend: max_select %u is too large", p.a.max_select);
+    p.partial = reinterpret_cast<float *>(stream->workspace);
+    p.arrived = stream->counters;
+    TRY_CUDA(cudaFuncSetAttribute(attend_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)bytes));
+    for (uint64_t row = 0; row < p.a.rows; row += wave) {
+        const uint64_t rows = p.a.rows - row < wave ? p.a.rows - row : wave;
+        const uint64_t groups = cuda_blocks(p.a.max_select, KERN_GROUP_ENTRIES);
+        p.first_row = (uint32_t)row;
+        p.items = (uint32_t)(rows * items_row);
+        const uint64_t most = p.items * groups;
+        const uint32_t grid = (uint32_t)(most < ctas ? most : ctas);
+        attend_kernel<D><<<grid, THREADS, bytes, stream->handle>>>(p);
+        TRY(cuda_launched("attend"));
+    }
+    return STATUS_OK;
+}
+
+} // namespace
+
+extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
+{
+    if (args->rows == 0) return STATUS_OK;
+    const uint32_t d = args->summary.head_dim;
+    attend_params p = {};
+    p.a = *args;
+    p.kv_heads = args->summary.kv_heads;
+    p.group_heads = args->heads / p.kv_heads;
+    p.tiles = cuda_blocks(p.group_heads, ROWS);
+    p.supers = cuda_blocks(cuda_blocks(args->max_select, KERN_GROUP_ENTRIES), SUPER_GROUPS);
+    p.scale = CUDA_LOG2E / sqrtf((float)d);
+    if (d == 64) return attend_rows<64>(cuda_stream_of(stream), p);
+    if (d == 128) return attend_rows<128>(cuda_stream_of(stream), p);
+    return FAIL(UNSUPPORTED, "attend on CUDA has heads of 64 or 128, not %u", d);
+}

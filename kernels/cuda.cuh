@@ -1,0 +1,195 @@
+/* kernels/cuda.cuh - what the .cu files share: the C contract seen from C++, the device's and the
+ * stream's own state, error handling, and a few device functions.
+ *
+ * Threads: as kernels.h: a backend and its streams belong to one thread.
+ * Memory:  a stream owns one workspace, taken at stream_create; an op that needs more than it holds
+ *          works through its rows in waves, so no op allocates.
+ * Bits:    every reduction below has a shape that depends on the operation's own geometry only,
+ *          never on the number of rows or on how work was spread over the device. */
+#ifndef KERNELS_CUDA_CUH
+#define KERNELS_CUDA_CUH
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+/* The contract is C17. These words mean the same to C++ with the same layout; atomics are reached
+ * through pointers with explicit orderings only. */
+#define _Atomic
+#define _Noreturn [[noreturn]]
+#define _Static_assert static_assert
+extern "C" {
+#include "kernels/backend.h"
+}
+#undef _Atomic
+#undef _Noreturn
+#undef _Static_assert
+
+enum {
+    CUDA_WORKSPACE_BYTES =
+        96 << 20,            /* attend's partials, linear's rounded rows and cublasLt's own */
+    CUDA_COUNTERS = 1 << 16, /* arrival counters, zero between launches */
+    CUDA_SCALARS = 64,
+};
+
+struct cuda_device {
+    int ordinal, sms, major, minor;
+    int64_t timer_offset_ns; /* device's global timer minus the host's monotonic clock */
+    cublasLtHandle_t blas;
+    char numerics_id[64];
+};
+
+struct cuda_stream {
+    kern_stream base; /* first: a kern_stream * is a cuda_stream * */
+    cudaStream_t handle;
+    uint8_t *workspace; /* CUDA_WORKSPACE_BYTES */
+    uint32_t *counters; /* CUDA_COUNTERS */
+    uint32_t *scalars;  /* CUDA_SCALARS: totals one launch leaves for the next */
+};
+
+/* A kern_weight's `data` is device memory [n, k] row-major bf16; the algorithm is pinned here. */
+struct cuda_weight {
+    kern_weight base;
+    cublasLtMatmulDesc_t matmul;
+    cublasLtMatmulAlgo_t algo;
+    uint64_t workspace_bytes;
+};
+
+static inline cuda_stream *cuda_stream_of(kern_stream *stream)
+{
+    return reinterpret_cast<cuda_stream *>(stream);
+}
+
+static inline cuda_device *cuda_device_of(const kern_backend *backend)
+{
+    return static_cast<cuda_device *>(backend->own);
+}
+
+/* The call's own error becomes GPU, logged with what was tried. */
+#define TRY_CUDA(call)                                                                             \
+    do {                                                                                           \
+        cudaError_t try_cuda_ = (call);                                                            \
+        if (try_cuda_ != cudaSuccess)                                                              \
+            return FAIL(GPU, "%s: %s", #call, cudaGetErrorString(try_cuda_));                      \
+    } while (0)
+
+static inline status cuda_launched(const char *op)
+{
+    cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) return FAIL(GPU, "launch of %s: %s", op, cudaGetErrorString(error));
+    return STATUS_OK;
+}
+
+static inline uint32_t cuda_blocks(uint64_t items, uint32_t each)
+{
+    return (uint32_t)((items + each - 1) / each);
+}
+
+/* ---- device functions
+ * ------------------------------------------------------------------------------ */
+
+#ifdef __CUDACC__
+
+constexpr float CUDA_LOG2E = 1.4426950408889634f;
+
+__device__ __forceinline__ float bf16_float(uint16_t b)
+{
+    return __uint_as_float((uint32_t)b << 16);
+}
+
+/* Nearest, ties to even, as kern_f32_to_bf16. */
+__device__ __forceinline__ uint16_t float_bf16(float f)
+{
+    return __bfloat16_as_ushort(__float2bfloat16_rn(f));
+}
+
+__device__ __forceinline__ float fast_exp2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Sum over the warp by a fixed butterfly: every lane ends with the same bits. */
+__device__ __forceinline__ float warp_sum(float x)
+{
+#pragma unroll
+    for (int i = 16; i > 0; i >>= 1)
+        x += __shfl_xor_sync(~0u, x, i);
+    return x;
+}
+
+__device__ __forceinline__ float warp_max(float x)
+{
+#pragma unroll
+    for (int i = 16; i > 0; i >>= 1)
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
+    return x;
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* 16 bytes from global to shared memory without passing through registers. */
+__device__ __forceinline__ void copy_async16(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from));
+}
+
+/* The same, or 16 zeros when bytes is 0. */
+__device__ __forceinline__ void copy_async16_or_zero(uint32_t to, const void *from, uint32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(bytes));
+}
+
+__device__ __forceinline__ void copy_async_commit()
+{
+    asm volatile("cp.async.commit_group;");
+}
+
+template <int PENDING> __device__ __forceinline__ void copy_async_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ __forceinline__ void load_matrix4(uint32_t (&r)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_matrix4_transposed(uint32_t (&r)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+/* c[16 x 8] += a[16 x 16] b[16 x 8], bf16 in, float32 out. */
+__device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                            uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/* x = high + low + an error below 2^-17 |x|: two bf16 products then carry what one float32 would.
+ */
+__device__ __forceinline__ void split_bf16(float x, float y, uint32_t &high, uint32_t &low)
+{
+    __nv_bfloat162 h = __floats2bfloat162_rn(x, y);
+    __nv_bfloat162 l = __floats2bfloat162_rn(x - __low2float(h), y - __high2float(h));
+    high = *reinterpret_cast<uint32_t *>(&h);
+    low = *reinterpret_cast<uint32_t *>(&l);
+}
+
+#endif
+#endif

@@ -1,0 +1,174 @@
+/* kernels/linear.cu - matrix products through cublasLt with one algorithm a weight.
+ *
+ * Activations are rounded to bf16 first (the stated difference from the CPU backends, whose
+ * products take float32), sums and results are float32; residual and scale ride in the epilogue.
+ *
+ * Bits: the algorithm is chosen once, at pack, from the library's own ranking for 64 rows, among
+ * those that neither split K nor reduce in another order; it then serves every number of rows. An
+ * output is one accumulation along K in one tile, so neither the batch nor a row's place in it
+ * shows. The table of algorithms belongs to the numerics id. Rows that do not fit the workspace go
+ * in waves. */
+#include "kernels/cuda.cuh"
+
+#include <cstdlib>
+
+namespace
+{
+
+constexpr uint64_t BLAS_WORKSPACE_BYTES = 32ull << 20;
+constexpr uint32_t ALGO_ROWS = 64;
+
+#define TRY_BLAS(call)                                                                             \
+    do {                                                                                           \
+        cublasStatus_t try_blas_ = (call);                                                         \
+        if (try_blas_ != CUBLAS_STATUS_SUCCESS)                                                    \
+            return FAIL(GPU, "%s: %s", #call, cublasLtGetStatusString(try_blas_));                 \
+    } while (0)
+
+__global__ void __launch_bounds__(256)
+    round_kernel(const float *x, uint64_t stride, uint32_t k, uint16_t *to)
+{
+    const uint64_t row = blockIdx.y;
+    for (uint32_t i = blockIdx.x * 256 + threadIdx.x; i < k; i += gridDim.x * 256)
+        to[row * k + i] = float_bf16(x[row * stride + i]);
+}
+
+/* Column-major views: out^T [n, rows] = weight^T [k, n] transposed times x^T [k, rows]. */
+struct layouts {
+    cublasLtMatrixLayout_t weight = nullptr, x = nullptr, out = nullptr;
+    ~layouts()
+    {
+        if (weight) cublasLtMatrixLayoutDestroy(weight);
+        if (x) cublasLtMatrixLayoutDestroy(x);
+        if (out) cublasLtMatrixLayoutDestroy(out);
+    }
+    status create(uint32_t n, uint32_t k, uint64_t rows, uint64_t out_stride)
+    {
+        TRY_BLAS(cublasLtMatrixLayoutCreate(&weight, CUDA_R_16BF, k, n, k));
+        TRY_BLAS(cublasLtMatrixLayoutCreate(&x, CUDA_R_16BF, k, rows, k));
+        TRY_BLAS(cublasLtMatrixLayoutCreate(&out, CUDA_R_32F, n, rows, (int64_t)out_stride));
+        return STATUS_OK;
+    }
+};
+
+/* Split-K or a reduction across tiles would order sums by what else is in flight. */
+bool whole_k(const cublasLtMatmulAlgo_t *algo)
+{
+    int32_t split = 0;
+    uint32_t scheme = 0;
+    size_t written = 0;
+    if (cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split,
+                                             sizeof split, &written) != CUBLAS_STATUS_SUCCESS)
+        return false;
+    if (cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme,
+                                             sizeof scheme, &written) != CUBLAS_STATUS_SUCCESS)
+        return false;
+    return split <= 1 && scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
+}
+
+status choose_algo(cublasLtHandle_t blas, cuda_weight *w)
+{
+    layouts l;
+    TRY(l.create(w->base.n, w->base.k, ALGO_ROWS, w->base.n));
+    cublasLtMatmulPreference_t preference;
+    TRY_BLAS(cublasLtMatmulPreferenceCreate(&preference));
+    const uint64_t bytes = BLAS_WORKSPACE_BYTES;
+    const uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
+    (void)cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                               &bytes, sizeof bytes);
+    (void)cublasLtMatmulPreferenceSetAttribute(
+        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme, sizeof scheme);
+    cublasLtMatmulHeuristicResult_t found[16];
+    int count = 0;
+    const cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(
+        blas, w->matmul, l.weight, l.x, l.out, l.out, preference, 16, found, &count);
+    cublasLtMatmulPreferenceDestroy(preference);
+    if (asked != CUBLAS_STATUS_SUCCESS)
+        return FAIL(GPU, "cublasLt ranks no algorithm for a weight of %u x %u: %s", w->base.n,
+                    w->base.k, cublasLtGetStatusString(asked));
+    for (int i = 0; i < count; i++) {
+        if (found[i].state != CUBLAS_STATUS_SUCCESS || !whole_k(&found[i].algo)) continue;
+        w->algo = found[i].algo;
+        w->workspace_bytes = found[i].workspaceSize;
+        return STATUS_OK;
+    }
+    return FAIL(GPU, "cublasLt has no algorithm without split K for a weight of %u x %u", w->base.n,
+                w->base.k);
+}
+
+} // namespace
+
+extern "C" void cuda_weight_free(kern_weight *weight)
+{
+    cuda_weight *w = reinterpret_cast<cuda_weight *>(weight);
+    if (w->matmul) cublasLtMatmulDescDestroy(w->matmul);
+    (void)cudaFree(w->base.data);
+    delete w;
+}
+
+extern "C" status cuda_weight_pack(kern_backend *backend, const kern_matrix *parts,
+                                   uint32_t part_count, uint32_t k, kern_weight **out_weight)
+{
+    cuda_weight *w = new cuda_weight();
+    w->base.backend = backend;
+    w->base.k = k;
+    for (uint32_t i = 0; i < part_count; i++)
+        w->base.n += parts[i].n;
+    w->base.bytes = (uint64_t)w->base.n * k * 2;
+    status done = STATUS_OK;
+    if (cudaMalloc((void **)&w->base.data, w->base.bytes) != cudaSuccess) {
+        w->base.data = nullptr;
+        done = FAIL(NO_MEMORY, "no %llu bytes of device memory for a weight of %u x %u",
+                    (unsigned long long)w->base.bytes, w->base.n, k);
+    }
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < part_count && done == STATUS_OK; i++) {
+        const uint64_t count = (uint64_t)parts[i].n * k;
+        const cudaError_t copied =
+            cudaMemcpy(w->base.data + at, parts[i].data, count * 2, cudaMemcpyDefault);
+        if (copied != cudaSuccess)
+            done = FAIL(GPU, "copy of a weight: %s", cudaGetErrorString(copied));
+        at += count;
+    }
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    if (done == STATUS_OK &&
+        (cublasLtMatmulDescCreate(&w->matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F) !=
+             CUBLAS_STATUS_SUCCESS ||
+         cublasLtMatmulDescSetAttribute(w->matmul, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                        sizeof transposed) != CUBLAS_STATUS_SUCCESS))
+        done = FAIL(GPU, "cublasLt describes no product for a weight of %u x %u", w->base.n, k);
+    if (done == STATUS_OK) done = choose_algo(cuda_device_of(backend)->blas, w);
+    if (done != STATUS_OK) {
+        cuda_weight_free(&w->base);
+        return done;
+    }
+    *out_weight = &w->base;
+    return STATUS_OK;
+}
+
+extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args)
+{
+    cuda_stream *s = cuda_stream_of(stream);
+    const cuda_weight *w = reinterpret_cast<const cuda_weight *>(args->weight);
+    const uint32_t n = w->base.n, k = w->base.k;
+    uint16_t *x = (uint16_t *)(s->workspace + BLAS_WORKSPACE_BYTES);
+    uint64_t wave = (CUDA_WORKSPACE_BYTES - BLAS_WORKSPACE_BYTES) / ((uint64_t)k * 2);
+    if (wave > 32768) wave = 32768;
+    if (wave == 0) return FAIL(UNSUPPORTED, "linear on CUDA: rows of %u do not fit", k);
+    for (uint64_t row = 0; row < args->rows; row += wave) {
+        const uint32_t rows = (uint32_t)(args->rows - row < wave ? args->rows - row : wave);
+        const dim3 grid(cuda_blocks(k, 256), rows);
+        round_kernel<<<grid, 256, 0, s->handle>>>(args->x + row * args->x_stride, args->x_stride, k,
+                                                  x);
+        TRY(cuda_launched("linear"));
+        layouts l;
+        TRY(l.create(n, k, rows, args->out_stride));
+        float *out = args->out + row * args->out_stride;
+        const float *add = args->residual ? args->residual + row * args->out_stride : out;
+        const float alpha = args->scale, beta = args->residual ? 1.0f : 0.0f;
+        TRY_BLAS(cublasLtMatmul(cuda_device_of(stream->backend)->blas, w->matmul, &alpha,
+                                w->base.data, l.weight, x, l.x, &beta, add, l.out, out, l.out,
+                                &w->algo, s->workspace, w->workspace_bytes, s->handle));
+    }
+    return STATUS_OK;
+}

@@ -1,0 +1,215 @@
+/* kernels/module.cu - the CUDA backend as a loadable module: open, memory, streams, and the one
+ * symbol that the host program looks up.
+ *
+ * The module links nothing of the program that loads it: log lines and failed checks go out through
+ * kern_module_host, which is given at open. */
+#include "kernels/cuda.cuh"
+#include "kernels/module.h"
+
+#include <cstdarg>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+
+extern "C" {
+#define X(op) status cuda_##op(kern_stream *stream, const kern_##op##_args *args);
+KERN_OPS(X)
+#undef X
+status cuda_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
+                        uint32_t k, kern_weight **out_weight);
+void cuda_weight_free(kern_weight *weight);
+}
+
+namespace
+{
+
+kern_module_host host;
+
+/* Bumped whenever a kernel's bits change. */
+constexpr int KERNELS_VERSION = 1;
+
+__global__ void timer_kernel(uint64_t *out)
+{
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(*out));
+}
+
+/* The device's timer against the host's monotonic clock: the tightest of a few round trips. */
+status measure_timer(cuda_device *d)
+{
+    uint64_t *seen = nullptr;
+    TRY_CUDA(cudaHostAlloc((void **)&seen, sizeof *seen, cudaHostAllocMapped));
+    uint64_t best = UINT64_MAX;
+    for (int i = 0; i < 8; i++) {
+        const uint64_t before = clock_now(&clock_monotonic);
+        timer_kernel<<<1, 1, 0, cudaStreamPerThread>>>(seen);
+        if (cudaStreamSynchronize(cudaStreamPerThread) != cudaSuccess) break;
+        const uint64_t after = clock_now(&clock_monotonic);
+        if (after - before >= best) continue;
+        best = after - before;
+        d->timer_offset_ns = (int64_t)(*seen - (before + (after - before) / 2));
+    }
+    (void)cudaFreeHost(seen);
+    if (best == UINT64_MAX)
+        return FAIL(GPU, "the first kernel failed: %s", cudaGetErrorString(cudaGetLastError()));
+    return STATUS_OK;
+}
+
+status device_alloc(kern_backend *backend, uint64_t bytes, void **out_memory)
+{
+    (void)backend;
+    void *memory = nullptr;
+    const cudaError_t error = cudaMalloc(&memory, bytes ? bytes : 64);
+    if (error == cudaErrorMemoryAllocation)
+        return FAIL(NO_MEMORY, "no %llu bytes of device memory", (unsigned long long)bytes);
+    if (error != cudaSuccess) return FAIL(GPU, "cudaMalloc: %s", cudaGetErrorString(error));
+    const cudaError_t cleared = cudaMemset(memory, 0, bytes ? bytes : 64);
+    if (cleared != cudaSuccess) {
+        (void)cudaFree(memory);
+        return FAIL(GPU, "cudaMemset: %s", cudaGetErrorString(cleared));
+    }
+    *out_memory = memory;
+    return STATUS_OK;
+}
+
+void device_free(kern_backend *backend, void *memory)
+{
+    (void)backend;
+    (void)cudaFree(memory);
+}
+
+void stream_destroy(kern_stream *stream)
+{
+    cuda_stream *s = cuda_stream_of(stream);
+    if (s->handle) (void)cudaStreamDestroy(s->handle);
+    (void)cudaFree(s->workspace);
+    (void)cudaFree(s->counters);
+    delete s;
+}
+
+status stream_create(kern_backend *backend, kern_stream **out_stream)
+{
+    cuda_stream *s = new cuda_stream();
+    s->base.backend = backend;
+    if (cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking) != cudaSuccess ||
+        cudaMalloc((void **)&s->workspace, CUDA_WORKSPACE_BYTES) != cudaSuccess ||
+        cudaMalloc((void **)&s->counters, CUDA_COUNTERS * sizeof(uint32_t)) != cudaSuccess ||
+        cudaMemset(s->counters, 0, CUDA_COUNTERS * sizeof(uint32_t)) != cudaSuccess ||
+        cudaDeviceSynchronize() != cudaSuccess) {
+        stream_destroy(&s->base);
+        return FAIL(NO_MEMORY, "a stream needs %d MiB of device memory for its workspace",
+                    CUDA_WORKSPACE_BYTES >> 20);
+    }
+    *out_stream = &s->base;
+    return STATUS_OK;
+}
+
+status stream_sync(kern_stream *stream)
+{
+    TRY_CUDA(cudaStreamSynchronize(cuda_stream_of(stream)->handle));
+    return STATUS_OK;
+}
+
+void backend_close(kern_backend *backend)
+{
+    cuda_device *d = cuda_device_of(backend);
+    if (d->blas) (void)cublasLtDestroy(d->blas);
+    delete d;
+    delete backend;
+}
+
+const kern_ops ops = {
+#define X(op) cuda_##op,
+    KERN_OPS(X)
+#undef X
+};
+
+const kern_device_ops device_ops = {device_alloc,     device_free,  stream_create,
+                                    stream_destroy,   stream_sync,  cuda_weight_pack,
+                                    cuda_weight_free, backend_close};
+
+status describe_device(kern_backend *b, cuda_device *d)
+{
+    int count = 0, driver = 0;
+    const cudaError_t found = cudaGetDeviceCount(&count);
+    (void)cudaDriverGetVersion(&driver);
+    if (found == cudaErrorInsufficientDriver)
+        return FAIL(UNSUPPORTED, "the GPU driver knows CUDA %d.%d, this backend needs %d.%d",
+                    driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
+                    CUDART_VERSION % 1000 / 10);
+    if (found != cudaSuccess || count == 0)
+        return FAIL(UNSUPPORTED, "no GPU here: %s", cudaGetErrorString(found));
+    TRY_CUDA(cudaGetDevice(&d->ordinal));
+    cudaDeviceProp prop;
+    TRY_CUDA(cudaGetDeviceProperties(&prop, d->ordinal));
+    d->sms = prop.multiProcessorCount;
+    d->major = prop.major;
+    d->minor = prop.minor;
+    if (prop.major < 8)
+        return FAIL(UNSUPPORTED, "%s has architecture %d.%d, the CUDA backend needs 8.0 or newer",
+                    prop.name, prop.major, prop.minor);
+    TRY_CUDA(cudaFree(nullptr)); /* the context, now rather than in the first step */
+    (void)snprintf(d->numerics_id, sizeof d->numerics_id, "cuda/%d/sm_%d%d/lt%zu", KERNELS_VERSION,
+                   prop.major, prop.minor, cublasLtGetVersion());
+    (void)snprintf(b->describe, sizeof b->describe, "cuda %.31s %d SMs", prop.name, d->sms);
+    b->numerics_id = d->numerics_id;
+    return STATUS_OK;
+}
+
+status backend_open(const kern_config *config, kern_backend **out_backend)
+{
+    (void)config;
+    kern_backend *b = new kern_backend();
+    cuda_device *d = new cuda_device();
+    b->own = d;
+    b->ops = &ops;
+    b->device = &device_ops;
+    b->host_memory = false;
+    status done = describe_device(b, d);
+    if (done == STATUS_OK && cublasLtCreate(&d->blas) != CUBLAS_STATUS_SUCCESS) {
+        d->blas = nullptr;
+        done = FAIL(GPU, "cublasLt does not start on %s", b->describe);
+    }
+    if (done == STATUS_OK) done = measure_timer(d);
+    if (done != STATUS_OK) {
+        backend_close(b);
+        return done;
+    }
+    *out_backend = b;
+    return STATUS_OK;
+}
+
+uint64_t monotonic_now(void *self)
+{
+    (void)self;
+    timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+} // namespace
+
+/* ---- what the .cu files call, in this module's own copy
+ * -------------------------------------------- */
+
+extern "C" const clock_ops clock_monotonic = {monotonic_now, nullptr};
+
+extern "C" void log_write(log_level level, const char *file, int line, const char *format, ...)
+{
+    char text[512];
+    va_list list;
+    va_start(list, format);
+    (void)vsnprintf(text, sizeof text, format, list);
+    va_end(list);
+    if (host.log) host.log(level, file, line, text);
+}
+
+/* ---- the symbol
+ * ---------------------------------------------------------------------------------------- */
+
+extern "C" __attribute__((visibility("default"))) status
+kern_module_open(const kern_module_host *module_host, const kern_config *config,
+                 kern_backend **out_backend)
+{
+    host = *module_host;
+    return backend_open(config, out_backend);
+}

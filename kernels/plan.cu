@@ -1,0 +1,335 @@
+/* kernels/plan.cu - diff the selection against the block table, choose victims, hand out entries,
+ * list the misses for whoever fetches them. Two launches:
+ *
+ *   plan     one CTA a (sequence, KV head): its rows in order. Entries are ranked once a row by
+ *            (free first, least recently used, least important, lowest); each miss takes the least.
+ *            Misses go to the workspace.
+ *   publish  one CTA: the misses in order of row, head and entry into the exchange, which the host
+ * sees, then their number (release).
+ *
+ * Integers and comparisons only: the outcome is the CPU's, but for rows that do not fit. There the
+ * CPU leaves the later heads of the void row alone, here they are planned; no token depends on it.
+ */
+#include "kernels/cuda.cuh"
+
+namespace
+{
+
+constexpr uint32_t THREADS = 128, ENTRIES_MAX = 24000, PUBLISH_THREADS = 1024;
+constexpr uint64_t TAKEN = ~0ull; /* rank of an entry that may not be given away */
+
+struct plan_params {
+    kern_plan_args a;
+    kern_miss *miss;   /* [rows, kv_heads, max_select] in the workspace */
+    uint32_t *missing; /* [rows, kv_heads] */
+    kern_miss *out_miss;
+    kern_arrival *arrival;
+    int32_t *published;
+    uint32_t capacity;
+};
+
+struct plan_shared {
+    unsigned long long best[THREADS / 32];
+    uint32_t best_entry[THREADS / 32];
+    uint32_t warp[THREADS / 32];
+    uint32_t all;
+};
+
+__device__ __forceinline__ bool row_planned(const kern_plan_args &a, uint32_t row)
+{
+    return (!a.row_on || a.row_on[row]) && a.row_status[row] == STATUS_OK;
+}
+
+__device__ bool selects(const kern_plan_args &a, uint64_t list, int32_t block)
+{
+    for (int32_t e = 0; e < a.count[list]; e++)
+        if (a.block[list * a.max_select + e] == block) return true;
+    return false;
+}
+
+/* A float's order as an unsigned number. */
+__device__ __forceinline__ uint32_t ordered(float x)
+{
+    if (x == 0.0f) x = 0.0f;
+    const uint32_t bits = __float_as_uint(x);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+__device__ float block_importance(const kern_plan_args &a, uint64_t list, int32_t pos,
+                                  int32_t block)
+{
+    const uint32_t current = (uint32_t)pos / a.select_block;
+    const uint32_t first = (uint32_t)block * KERN_BLOCK / a.select_block;
+    const uint32_t last = ((uint32_t)block * KERN_BLOCK + KERN_BLOCK - 1) / a.select_block;
+    float most = -INFINITY;
+    for (uint32_t b = first; b <= last && b <= current && b < a.max_select_blocks; b++)
+        most = fmaxf(most, a.importance[list * a.max_select_blocks + b]);
+    return most;
+}
+
+/* Exclusive sum over the CTA's threads; s.all holds the total. */
+__device__ uint32_t cta_scan(plan_shared &s, uint32_t x)
+{
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t up = x, below = 0, all = 0;
+#pragma unroll
+    for (int i = 1; i < 32; i <<= 1) {
+        const uint32_t other = __shfl_up_sync(~0u, up, i);
+        if (lane >= (uint32_t)i) up += other;
+    }
+    __syncthreads();
+    if (lane == 31) s.warp[warp] = up;
+    __syncthreads();
+    for (uint32_t w = 0; w < THREADS / 32; w++) {
+        if (w < warp) below += s.warp[w];
+        all += s.warp[w];
+    }
+    if (threadIdx.x == 0) s.all = all;
+    __syncthreads();
+    return below + up - x;
+}
+
+/* The entry of least rank, ties to the lowest; known to all threads. */
+__device__ uint32_t least_entry(plan_shared &s, const unsigned long long *rank, uint32_t entries)
+{
+    unsigned long long best = TAKEN;
+    uint32_t at = 0;
+    for (uint32_t e = threadIdx.x; e < entries; e += THREADS)
+        if (rank[e] < best) best = rank[e], at = e;
+#pragma unroll
+    for (int i = 16; i > 0; i >>= 1) {
+        const unsigned long long other = __shfl_xor_sync(~0u, best, i);
+        const uint32_t other_at = __shfl_xor_sync(~0u, at, i);
+        if (other < best || (other == best && other_at < at)) best = other, at = other_at;
+    }
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) s.best[threadIdx.x / 32] = best, s.best_entry[threadIdx.x / 32] = at;
+    __syncthreads();
+    best = s.best[0], at = s.best_entry[0];
+#pragma unroll
+    for (uint32_t w = 1; w < THREADS / 32; w++)
+        if (s.best[w] < best || (s.best[w] == best && s.best_entry[w] < at))
+            best = s.best[w], at = s.best_entry[w];
+    return at;
+}
+
+/* One row of one KV head: its selection, and its sequence's part of the table. */
+struct plan_list {
+    uint32_t row, head, entries, count;
+    int32_t seq, pos;
+    uint64_t list;
+    int32_t *entry_of, *block_of, *slot;
+    const int32_t *slot_of, *block;
+    uint32_t *used;
+};
+
+__device__ plan_list list_of(const kern_plan_args &a, uint32_t row, uint32_t head)
+{
+    plan_list l;
+    l.row = row, l.head = head;
+    l.seq = a.row_seq[row], l.pos = a.row_pos[row];
+    l.list = (uint64_t)row * a.table.kv_heads + head;
+    const uint64_t place = (uint64_t)l.seq * a.table.kv_heads + head;
+    l.entry_of = a.table.entry_of + place * a.table.max_blocks;
+    l.block_of = a.table.block_of + place * a.table.max_entries;
+    l.slot_of = a.table.slot_of + place * a.table.max_entries;
+    l.used = a.table.used_step + place * a.table.max_entries;
+    l.entries = min((uint32_t)a.table.entries[l.seq], a.table.max_entries);
+    l.count = (uint32_t)a.count[l.list];
+    l.block = a.block + l.list * a.max_select;
+    l.slot = a.slot + l.list * a.max_select;
+    return l;
+}
+
+/* Entries that hold a block of the selection are marked used and TAKEN, their slots noted; returns
+ * how many there are. rank: [entries] in shared memory. */
+__device__ uint32_t find_hits(const kern_plan_args &a, plan_shared &s, const plan_list &l,
+                              unsigned long long *rank)
+{
+    for (uint32_t e = threadIdx.x; e < l.entries; e += THREADS)
+        rank[e] = 0;
+    __syncthreads();
+    uint32_t hits = 0;
+    for (uint32_t e = threadIdx.x; e < a.max_select; e += THREADS) {
+        const int32_t entry = e < l.count ? l.entry_of[l.block[e]] : -1;
+        l.slot[e] = entry >= 0 ? l.slot_of[entry] : -1;
+        if (entry < 0) continue;
+        l.used[entry] = a.step;
+        rank[entry] = TAKEN;
+        hits++;
+    }
+    (void)cta_scan(s, hits);
+    return s.all;
+}
+
+/* Rank the other entries; returns how many may be given away. first_row: of this sequence. */
+__device__ uint32_t rank_entries(const kern_plan_args &a, plan_shared &s, const plan_list &l,
+                                 unsigned long long *rank, uint32_t first_row)
+{
+    uint32_t available = 0;
+    for (uint32_t e = threadIdx.x; e < l.entries; e += THREADS) {
+        if (rank[e] == TAKEN) continue;
+        const int32_t held = l.block_of[e];
+        if (held >= 0) {
+            bool needed = false;
+            if (l.used[e] == a.step)
+                for (uint32_t r = first_row; r < l.row && !needed; r++)
+                    needed = a.row_seq[r] == l.seq && row_planned(a, r) &&
+                             selects(a, (uint64_t)r * a.table.kv_heads + l.head, held);
+            const uint32_t worth = ordered(block_importance(a, l.list, l.pos, held));
+            rank[e] = needed ? TAKEN : (uint64_t)l.used[e] << 32 | worth;
+            if (needed) continue;
+        }
+        available++;
+    }
+    (void)cta_scan(s, available);
+    return s.all;
+}
+
+/* An entry for each block that is missing, in order; returns how many have to be fetched. */
+__device__ uint32_t hand_out(const plan_params &p, plan_shared &s, const plan_list &l,
+                             unsigned long long *rank)
+{
+    const kern_plan_args &a = p.a;
+    uint32_t published = 0;
+    for (uint32_t e = 0; e < l.count; e++) {
+        if (l.slot[e] >= 0) continue; /* the same for all threads: each sees what this loop wrote */
+        const uint32_t entry = least_entry(s, rank, l.entries);
+        const int32_t block = l.block[e];
+        const bool starts = l.pos % KERN_BLOCK == 0 && block == l.pos / KERN_BLOCK;
+        if (threadIdx.x == 0) {
+            const int32_t held = l.block_of[entry], slot = l.slot_of[entry];
+            if (held >= 0) l.entry_of[held] = -1;
+            l.entry_of[block] = (int32_t)entry;
+            l.block_of[entry] = block;
+            l.used[entry] = a.step;
+            rank[entry] = TAKEN;
+            l.slot[e] = slot;
+            const uint32_t agnostic = (int32_t)e < a.settled[l.list] ? 1 : 0;
+            const kern_miss miss = {(int32_t)l.row, l.seq, (int32_t)l.head, block,
+                                    (int32_t)entry, slot,  agnostic,        0};
+            if (!starts) p.miss[l.list * a.max_select + published] = miss;
+        }
+        published += !starts;
+        __syncthreads();
+    }
+    return published;
+}
+
+__device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long long *rank,
+                         uint32_t first_row, uint32_t row, uint32_t head)
+{
+    const kern_plan_args &a = p.a;
+    const plan_list l = list_of(a, row, head);
+    const uint32_t hits = find_hits(a, s, l, rank), missing = l.count - hits;
+    uint32_t published = 0;
+    if (missing > 0) {
+        if (missing > rank_entries(a, s, l, rank, first_row)) {
+            if (threadIdx.x != 0) return;
+            p.missing[l.list] = 0;
+            (void)atomicCAS(a.row_status + row, (int)STATUS_OK, (int)STATUS_NO_MEMORY);
+            return;
+        }
+        published = hand_out(p, s, l, rank);
+    }
+    if (threadIdx.x != 0) return;
+    p.missing[l.list] = published;
+    if (hits > 0) (void)atomicAdd(a.row_hits + row, hits);
+    if (published > 0) (void)atomicAdd(a.row_misses + row, published);
+}
+
+__global__ void __launch_bounds__(THREADS) plan_kernel(const __grid_constant__ plan_params p)
+{
+    extern __shared__ __align__(16) uint8_t shared_bytes[];
+    __shared__ plan_shared s;
+    unsigned long long *rank = reinterpret_cast<unsigned long long *>(shared_bytes);
+    const kern_plan_args &a = p.a;
+    const uint32_t first = blockIdx.x, head = blockIdx.y;
+    const int32_t seq = a.row_seq[first];
+    bool earlier = false;
+    for (uint32_t r = threadIdx.x; r < first; r += THREADS)
+        earlier |= a.row_seq[r] == seq;
+    if (__syncthreads_or(earlier)) return; /* the sequence's first row does all of them */
+    for (uint32_t row = first; row < a.rows; row++) {
+        if (a.row_seq[row] != seq) continue;
+        const uint64_t list = (uint64_t)row * a.table.kv_heads + head;
+        const bool on = !a.row_on || a.row_on[row];
+        __syncthreads();
+        if (row_planned(a, row)) {
+            plan_row(p, s, rank, first, row, head);
+        } else {
+            if (threadIdx.x == 0) p.missing[list] = 0;
+            for (uint32_t e = threadIdx.x; on && e < a.max_select; e += THREADS)
+                a.slot[list * a.max_select + e] = -1;
+        }
+        __syncthreads();
+    }
+}
+
+__global__ void __launch_bounds__(PUBLISH_THREADS)
+    publish_kernel(const __grid_constant__ plan_params p)
+{
+    __shared__ uint32_t warp_total[PUBLISH_THREADS / 32];
+    const uint32_t lists = p.a.rows * p.a.table.kv_heads;
+    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t base = 0;
+    for (uint32_t first = 0; first < lists; first += PUBLISH_THREADS) {
+        const uint32_t list = first + threadIdx.x;
+        const uint32_t count = list < lists ? p.missing[list] : 0;
+        uint32_t up = count, below = 0, all = 0;
+#pragma unroll
+        for (int i = 1; i < 32; i <<= 1) {
+            const uint32_t other = __shfl_up_sync(~0u, up, i);
+            if (lane >= (uint32_t)i) up += other;
+        }
+        __syncthreads();
+        if (lane == 31) warp_total[warp] = up;
+        __syncthreads();
+        for (uint32_t w = 0; w < PUBLISH_THREADS / 32; w++) {
+            if (w < warp) below += warp_total[w];
+            all += warp_total[w];
+        }
+        const uint32_t at = base + below + up - count;
+        for (uint32_t i = 0; i < count && at + i < p.capacity; i++) {
+            p.out_miss[at + i] = p.miss[(uint64_t)list * p.a.max_select + i];
+            p.arrival[at + i].state = STATUS_PENDING;
+        }
+        base += all;
+    }
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence_system();
+        *(volatile int32_t *)p.published = (int32_t)min(base, p.capacity);
+    }
+}
+
+} // namespace
+
+extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
+{
+    cuda_stream *s = cuda_stream_of(stream);
+    const uint64_t lists = (uint64_t)args->rows * args->table.kv_heads;
+    if (lists == 0) return STATUS_OK;
+    if (args->table.max_entries > ENTRIES_MAX)
+        return FAIL(UNSUPPORTED, "plan on CUDA has up to %u entries a head, not %u", ENTRIES_MAX,
+                    args->table.max_entries);
+    if (lists * (args->max_select * sizeof(kern_miss) + sizeof(uint32_t)) > CUDA_WORKSPACE_BYTES)
+        return FAIL(UNSUPPORTED, "plan on CUDA: %u rows of %u entries do not fit the workspace",
+                    args->rows, args->max_select);
+    plan_params p = {};
+    p.a = *args;
+    p.miss = reinterpret_cast<kern_miss *>(s->workspace);
+    p.missing = reinterpret_cast<uint32_t *>(p.miss + lists * args->max_select);
+    p.out_miss = args->exchange->miss;
+    p.arrival = args->exchange->arrival;
+    p.published = (int32_t *)&args->exchange->published;
+    p.capacity = args->exchange->capacity;
+    const size_t bytes = args->table.max_entries * sizeof(unsigned long long);
+    TRY_CUDA(cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)(ENTRIES_MAX * sizeof(unsigned long long))));
+    const dim3 grid(args->rows, args->table.kv_heads);
+    plan_kernel<<<grid, THREADS, bytes, s->handle>>>(p);
+    publish_kernel<<<1, PUBLISH_THREADS, 0, s->handle>>>(p);
+    return cuda_launched("plan");
+}

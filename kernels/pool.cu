@@ -1,0 +1,50 @@
+/* kernels/pool.cu - windows to selection blocks, then forcing (NOSA, arXiv 2510.13602: a block's
+ * score is the most of the windows that share a token with it). Bound: launch; one thread a block.
+ * Floats are only compared, so the bits are the CPU's. */
+#include "kernels/cuda.cuh"
+#include "kernels/selector.h"
+
+namespace
+{
+
+__global__ void __launch_bounds__(128)
+    pool_kernel(const __grid_constant__ kern_pool_args a, uint32_t first_row)
+{
+    const kern_summary &s = a.summary;
+    const uint32_t row = first_row + blockIdx.z, head = blockIdx.y;
+    const uint32_t b = blockIdx.x * 128 + threadIdx.x;
+    const kern_selector selector = a.selectors[a.row_selector[row]];
+    const int32_t pos = a.row_pos[row];
+    const uint32_t current = selector_current(&selector, pos);
+    if (b > current || b >= a.max_select_blocks) return;
+    const uint64_t list = (uint64_t)row * s.kv_heads + head;
+    float query = INFINITY, importance = INFINITY;
+    if (!selector_forced(&selector, b, current)) {
+        const uint32_t visible = min(selector_visible(&selector, pos), s.max_windows);
+        const bool scored = selector_needs_scores(&selector, pos);
+        const float *scores = a.scores + list * s.max_windows;
+        const uint16_t *uc = s.uc + ((uint64_t)a.row_seq[row] * s.kv_heads + head) * s.max_windows;
+        uint32_t lo, hi;
+        selector_block_windows(&selector, b, visible, &lo, &hi);
+        query = importance = -INFINITY;
+        for (uint32_t j = lo; j < hi; j++) {
+            const float u = bf16_float(uc[j]);
+            if (scored && scores[j] > query) query = scores[j];
+            if (u > importance) importance = u;
+        }
+    }
+    a.query[list * a.max_select_blocks + b] = query;
+    a.importance[list * a.max_select_blocks + b] = importance;
+}
+
+} // namespace
+
+extern "C" status cuda_pool(kern_stream *stream, const kern_pool_args *args)
+{
+    for (uint32_t row = 0; row < args->rows; row += 32768) { /* a grid's z is 16 bits wide */
+        const uint32_t rows = args->rows - row < 32768 ? args->rows - row : 32768;
+        const dim3 grid(cuda_blocks(args->max_select_blocks, 128), args->summary.kv_heads, rows);
+        pool_kernel<<<grid, 128, 0, cuda_stream_of(stream)->handle>>>(*args, row);
+    }
+    return cuda_launched("pool");
+}

@@ -1,0 +1,260 @@
+/* kernels/select.cu - which blocks a row attends to; one CTA a (row, KV head).
+ *
+ * The rule is NOSA's (arXiv 2510.13602): forced blocks, then the best by query score until `query`
+ * are chosen, then the best of the rest by importance until `total`; ties to the smaller block; a
+ * row that sees no more than it may hold takes all. Floats are only compared: the outcome is the
+ * CPU's.
+ *
+ * Bound: latency. Top-k is a search for the k-th largest key, two bits a round below those that all
+ * keys share: each thread counts its keys at or above three bounds, the counts meet by one barrier.
+ * No atomics, so equal exponents (scores are much alike) cost nothing, and importance, which is
+ * bf16 and full of ties, ends early. Ties at the bound are then taken in ascending order by a scan.
+ */
+#include "kernels/cuda.cuh"
+#include "kernels/selector.h"
+
+namespace
+{
+
+constexpr uint32_t BLOCKS_MAX = 40000;
+
+enum part : uint8_t { PART_NONE, PART_SETTLED, PART_QUERY };
+
+/* Larger key, larger value; NaN counts as -inf and -0 as +0. Never 0. */
+__device__ __forceinline__ uint32_t rank_key(float value)
+{
+    if (!(value == value)) value = -INFINITY;
+    if (value == 0.0f) value = 0.0f;
+    const uint32_t bits = __float_as_uint(value);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* Which 16-token parts of a storage block are selected; whether any of them is settled. */
+__device__ __forceinline__ uint32_t storage_mask(uint32_t block_tokens, const part *parts,
+                                                 uint32_t current, uint32_t storage, bool &settled)
+{
+    uint32_t mask = 0;
+    settled = false;
+#pragma unroll
+    for (uint32_t i = 0; i < KERN_BLOCK / 16; i++) {
+        const uint32_t b = (storage * KERN_BLOCK + i * 16) / block_tokens;
+        if (b > current || parts[b] == PART_NONE) continue;
+        mask |= 1u << i;
+        settled |= parts[b] == PART_SETTLED;
+    }
+    return mask;
+}
+
+/* A CTA of THREADS: few for short lists, whose time is barriers, more for long ones. */
+template <uint32_t THREADS> struct select_cta {
+    constexpr static uint32_t WARPS = THREADS / 32;
+
+    struct select_shared {
+        uint32_t warp[2][WARPS], second[2][WARPS];
+    };
+
+    /* Sum of one number a thread, known to all. Alternates buffers, so one barrier a call is
+     * enough. */
+    __device__ __forceinline__ static uint32_t cta_sum(select_shared &s, uint32_t &turn, uint32_t x)
+    {
+        const uint32_t total = __reduce_add_sync(~0u, x);
+        if (threadIdx.x % 32 == 0) s.warp[turn][threadIdx.x / 32] = total;
+        __syncthreads();
+        const uint32_t lane = threadIdx.x % 32;
+        const uint32_t all = __reduce_add_sync(~0u, lane < WARPS ? s.warp[turn][lane] : 0);
+        turn ^= 1;
+        return all;
+    }
+
+    __device__ __forceinline__ static uint32_t cta_or(select_shared &s, uint32_t &turn, uint32_t x)
+    {
+        const uint32_t lane = threadIdx.x % 32, any = __reduce_or_sync(~0u, x);
+        if (lane == 0) s.warp[turn][threadIdx.x / 32] = any;
+        __syncthreads();
+        const uint32_t all = __reduce_or_sync(~0u, lane < WARPS ? s.warp[turn][lane] : 0);
+        turn ^= 1;
+        return all;
+    }
+
+    /* Two sums at once, in place. */
+    __device__ __forceinline__ static void cta_sum_two(select_shared &s, uint32_t &turn,
+                                                       uint32_t &x, uint32_t &y)
+    {
+        const uint32_t lane = threadIdx.x % 32;
+        x = __reduce_add_sync(~0u, x);
+        y = __reduce_add_sync(~0u, y);
+        if (lane == 0) s.warp[turn][threadIdx.x / 32] = x, s.second[turn][threadIdx.x / 32] = y;
+        __syncthreads();
+        x = __reduce_add_sync(~0u, lane < WARPS ? s.warp[turn][lane] : 0);
+        y = __reduce_add_sync(~0u, lane < WARPS ? s.second[turn][lane] : 0);
+        turn ^= 1;
+    }
+
+    /* Sum of the numbers of lower threads, and of all. Numbers fit 16 bits each half. */
+    __device__ __forceinline__ static uint32_t cta_scan(select_shared &s, uint32_t &turn,
+                                                        uint32_t x, uint32_t &out_all)
+    {
+        const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        uint32_t up = x;
+#pragma unroll
+        for (int i = 1; i < 32; i <<= 1) {
+            const uint32_t other = __shfl_up_sync(~0u, up, i);
+            if (lane >= (uint32_t)i) up += other;
+        }
+        if (lane == 31) s.warp[turn][warp] = up;
+        __syncthreads();
+        const uint32_t w = lane < WARPS ? s.warp[turn][lane] : 0;
+        out_all = __reduce_add_sync(~0u, w);
+        const uint32_t below = __reduce_add_sync(~0u, lane < warp ? w : 0);
+        turn ^= 1;
+        return below + up - x;
+    }
+
+    /* Mark the `want` best of the blocks below `count` that are not marked yet. key: scratch. */
+    __device__ static void mark_best(select_shared &s, uint32_t &turn, const float *value,
+                                     uint32_t count, uint32_t want, part mark, part *parts,
+                                     uint32_t *key)
+    {
+        if (want == 0) return;
+        uint32_t mine = 0, ones = 0, zeros = 0;
+        for (uint32_t b = threadIdx.x; b < count;
+             b += THREADS) { /* each thread reads only its own */
+            const uint32_t k = parts[b] == PART_NONE ? rank_key(value[b]) : 0;
+            key[b] = k;
+            mine += k != 0;
+            ones |= k;
+            zeros |= k != 0 ? ~k : 0;
+        }
+        const uint32_t eligible = cta_sum(s, turn, mine);
+        uint32_t bound = 1, above = eligible; /* bound: the largest with >= want keys at or above */
+        if (eligible > want) {
+            ones = cta_or(s, turn, ones);
+            const int top = 31 - __clz((ones & cta_or(s, turn, zeros)) | 1);
+            bound = top >= 31 ? 0 : (ones >> (top + 1)) << (top + 1); /* bits that all keys share */
+            for (int bit = top & ~1; bit >= 0 && above != want; bit -= 2) {
+                const uint32_t t1 = bound | 1u << bit, t2 = bound | 2u << bit,
+                               t3 = bound | 3u << bit;
+                uint32_t n12 = 0, n3 = 0;
+                for (uint32_t b = threadIdx.x; b < count; b += THREADS) {
+                    const uint32_t k = key[b];
+                    n12 += (k >= t1) | (uint32_t)(k >= t2) << 16;
+                    n3 += k >= t3;
+                }
+                cta_sum_two(s, turn, n12, n3);
+                if (n3 >= want)
+                    bound = t3, above = n3;
+                else if (n12 >> 16 >= want)
+                    bound = t2, above = n12 >> 16;
+                else if ((n12 & 0xffff) >= want)
+                    bound = t1, above = n12 & 0xffff;
+            }
+        }
+        if (above <= want) {
+            for (uint32_t b = threadIdx.x; b < count; b += THREADS)
+                if (key[b] >= bound && key[b] != 0) parts[b] = mark;
+            return;
+        }
+        mine = 0;
+        for (uint32_t b = threadIdx.x; b < count; b += THREADS)
+            mine += key[b] > bound;
+        uint32_t ties = want - cta_sum(s, turn, mine);
+        for (uint32_t first = 0; first < count; first += THREADS) {
+            const uint32_t b = first + threadIdx.x;
+            const uint32_t k = b < count ? key[b] : 0;
+            uint32_t all;
+            const uint32_t before = cta_scan(s, turn, k == bound, all);
+            if (k > bound || (k == bound && before < ties)) parts[b] = mark;
+            ties -= min(ties, all);
+        }
+    }
+
+    __device__ static void run(const kern_select_args &a)
+    {
+        extern __shared__ __align__(16) uint8_t shared_bytes[];
+        __shared__ select_shared s;
+        uint32_t *key = reinterpret_cast<uint32_t *>(shared_bytes);
+        part *parts = reinterpret_cast<part *>(key + a.max_select_blocks);
+        const uint64_t list = blockIdx.x;
+        const uint32_t row = (uint32_t)(list / a.kv_heads);
+        const kern_selector selector = a.selectors[a.row_selector[row]];
+        const int32_t pos = a.row_pos[row];
+        const uint32_t current = selector_current(&selector, pos);
+        const bool all = selector_takes_all(&selector, pos);
+        uint32_t turn = 0, mine = 0;
+        for (uint32_t b = threadIdx.x; b <= current; b += THREADS) {
+            parts[b] = all || selector_forced(&selector, b, current) ? PART_SETTLED : PART_NONE;
+            mine += parts[b];
+        }
+        if (!all) {
+            const uint32_t forced = cta_sum(s, turn, mine);
+            const uint32_t picks = selector.query > forced ? selector.query - forced : 0;
+            const uint32_t held = forced + picks;
+            mark_best(s, turn, a.query + list * a.max_select_blocks, current + 1, picks, PART_QUERY,
+                      parts, key);
+            if (selector.fill_by_importance && selector.total > held) {
+                __syncthreads(); /* ties were marked by other threads */
+                mark_best(s, turn, a.importance + list * a.max_select_blocks, current + 1,
+                          selector.total - held, PART_SETTLED, parts, key);
+            }
+        }
+        __syncthreads();
+
+        const uint32_t last = (uint32_t)pos / KERN_BLOCK;
+        mine = 0;
+        for (uint32_t b = threadIdx.x; b <= last; b += THREADS) {
+            bool settled;
+            mine += storage_mask(selector.block, parts, current, b, settled) != 0 && settled;
+        }
+        const uint32_t settled_count = cta_sum(s, turn, mine);
+        int32_t *block = a.block + list * a.max_select;
+        uint8_t *mask = a.mask + list * a.max_select;
+        uint32_t settled_at = 0, query_at = settled_count;
+        for (uint32_t first = 0; first <= last; first += THREADS) {
+            const uint32_t b = first + threadIdx.x;
+            bool settled = false;
+            const uint32_t m =
+                b <= last ? storage_mask(selector.block, parts, current, b, settled) : 0;
+            uint32_t both;
+            const uint32_t before = cta_scan(s, turn, m == 0 ? 0 : settled ? 1 : 1 << 16, both);
+            const uint32_t at =
+                settled ? settled_at + (before & 0xffff) : query_at + (before >> 16);
+            if (m != 0 && at < a.max_select) block[at] = (int32_t)b, mask[at] = (uint8_t)m;
+            settled_at += both & 0xffff;
+            query_at += both >> 16;
+        }
+        for (uint32_t e = query_at + threadIdx.x; e < a.max_select; e += THREADS)
+            block[e] = -1, mask[e] = 0;
+        if (threadIdx.x == 0) {
+            a.count[list] = (int32_t)min(query_at, a.max_select);
+            a.settled[list] = (int32_t)min(settled_count, a.max_select);
+        }
+    }
+};
+
+template <uint32_t THREADS>
+__global__ void __launch_bounds__(THREADS) select_kernel(const __grid_constant__ kern_select_args a)
+{
+    select_cta<THREADS>::run(a);
+}
+
+template <uint32_t THREADS> status launch(cuda_stream *stream, const kern_select_args &a)
+{
+    const size_t bytes = (size_t)a.max_select_blocks * (sizeof(uint32_t) + sizeof(part));
+    TRY_CUDA(cudaFuncSetAttribute(select_kernel<THREADS>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)(BLOCKS_MAX * (sizeof(uint32_t) + sizeof(part)))));
+    select_kernel<THREADS><<<a.rows * a.kv_heads, THREADS, bytes, stream->handle>>>(a);
+    return cuda_launched("select");
+}
+
+} // namespace
+
+extern "C" status cuda_select(kern_stream *stream, const kern_select_args *args)
+{
+    if (args->rows == 0) return STATUS_OK;
+    if (args->max_select_blocks > BLOCKS_MAX)
+        return FAIL(UNSUPPORTED, "select on CUDA has up to %u selection blocks, not %u", BLOCKS_MAX,
+                    args->max_select_blocks);
+    cuda_stream *s = cuda_stream_of(stream);
+    return args->max_select_blocks <= 512 ? launch<128>(s, *args) : launch<512>(s, *args);
+}

@@ -1,0 +1,89 @@
+/* kernels/wait.cu - the stream waits for arrivals.
+ *
+ * A host that answers misses from other threads (kern_host without `pause`) is waited for on the
+ * device: one CTA watches the states until all are answered or the deadline has passed; what is
+ * then still PENDING becomes DEADLINE by compare-and-swap, so whoever is first decides. The
+ * deadline is carried over to the device's timer by the offset measured at open.
+ *
+ * A host with `pause` has one thread for everything: it is called here, after the stream has come
+ * to rest, exactly as the CPU backends do. */
+#include "kernels/cuda.cuh"
+
+namespace
+{
+
+struct wait_params {
+    kern_arrival *arrival;
+    const int32_t *published;
+    uint64_t deadline_ns; /* on the device's timer */
+};
+
+__device__ __forceinline__ uint64_t device_now()
+{
+    uint64_t t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
+}
+
+__device__ __forceinline__ int32_t load_acquire(const int32_t *from)
+{
+    int32_t v;
+    asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
+__global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_params p)
+{
+    const uint32_t published = (uint32_t)load_acquire(p.published);
+    for (uint32_t i = threadIdx.x; i < published; i += 256) {
+        int32_t *state = &p.arrival[i].state;
+        while (load_acquire(state) == STATUS_PENDING && device_now() < p.deadline_ns)
+            __nanosleep(500);
+        if (load_acquire(state) == STATUS_PENDING)
+            atomicCAS_system(state, (int)STATUS_PENDING, (int)STATUS_DEADLINE);
+    }
+}
+
+bool all_arrived(const kern_exchange *x, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (__atomic_load_n(&x->arrival[i].state, __ATOMIC_ACQUIRE) == STATUS_PENDING) return false;
+    return true;
+}
+
+} // namespace
+
+extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
+{
+    cuda_stream *s = cuda_stream_of(stream);
+    kern_exchange *x = args->exchange;
+    const kern_host *host = args->host;
+    if (!host->pause) {
+        if (host->notify) host->notify(host->self);
+        const int64_t left = (int64_t)(args->deadline_ns - clock_now(&host->clock));
+        const int64_t now = (int64_t)clock_now(&clock_monotonic);
+        wait_params p = {};
+        p.arrival = x->arrival;
+        p.published = (const int32_t *)&x->published;
+        p.deadline_ns = (uint64_t)(now + cuda_device_of(stream->backend)->timer_offset_ns + left);
+        wait_kernel<<<1, 256, 0, s->handle>>>(p);
+        return cuda_launched("wait");
+    }
+    TRY_CUDA(cudaStreamSynchronize(s->handle));
+    const uint32_t count = (uint32_t)__atomic_load_n(&x->published, __ATOMIC_ACQUIRE);
+    if (count == 0) return STATUS_OK;
+    if (host->notify) host->notify(host->self);
+    const uint64_t start = clock_now(&host->clock);
+    uint64_t now = start;
+    while (!all_arrived(x, count) && now < args->deadline_ns) {
+        host->pause(host->self, args->deadline_ns);
+        now = clock_now(&host->clock);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        int32_t pending = STATUS_PENDING;
+        (void)__atomic_compare_exchange_n(&x->arrival[i].state, &pending, (int32_t)STATUS_DEADLINE,
+                                          false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+    }
+    if (args->waited_ns) *args->waited_ns += now - start;
+    return STATUS_OK;
+}

@@ -1,0 +1,17 @@
+# The GPU programs: built where the toolkit is, run where a GPU is. Without one the check skips (77).
+if(SHOAL_CUDA_FOUND)
+  add_executable(gpu_check gpu_check.cu gpu_attend.cu gpu_blocks.cu gpu_model.cu gpu_table.cu)
+  add_executable(gpu_bench gpu_bench.cu)
+  foreach(program gpu_check gpu_bench)
+    target_include_directories(${program} PRIVATE ${CMAKE_SOURCE_DIR})
+    target_compile_definitions(${program} PRIVATE _GNU_SOURCE)
+    target_compile_options(${program} PRIVATE ${SHOAL_CUDA_FLAGS})
+    target_link_libraries(${program} PRIVATE kernels proto m pthread dl)
+    add_dependencies(${program} kernels_cuda)
+    set_target_properties(${program} PROPERTIES CUDA_RUNTIME_LIBRARY Static
+      RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/tests)
+  endforeach()
+  target_link_libraries(gpu_bench PRIVATE ${SHOAL_CUBLASLT})
+  add_test(NAME gpu_check COMMAND gpu_check)
+  set_tests_properties(gpu_check PROPERTIES LABELS gpu SKIP_RETURN_CODE 77 TIMEOUT 900)
+endif()

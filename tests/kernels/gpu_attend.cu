@@ -1,0 +1,321 @@
+/* tests/kernels/gpu_attend.cu - attend and score on the device against `ref`, and their bits
+ * against themselves in another batch, another split and other slots. */
+#include "tests/kernels/gpu_checks.cuh"
+
+#include <algorithm>
+
+namespace
+{
+
+/* Lists of blocks for every row and KV head, each in a slot of its own, in random order. */
+struct attend_lists {
+    uint32_t max_select, slots;
+    mirror<int32_t> block, slot, count;
+    mirror<uint8_t> mask, pool;
+};
+
+void make_lists(attend_lists &l, scene &s, random_source &r, uint32_t max_select, bool parts)
+{
+    const size_t lists = (size_t)s.rows * s.kv_heads;
+    l.max_select = max_select;
+    l.slots = (uint32_t)(lists * max_select) + 3;
+    l.block.resize(lists * max_select), l.slot.resize(lists * max_select), l.count.resize(lists);
+    l.mask.resize(lists * max_select);
+    std::vector<int32_t> order(l.slots);
+    for (uint32_t i = 0; i < l.slots; i++)
+        order[i] = (int32_t)i;
+    for (uint32_t i = l.slots - 1; i > 0; i--)
+        std::swap(order[i], order[r.below(i + 1)]);
+    for (size_t i = 0; i < lists; i++) {
+        const uint32_t blocks = (uint32_t)s.row_pos.host[i / s.kv_heads] / KERN_BLOCK + 1;
+        const uint32_t count = std::min(max_select, blocks);
+        std::vector<int32_t> all(blocks);
+        for (uint32_t b = 0; b < blocks; b++)
+            all[b] = (int32_t)b;
+        for (uint32_t b = 0; b + 1 < blocks && count < blocks; b++) /* the last one stays in */
+            std::swap(all[b], all[b + r.below(blocks - 1 - b)]);
+        if (count < blocks) std::swap(all[count - 1], all[blocks - 1]);
+        std::sort(all.begin(), all.begin() + count);
+        l.count.host[i] = (int32_t)count;
+        for (uint32_t e = 0; e < max_select; e++) {
+            l.block.host[i * max_select + e] = e < count ? all[e] : -1;
+            l.slot.host[i * max_select + e] = e < count ? order[i * max_select + e] : -1;
+            const uint8_t some = (uint8_t)(1 + r.below(15));
+            l.mask.host[i * max_select + e] = (uint8_t)(e >= count ? 0 : parts ? some : 15);
+        }
+    }
+    const size_t block_bytes = 2 * KERN_BLOCK * s.dim * 2;
+    l.pool.resize(l.slots * block_bytes);
+    uint16_t *values = (uint16_t *)l.pool.host.data();
+    for (size_t i = 0; i < l.pool.host.size() / 2; i++)
+        values[i] = kern_f32_to_bf16(r.normal());
+    for (size_t i = 0; i < lists;
+         i++) { /* NaN where nobody may look: beyond pos in the last block */
+        const int32_t pos = s.row_pos.host[i / s.kv_heads];
+        for (int32_t e = 0; e < l.count.host[i]; e++) {
+            const size_t at = i * max_select + (size_t)e;
+            uint16_t *k = values + (size_t)l.slot.host[at] * block_bytes / 2;
+            for (int32_t t = pos - l.block.host[at] * KERN_BLOCK + 1; t < KERN_BLOCK; t++)
+                for (uint32_t d = 0; d < s.dim; d++)
+                    k[(size_t)t * s.dim + d] = k[(size_t)(KERN_BLOCK + t) * s.dim + d] = 0x7fc1;
+        }
+    }
+    l.block.up(), l.slot.up(), l.count.up(), l.mask.up(), l.pool.up();
+}
+
+kern_attend_args attend_args(scene &s, attend_lists &l, float *out, bool gpu)
+{
+    kern_attend_args a = {};
+    a.q = gpu ? s.q.device : s.q.host.data();
+    a.block = gpu ? l.block.device : l.block.host.data();
+    a.slot = gpu ? l.slot.device : l.slot.host.data();
+    a.count = gpu ? l.count.device : l.count.host.data();
+    a.mask = gpu ? l.mask.device : l.mask.host.data();
+    a.row_seq = gpu ? s.row_seq.device : s.row_seq.host.data();
+    a.row_pos = gpu ? s.row_pos.device : s.row_pos.host.data();
+    a.row_selector = gpu ? s.row_selector.device : s.row_selector.host.data();
+    a.selectors = gpu ? s.selectors.device : s.selectors.host.data();
+    a.pool = gpu ? l.pool.device : l.pool.host.data();
+    a.summary = s.view(gpu);
+    a.out = out;
+    a.row_stride = (uint64_t)s.heads * s.dim;
+    a.rows = s.rows, a.heads = s.heads, a.max_select = l.max_select;
+    a.block_bytes = 2 * KERN_BLOCK * s.dim * 2;
+    return a;
+}
+
+/* The same arguments, rows first .. first + count - 1 only. */
+kern_attend_args attend_rows(kern_attend_args a, uint32_t first, uint32_t count)
+{
+    const uint64_t lists = (uint64_t)first * a.summary.kv_heads;
+    a.q += first * a.row_stride;
+    a.block += lists * a.max_select, a.slot += lists * a.max_select, a.mask += lists * a.max_select;
+    a.count += lists;
+    a.row_seq += first, a.row_pos += first, a.row_selector += first;
+    a.out += (uint64_t)first * a.heads * a.summary.head_dim;
+    a.rows = count;
+    return a;
+}
+
+void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
+                 uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts)
+{
+    scene s;
+    attend_lists l;
+    make_scene(s, r, rows, heads, kv_heads, dim, tokens);
+    make_lists(l, s, r, max_select, parts);
+    mirror<float> out((size_t)rows * heads * dim), ref(out.host.size()), again(out.host.size());
+    out.poison();
+    const kern_attend_args gpu = attend_args(s, l, out.device, true);
+    expect_ok(kern_attend(b.gpu, &gpu), name);
+    kern_attend_args host = attend_args(s, l, ref.host.data(), false);
+    expect_ok(kern_attend(b.ref, &host), name);
+    b.sync();
+    const std::vector<float> first = out.down();
+    char text[160];
+    snprintf(text, sizeof text, "attend %s against ref", name);
+    check_close(text, first, ref.host, 2e-5);
+
+    again.poison(); /* one row at a time: the other split, no neighbours */
+    kern_attend_args alone = gpu;
+    alone.out = again.device;
+    for (uint32_t row = 0; row < rows; row++) {
+        const kern_attend_args one = attend_rows(alone, row, 1);
+        expect_ok(kern_attend(b.gpu, &one), name);
+    }
+    b.sync();
+    snprintf(text, sizeof text, "attend %s: a row alone has the bits it has in the batch", name);
+    check_same(text, again.down(), first);
+
+    const size_t block_bytes = 2 * KERN_BLOCK * dim * 2; /* reversed slots */
+    std::vector<uint8_t> pool(l.pool.host.size());
+    for (uint32_t i = 0; i < l.slots; i++)
+        memcpy(&pool[(l.slots - 1 - i) * block_bytes], &l.pool.host[i * block_bytes], block_bytes);
+    l.pool.host = pool;
+    for (int32_t &slot : l.slot.host)
+        if (slot >= 0) slot = (int32_t)l.slots - 1 - slot;
+    l.pool.up(), l.slot.up();
+    again.poison();
+    alone.out = again.device;
+    expect_ok(kern_attend(b.gpu, &alone), name);
+    b.sync();
+    snprintf(text, sizeof text, "attend %s: slots do not show in the bits", name);
+    check_same(text, again.down(), first);
+}
+
+/* The same rows repeated until every super has a CTA: the split by supers against the one by
+ * groups. */
+void attend_wide(gpu_bench &b, random_source &r, uint32_t copies)
+{
+    scene s;
+    attend_lists l;
+    make_scene(s, r, 4, 8, 2, 128, 12000);
+    make_lists(l, s, r, 150, false);
+    mirror<float> narrow((size_t)4 * 8 * 128), wide(narrow.host.size() * copies);
+    narrow.poison(), wide.poison();
+    kern_attend_args a = attend_args(s, l, narrow.device, true);
+    expect_ok(kern_attend(b.gpu, &a), "attend");
+    mirror<int32_t> block(l.block.host.size() * copies), slot(block.host.size());
+    mirror<int32_t> count(l.count.host.size() * copies), seq(4 * copies), pos(4 * copies);
+    mirror<int32_t> selector(4 * copies);
+    mirror<uint8_t> mask(block.host.size());
+    mirror<float> q(s.q.host.size() * copies);
+    auto repeat = [copies](auto &to, const auto &from) {
+        for (size_t i = 0; i < to.host.size(); i++)
+            to.host[i] = from.host[i % from.host.size()];
+        (void)copies;
+        to.up();
+    };
+    repeat(block, l.block), repeat(slot, l.slot), repeat(count, l.count), repeat(mask, l.mask);
+    repeat(seq, s.row_seq), repeat(pos, s.row_pos), repeat(selector, s.row_selector);
+    repeat(q, s.q);
+    a.block = block.device, a.slot = slot.device, a.count = count.device, a.mask = mask.device;
+    a.row_seq = seq.device, a.row_pos = pos.device, a.row_selector = selector.device;
+    a.q = q.device, a.out = wide.device, a.rows = 4 * copies;
+    expect_ok(kern_attend(b.gpu, &a), "attend");
+    b.sync();
+    const std::vector<float> once = narrow.down(), many = wide.down();
+    std::vector<float> expected(many.size());
+    for (size_t i = 0; i < many.size(); i++)
+        expected[i] = once[i % once.size()];
+    check_same("attend: groups and supers split alike, every copy of a row has the same bits", many,
+               expected);
+}
+
+/* ---- score
+ * --------------------------------------------------------------------------------------------- */
+
+kern_score_args score_args(scene &s, float *out, bool gpu)
+{
+    kern_score_args a = {};
+    a.q = gpu ? s.q.device : s.q.host.data();
+    a.row_seq = gpu ? s.row_seq.device : s.row_seq.host.data();
+    a.row_pos = gpu ? s.row_pos.device : s.row_pos.host.data();
+    a.row_selector = gpu ? s.row_selector.device : s.row_selector.host.data();
+    a.selectors = gpu ? s.selectors.device : s.selectors.host.data();
+    a.summary = s.view(gpu);
+    a.out = out;
+    a.row_stride = (uint64_t)s.heads * s.dim;
+    a.rows = s.rows, a.heads = s.heads;
+    return a;
+}
+
+void score_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
+                uint32_t kv_heads, uint32_t dim, uint32_t tokens)
+{
+    scene s;
+    make_scene(s, r, rows, heads, kv_heads, dim, tokens);
+    s.selectors.host[0].query = 12,
+    s.selectors.host[0].total = 20; /* scores matter at all lengths */
+    s.selectors.up();
+    mirror<float> out((size_t)rows * kv_heads * s.windows), ref(out.host.size());
+    mirror<float> again(out.host.size());
+    out.poison(), again.poison();
+    kern_score_args gpu = score_args(s, out.device, true);
+    expect_ok(kern_score(b.gpu, &gpu), name);
+    kern_score_args host = score_args(s, ref.host.data(), false);
+    expect_ok(kern_score(b.ref, &host), name);
+    b.sync();
+    const std::vector<float> first = out.down();
+    char text[160];
+    snprintf(text, sizeof text, "score %s against ref", name);
+    check_close(text, first, ref.host, 2e-5);
+    for (uint32_t row = rows; row-- > 0;) {
+        kern_score_args one = gpu;
+        one.q += row * one.row_stride;
+        one.row_seq += row, one.row_pos += row, one.row_selector += row;
+        one.out = again.device + (size_t)row * kv_heads * s.windows;
+        one.rows = 1;
+        expect_ok(kern_score(b.gpu, &one), name);
+    }
+    b.sync();
+    snprintf(text, sizeof text, "score %s: a row alone has the bits it has in the batch", name);
+    check_same(text, again.down(), first);
+}
+
+/* Keys of a short summary laid out in a long one: two passes instead of a cluster, the same bits.
+ */
+void score_two_pass(gpu_bench &b, random_source &r)
+{
+    scene s;
+    make_scene(s, r, 3, 16, 1, 128, 40000);
+    const uint32_t wide = 9000;
+    mirror<uint16_t> kc((size_t)3 * wide * 128);
+    for (uint32_t q = 0; q < 3; q++)
+        memcpy(&kc.host[(size_t)q * wide * 128], &s.kc.host[(size_t)q * s.windows * 128],
+               (size_t)s.windows * 128 * 2);
+    kc.up();
+    mirror<float> narrow((size_t)3 * s.windows), broad((size_t)3 * wide);
+    narrow.poison(), broad.poison();
+    kern_score_args a = score_args(s, narrow.device, true);
+    expect_ok(kern_score(b.gpu, &a), "score");
+    a.summary.kc = kc.device, a.summary.max_windows = wide, a.out = broad.device;
+    expect_ok(kern_score(b.gpu, &a), "score");
+    b.sync();
+    const std::vector<float> all = broad.down(), few = narrow.down();
+    std::vector<float> part(few.size());
+    for (uint32_t q = 0; q < 3; q++)
+        std::copy_n(&all[(size_t)q * wide], s.windows, &part[(size_t)q * s.windows]);
+    check_same("score: two passes have the bits of a cluster", part, few);
+    bool zero = true;
+    for (uint32_t q = 0; q < 3; q++)
+        for (uint32_t w = s.windows; w < wide; w++)
+            zero &= all[(size_t)q * wide + w] == 0.0f;
+    check_that(zero, "score: windows that no row sees are 0");
+}
+
+} // namespace
+
+void check_attention(gpu_bench &b, random_source &r, bool small)
+{
+    attend_case(b, r, "D 128 G 16 sparse", 5, 32, 2, 128, small ? 1500 : 9000, small ? 20 : 64,
+                false);
+    attend_case(b, r, "D 64 G 4 sparse, parts", 5, 8, 2, 64, small ? 1000 : 6001, small ? 9 : 40,
+                true);
+    if (small) {
+        score_case(b, r, "D 128 G 16", 2, 16, 1, 128, 18000);
+        score_case(b, r, "D 64 G 4", 3, 8, 2, 64, 4000);
+        return;
+    }
+    attend_case(b, r, "D 128 G 1 short", 6, 4, 4, 128, 70, 2, false);
+    attend_case(b, r, "D 128 G 4 dense", 4, 32, 8, 128, 20000, 313, false);
+    attend_case(b, r, "D 64 G 24", 3, 24, 1, 64, 5000, 30, true);
+    attend_wide(b, r, 120);
+    score_case(b, r, "D 128 G 16, 128K", 3, 32, 2, 128, 131072);
+    score_case(b, r, "D 128 G 16, 16K", 5, 32, 2, 128, 16384);
+    score_case(b, r, "D 64 G 5, odd length", 5, 10, 2, 64, 12345);
+    score_two_pass(b, r);
+}
+
+/* Slots beyond 2^31 elements of the pool. */
+void check_far_slots(gpu_bench &b, random_source &r)
+{
+    scene s;
+    attend_lists l;
+    make_scene(s, r, 2, 32, 2, 128, 3000);
+    make_lists(l, s, r, 40, false);
+    const uint64_t block_bytes = 32768, far = (1ull << 32) / block_bytes + 5; /* > 2^31 elements */
+    size_t available = 0, total = 0;
+    CUDA(cudaMemGetInfo(&available, &total));
+    if (available < (far + l.slots) * block_bytes + (1ull << 30)) {
+        printf("skip    attend past 2^31 elements: too little device memory\n");
+        return;
+    }
+    mirror<float> near_out((size_t)2 * 32 * 128), far_out(near_out.host.size());
+    kern_attend_args a = attend_args(s, l, near_out.device, true);
+    expect_ok(kern_attend(b.gpu, &a), "attend");
+    b.sync();
+    uint8_t *pool = nullptr;
+    CUDA(cudaMalloc((void **)&pool, (far + l.slots) * block_bytes));
+    CUDA(cudaMemcpy(pool + far * block_bytes, l.pool.device, l.pool.bytes(),
+                    cudaMemcpyDeviceToDevice));
+    for (int32_t &slot : l.slot.host)
+        if (slot >= 0) slot += (int32_t)far;
+    l.slot.up();
+    far_out.poison();
+    a.pool = pool, a.out = far_out.device;
+    expect_ok(kern_attend(b.gpu, &a), "attend");
+    b.sync();
+    check_same("attend: slots past 2^31 elements of the pool", far_out.down(), near_out.down());
+    CUDA(cudaFree(pool));
+}

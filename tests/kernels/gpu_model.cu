@@ -1,0 +1,275 @@
+/* tests/kernels/gpu_model.cu - the ops around attention on the device against `ref`: embed,
+ * rmsnorm, rope, swiglu, linear, importance, append, compress, sample. */
+#include "tests/kernels/gpu_checks.cuh"
+
+#include <algorithm>
+
+namespace
+{
+
+template <class A, class F>
+void both(gpu_bench &b, const A &host, const A &gpu, F op, const char *name)
+{
+    expect_ok(op(b.ref, &host), name);
+    expect_ok(op(b.gpu, &gpu), name);
+    b.sync();
+}
+
+void embed_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t hidden)
+{
+    const uint32_t vocab = 300;
+    mirror<uint16_t> table((size_t)vocab * hidden);
+    mirror<int32_t> ids(rows);
+    mirror<float> out((size_t)rows * hidden);
+    fill_bf16(r, table.host, 1.0f);
+    for (int32_t &id : ids.host)
+        id = (int32_t)r.below(vocab);
+    table.up(), ids.up(), out.poison();
+    kern_embed_args h = {
+        table.host.data(), ids.host.data(), out.host.data(), rows, hidden, vocab, 1.5f};
+    kern_embed_args d = {table.device, ids.device, out.device, rows, hidden, vocab, 1.5f};
+    both(b, h, d, kern_embed, "embed");
+    check_same("embed", out.down(), out.host);
+}
+
+void rmsnorm_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t hidden)
+{
+    mirror<float> x((size_t)rows * hidden), out(x.host.size());
+    mirror<uint16_t> weight(hidden);
+    fill_normal(r, x.host, 3.0f);
+    fill_bf16(r, weight.host, 1.0f);
+    x.up(), weight.up(), out.poison();
+    kern_rmsnorm_args h = {x.host.data(), weight.host.data(), out.host.data(), rows, hidden, 1e-6f};
+    kern_rmsnorm_args d = {x.device, weight.device, out.device, rows, hidden, 1e-6f};
+    both(b, h, d, kern_rmsnorm, "rmsnorm");
+    check_close("rmsnorm", out.down(), out.host, 1e-6);
+}
+
+void rope_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t heads, uint32_t dim)
+{
+    const uint32_t tokens = 500;
+    const uint64_t stride = (uint64_t)heads * dim + 32;
+    mirror<float> x(rows * stride), cosine((size_t)tokens * dim / 2), sine(cosine.host.size());
+    mirror<int32_t> pos(rows);
+    fill_normal(r, x.host, 1.0f), fill_normal(r, cosine.host, 1.0f),
+        fill_normal(r, sine.host, 1.0f);
+    for (int32_t &p : pos.host)
+        p = (int32_t)r.below(tokens);
+    x.up(), cosine.up(), sine.up(), pos.up();
+    kern_rope_args h = {
+        x.host.data(), pos.host.data(), cosine.host.data(), sine.host.data(), rows, heads, dim,
+        tokens,        stride};
+    kern_rope_args d = {x.device, pos.device, cosine.device, sine.device, rows,
+                        heads,    dim,        tokens,        stride};
+    both(b, h, d, kern_rope, "rope");
+    check_close("rope", x.down(), x.host, 1e-6);
+}
+
+void swiglu_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t ffn)
+{
+    const uint64_t stride = 2 * (uint64_t)ffn + 8;
+    mirror<float> in(rows * stride), out((size_t)rows * ffn);
+    fill_normal(r, in.host, 4.0f);
+    in.up(), out.poison();
+    kern_swiglu_args h = {in.host.data(), in.host.data() + ffn, out.host.data(), stride, rows, ffn};
+    kern_swiglu_args d = {in.device, in.device + ffn, out.device, stride, rows, ffn};
+    both(b, h, d, kern_swiglu, "swiglu");
+    check_close("swiglu", out.down(), out.host, 1e-6);
+}
+
+/* Bits of u may differ by one rounding where a sum falls near a tie. */
+void importance_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t kv_heads, uint32_t dim)
+{
+    const uint32_t width = kv_heads * dim;
+    mirror<float> v((size_t)rows * width);
+    mirror<uint16_t> a(kv_heads), delta((size_t)kv_heads * width), out((size_t)rows * kv_heads);
+    fill_normal(r, v.host, 1.0f);
+    fill_bf16(r, a.host, 1.0f), fill_bf16(r, delta.host, 0.3f);
+    v.up(), a.up(), delta.up(), out.poison();
+    kern_importance_args h = {v.host.data(), a.host.data(), delta.host.data(), out.host.data(),
+                              width,         rows,          kv_heads,          dim};
+    kern_importance_args d = {v.device, a.device, delta.device, out.device,
+                              width,    rows,     kv_heads,     dim};
+    both(b, h, d, kern_importance, "importance");
+    const std::vector<uint16_t> got = out.down();
+    bool near = true;
+    size_t differ = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        near &= abs((int)got[i] - (int)out.host[i]) <= 1;
+        differ += got[i] != out.host[i];
+    }
+    check_that(near && differ * 50 <= got.size(), "importance: %zu of %zu are one rounding off",
+               differ, got.size());
+    h.a = d.a = nullptr;
+    both(b, h, d, kern_importance, "importance");
+    check_same("importance without A is 0", out.down(), out.host);
+}
+
+void tokens_case(gpu_bench &b, random_source &r)
+{
+    const uint32_t kv_heads = 2, dim = 64, tokens = 700, seqs = 2, rows = 5;
+    const uint64_t stride = kv_heads * dim;
+    scene s;
+    make_scene(s, r, seqs, 4, kv_heads, dim, tokens);
+    mirror<float> k(400 * stride), v(400 * stride);
+    mirror<uint16_t> u(400 * kv_heads), pool((size_t)6 * 2 * KERN_BLOCK * dim);
+    mirror<int32_t> seq(400), pos(400), slot(400 * kv_heads);
+    bool same = true;
+    uint32_t at = 0;
+    for (uint32_t count :
+         {1u, 31u, 5u, 300u, 40u}) { /* chunks of sequence 1; the last one repeats */
+        if (count == 40) at -= 40;
+        fill_normal(r, k.host, 1.0f), fill_bf16(r, u.host, 1.0f);
+        for (uint32_t i = 0; i < count; i++)
+            seq.host[i] = 1, pos.host[i] = (int32_t)(at + i);
+        at += count;
+        k.up(), u.up(), seq.up(), pos.up();
+        kern_compress_args h = {
+            k.host.data(), u.host.data(), seq.host.data(), pos.host.data(), s.view(false),
+            stride,        count};
+        kern_compress_args d = {k.device,     u.device, seq.device, pos.device,
+                                s.view(true), stride,   count};
+        both(b, h, d, kern_compress, "compress");
+        same &= s.kc.down() == s.kc.host && s.uc.down() == s.uc.host && s.u.down() == s.u.host &&
+                s.ring.down() == s.ring.host;
+    }
+    check_that(same, "compress: ring, u, Kc and uc as ref over chunks and a repeated chunk");
+
+    fill_normal(r, k.host, 1.0f), fill_normal(r, v.host, 1.0f);
+    for (uint32_t i = 0; i < rows * kv_heads; i++)
+        slot.host[i] = (int32_t)(i % 7) - 1;
+    for (uint32_t i = 0; i < rows; i++)
+        pos.host[i] = (int32_t)(60 + i);
+    k.up(), v.up(), slot.up(), pos.up(), pool.up();
+    kern_append_args h = {k.host.data(),
+                          v.host.data(),
+                          slot.host.data(),
+                          pos.host.data(),
+                          (uint8_t *)pool.host.data(),
+                          stride,
+                          rows,
+                          kv_heads,
+                          dim};
+    kern_append_args d = {k.device, v.device, slot.device, pos.device, (uint8_t *)pool.device,
+                          stride,   rows,     kv_heads,    dim};
+    both(b, h, d, kern_append, "append");
+    check_same("append", pool.down(), pool.host);
+}
+
+/* Against products of the rounded activations in double; then the bits of rows elsewhere. */
+void linear_case(gpu_bench &b, random_source &r, uint32_t n0, uint32_t n1, uint32_t k,
+                 uint32_t rows)
+{
+    const uint32_t n = n0 + n1;
+    mirror<uint16_t> w((size_t)n * k);
+    mirror<float> x((size_t)rows * k), residual((size_t)rows * n), out(residual.host.size());
+    mirror<float> other(out.host.size());
+    fill_bf16(r, w.host, 0.05f);
+    fill_normal(r, x.host, 1.0f), fill_normal(r, residual.host, 1.0f);
+    w.up(), x.up(), residual.up(), out.poison();
+    const kern_matrix parts[2] = {{w.host.data(), n0}, {w.host.data() + (size_t)n0 * k, n1}};
+    kern_weight *packed = nullptr;
+    expect_ok(kern_weight_pack(b.gpu_backend, parts, n1 ? 2 : 1, k, &packed), "pack");
+    kern_linear_args a = {};
+    a.weight = packed, a.x = x.device, a.residual = residual.device, a.out = out.device;
+    a.x_stride = k, a.out_stride = n, a.rows = rows, a.scale = 0.5f;
+    expect_ok(kern_linear(b.gpu, &a), "linear");
+    b.sync();
+    const std::vector<float> got = out.down();
+    const uint32_t step = rows > 8 ? rows / 8 : 1; /* a few rows, all columns */
+    std::vector<float> some, ref;
+    for (uint32_t i = 0; i < rows; i += step)
+        for (uint32_t c = 0; c < n; c++) {
+            double sum = 0.0;
+            for (uint32_t j = 0; j < k; j++)
+                sum += (double)kern_bf16_to_f32(kern_f32_to_bf16(x.host[(size_t)i * k + j])) *
+                       (double)kern_bf16_to_f32(w.host[(size_t)c * k + j]);
+            ref.push_back((float)((double)residual.host[(size_t)i * n + c] + 0.5 * sum));
+            some.push_back(got[(size_t)i * n + c]);
+        }
+    char text[120];
+    snprintf(text, sizeof text, "linear %u x %u, %u rows", n, k, rows);
+    check_close(text, some, ref, 5e-6);
+
+    bool same = true; /* in batches of other sizes, at other places */
+    for (uint32_t count : {1u, 2u, 3u, 7u, 16u, 17u, 33u, 64u, 65u, 128u, 200u}) {
+        if (count > rows) break;
+        const uint32_t first = r.below(rows - count + 1);
+        other.poison();
+        kern_linear_args part = a;
+        part.x += (size_t)first * k, part.residual += (size_t)first * n;
+        part.out = other.device, part.rows = count;
+        expect_ok(kern_linear(b.gpu, &part), "linear");
+        b.sync();
+        const std::vector<float> now = other.down();
+        const bool alike = memcmp(now.data(), &got[(size_t)first * n], (size_t)count * n * 4) == 0;
+        if (!alike) printf("        %u rows from %u differ\n", count, first);
+        same &= alike;
+    }
+    check_that(same, "linear %u x %u: bits do not depend on the batch", n, k);
+    kern_weight_free(packed);
+}
+
+void sample_case(gpu_bench &b, random_source &r, uint32_t vocab)
+{
+    const uint32_t rows = 24;
+    mirror<float> logits((size_t)rows * vocab);
+    mirror<kern_sampling> how(rows);
+    mirror<int32_t> pos(rows);
+    mirror<kern_sampled> out(rows);
+    fill_normal(r, logits.host, 3.0f);
+    for (float &x : logits.host)
+        x = std::round(x * 16.0f) / 16.0f; /* equal values at the top */
+    for (uint32_t i = 0; i < rows; i++) {
+        kern_sampling one = {0.0f, 1.0f, 0, i % 21, r.next()};
+        if (i % 4 != 0) one.temperature = 0.5f + 0.1f * (float)(i % 7);
+        if (i % 4 == 2) one.top_k = 1 + r.below(60);
+        if (i % 4 == 3) one.top_p = 0.6f, one.top_k = i % 8 == 3 ? 40 : 0, one.temperature = 0.6f;
+        how.host[i] = one;
+        pos.host[i] = (int32_t)r.below(100000);
+    }
+    logits.up(), how.up(), pos.up(), out.poison();
+    kern_sample_args h = {
+        logits.host.data(), how.host.data(), pos.host.data(), out.host.data(), rows, vocab};
+    kern_sample_args d = {logits.device, how.device, pos.device, out.device, rows, vocab};
+    both(b, h, d, kern_sample, "sample");
+    const std::vector<kern_sampled> got = out.down();
+    bool tokens = true, tops = true;
+    double worst = 0.0;
+    for (uint32_t i = 0; i < rows; i++) {
+        const kern_sampled &g = got[i], &e = out.host[i];
+        tokens &= g.token == e.token;
+        worst = std::max(worst, (double)fabsf(g.logprob - e.logprob));
+        for (uint32_t t = 0; t < how.host[i].top_logprobs && t < vocab; t++) {
+            tops &= g.top_token[t] == e.top_token[t];
+            worst = std::max(worst, (double)fabsf(g.top_logprob[t] - e.top_logprob[t]));
+        }
+    }
+    check_that(tokens && tops && worst < 2e-5,
+               "sample, vocabulary %u: tokens as ref, log-probabilities within %.2g", vocab, worst);
+}
+
+} // namespace
+
+void check_model(gpu_bench &b, random_source &r, bool small)
+{
+    embed_case(b, r, 3, 100);
+    rmsnorm_case(b, r, 3, 1000);
+    rope_case(b, r, 3, 5, 64);
+    swiglu_case(b, r, 3, 333);
+    importance_case(b, r, 40, 2, 64);
+    tokens_case(b, r);
+    sample_case(b, r, 1000);
+    linear_case(b, r, 96, 32, 128, 5);
+    if (small) return;
+    rmsnorm_case(b, r, 64, 4096);
+    rope_case(b, r, 64, 34, 128);
+    swiglu_case(b, r, 64, 16384);
+    importance_case(b, r, 500, 2, 128);
+    sample_case(b, r, 73448);
+    linear_case(b, r, 4096, 512, 4096, 200);
+    linear_case(b, r, 4096, 0, 4096, 200);
+    linear_case(b, r, 512, 512, 4096, 200);
+    linear_case(b, r, 704, 704, 256, 200);
+    linear_case(b, r, 256, 0, 704, 200);
+}
