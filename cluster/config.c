@@ -126,8 +126,7 @@ const char *knob_print(const knob *k, const cluster_config *config, char out[256
     return out;
 }
 
-/* ---- document: text only
- * ------------------------------------------------------------------------- */
+/* ---- document: text only --------------------------------------------------------------------- */
 
 typedef struct node_text {
     char *field[KNOB_NODE_COUNT]; /* name data control domain weight */
@@ -236,8 +235,7 @@ static status refuse_document(const char *path, cyaml_err_t error, const finding
                 f->place, f->cause[0] ? f->cause : cyaml_strerror(error));
 }
 
-/* ---- values
- * -------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 static status apply_knob(const char *path, const knob *k, const char *text, cluster_config *config)
 {

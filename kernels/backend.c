@@ -8,8 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* ---- memory
- * --------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 enum { HUGE_PAGE = 2 << 20 };
 
@@ -44,8 +43,7 @@ void kern_free(kern_backend *backend, void *memory)
     if (memory != NULL) backend->device->free(backend, memory);
 }
 
-/* ---- backends
- * ------------------------------------------------------------------------------------- */
+/* ---- backends -------------------------------------------------------------------------------- */
 
 static const struct opener {
     const char *name;
@@ -121,8 +119,7 @@ uint64_t kern_weight_bytes(const kern_weight *weight)
     return weight->bytes;
 }
 
-/* ---- dispatch
- * ------------------------------------------------------------------------------------- */
+/* ---- dispatch -------------------------------------------------------------------------------- */
 
 #define X(op)                                                                                      \
     status kern_##op(kern_stream *stream, const kern_##op##_args *args)                            \

@@ -21,8 +21,7 @@ enum {
     KERN_PANEL = 32,              /* columns of a packed weight panel */
 };
 
-/* ---- threads ------------------------------------------------------------------------------------
- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 /* Runs tasks 0 .. count - 1 of a job on the caller and the threads of the team, in any order and
  * place. A task's result must not depend on either. scratch: KERN_SCRATCH_BYTES of the running
@@ -39,8 +38,7 @@ void *kern_team_scratch(kern_team *team); /* the caller's, for ops that run on o
 void kern_team_run(kern_team *team, uint32_t count, bool parallel, kern_task task,
                    const void *context);
 
-/* ---- backend ------------------------------------------------------------------------------------
- */
+/* ---- backend --------------------------------------------------------------------------------- */
 
 typedef struct kern_ops {
 #define X(op) status (*op)(kern_stream * stream, const kern_##op##_args *args);
@@ -91,15 +89,13 @@ status kern_host_open(const kern_config *config, kern_backend **out_backend); /*
 void *kern_memory_alloc(uint64_t bytes);
 void kern_memory_free(void *memory);
 
-/* ---- validation: INVALID with a sentence, before anything is written
- * ------------------------------ */
+/* ---- validation: INVALID with a sentence, before anything is written ------------------------- */
 
 #define X(op) status kern_validate_##op(const kern_backend *backend, const kern_##op##_args *args);
 KERN_OPS(X)
 #undef X
 
-/* ---- op tables of the host backends
- * ---------------------------------------------------------------- */
+/* ---- op tables of the host backends ---------------------------------------------------------- */
 
 #define X(op)                                                                                      \
     status ref_##op(kern_stream *stream, const kern_##op##_args *args);                            \

@@ -77,8 +77,7 @@ static status choose_level(const char *isa, const level_row **out_level)
     return FAIL(UNSUPPORTED, "no vector level '%s' in this build", isa == NULL ? "" : isa);
 }
 
-/* ---- device functions
- * ------------------------------------------------------------------------------- */
+/* ---- device functions ------------------------------------------------------------------------ */
 
 static status host_alloc(kern_backend *backend, uint64_t bytes, void **out_memory)
 {

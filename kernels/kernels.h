@@ -4,16 +4,17 @@
  * Threads: a backend and its streams belong to the step thread. An op may use the backend's own
  *          threads, but has finished reading its args struct when it returns; results are visible
  *          after kern_stream_sync (the CPU backends run every op inline).
- * Memory:  ops allocate nothing. Buffers are the caller's, taken from kern_alloc; weights are packed
- *          once by kern_weight_pack.
- * Bits:    a row's result has the same bits whatever batch, chunk, thread count, slot or vector width
- *          it was computed in (kernels/README.md says how). Activations are float32; K, V, u, Kc and
- *          uc are rounded to bf16 (nearest, ties to even) before their first use.
+ * Memory:  ops allocate nothing. Buffers are the caller's, taken from kern_alloc; weights are
+ *          packed once by kern_weight_pack.
+ * Bits:    a row's result has the same bits whatever batch, chunk, thread count, slot or vector
+ *          width it was computed in (kernels/README.md says how). Activations are float32; K, V, u,
+ *          Kc and uc are rounded to bf16 (nearest, ties to even) before their first use.
  *
  * Letters in shapes: rows R (decode rows and prefill rows alike), kv_heads Hk, heads Hq = G * Hk,
  * D head_dim, W max_windows, B max_blocks, E max_entries, S seqs. A bf16 is a uint16_t.
- * A row is one token of one sequence: row_seq[r] is its sequence slot, row_pos[r] its position from 0.
- * Rows of one sequence stand in ascending position. int32 index -1 means absent. Offsets are 64-bit. */
+ * A row is one token of one sequence: row_seq[r] is its sequence slot, row_pos[r] its position
+ * from 0, ascending within one sequence. int32 index -1 means absent. Offsets are 64-bit. The
+ * mathematics is that of NOSA, arXiv 2510.13602. */
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
 
@@ -31,25 +32,25 @@ enum {
     KERN_TOP_LOGPROBS_MAX = 20,
 };
 
-/* ---- selector: score -> pool -> force -> select -> attend, as data (nosa.md §7) ------------------- */
+/* ---- selector: score -> pool -> force -> select -> attend, as data --------------------------- */
 
 typedef enum kern_source { SOURCE_OWN, SOURCE_MID, SOURCE_INPUT, SOURCE_STEP } kern_source;
 
 /* Counts are in selection blocks of `block` tokens. `full` is total = UINT32_MAX. */
 typedef struct kern_selector {
-    uint32_t window, stride; /* compressed keys: mean of `window` rotated keys every `stride` tokens */
+    uint32_t window, stride; /* keys: mean of `window` rotated ones every `stride` tokens */
     uint32_t block;          /* selection block: 16, 32, 64 or 128 tokens */
     uint32_t init;           /* the first blocks, always selected */
-    uint32_t local;          /* blocks before the current one, always selected with the current one */
+    uint32_t local;          /* blocks before the current one, always selected with it */
     uint32_t query;          /* best by query score, forced ones counted (0: no query scores) */
     uint32_t total;          /* what importance fills the selection up to */
     bool fill_by_importance; /* false (InfLLM-V2): nothing beyond the query picks */
-    bool bias;               /* add u to the attention logits (nosa.md §3.7) */
-    kern_source source;      /* where the selection's query comes from (DESIGN §10). Other than
-                              * SOURCE_OWN, a row at position i sees only windows complete at i - 1 */
+    bool bias;               /* add u to the attention logits */
+    kern_source source;      /* where the selection's query comes from. Other than
+                              * SOURCE_OWN, row i sees only windows complete at i - 1 */
 } kern_selector;
 
-/* ---- what stays on the device for every token: one layer's view ----------------------------------- */
+/* ---- what stays on the device for every token: one layer's view ------------------------------ */
 
 typedef struct kern_summary {
     uint16_t *kc;       /* [S, Hk, W, D] mean of `window` rotated keys; window j = tokens
@@ -61,20 +62,20 @@ typedef struct kern_summary {
     uint32_t window, stride;
 } kern_summary;
 
-/* ---- block table: which blocks of a sequence are in the device pool, one layer's view --------------- */
+/* ---- block table: which blocks of a sequence are in the device pool, one layer's view -------- */
 
 /* A sequence owns `entries[seq]` entries a (layer, KV head); an entry owns one slot of the pool and
  * holds one block or none. Slot numbers index the pool: pool + slot * block_bytes. */
 typedef struct kern_table {
-    int32_t *entry_of;    /* [S, Hk, B] storage block -> entry or -1 */
-    int32_t *block_of;    /* [S, Hk, E] entry -> storage block or -1 */
-    int32_t *slot_of;     /* [S, Hk, E] entry -> pool slot; fixed while the sequence is active */
-    uint32_t *used_step;  /* [S, Hk, E] last step whose selection held it */
+    int32_t *entry_of;      /* [S, Hk, B] storage block -> entry or -1 */
+    int32_t *block_of;      /* [S, Hk, E] entry -> storage block or -1 */
+    int32_t *slot_of;       /* [S, Hk, E] entry -> pool slot; fixed while the sequence is active */
+    uint32_t *used_step;    /* [S, Hk, E] last step whose selection held it */
     const int32_t *entries; /* [S] entries in use, <= E */
     uint32_t seqs, kv_heads, max_blocks, max_entries;
 } kern_table;
 
-/* A block that a step needs and the pool does not hold. Lives in memory host and device both see. */
+/* A block that a step needs and the pool does not hold. In memory that host and device both see. */
 typedef struct kern_miss {
     int32_t row, seq, kv_head, block; /* row: -1 in an install list */
     int32_t entry, slot;              /* where it goes */
@@ -84,32 +85,33 @@ typedef struct kern_miss {
 
 /* Filled by the io side for the miss of the same index, `state` last (release). */
 typedef struct kern_arrival {
-    const void *source;     /* block_bytes readable until the gather is done */
-    uint64_t seed;          /* XXH3-64 of the block's id: block_id_hash */
-    uint64_t digest;        /* expected XXH3-64 of the bytes under that seed */
-    _Atomic int32_t state;  /* STATUS_PENDING, STATUS_OK, or the status that made the row void */
-    int32_t source_kind;    /* the io side's own, e.g. host or remote; kernels ignore it */
+    const void *source;    /* block_bytes readable until the gather is done */
+    uint64_t seed;         /* XXH3-64 of the block's id: block_id_hash */
+    uint64_t digest;       /* expected XXH3-64 of the bytes under that seed */
+    _Atomic int32_t state; /* STATUS_PENDING, STATUS_OK, or the status that made the row void */
+    int32_t source_kind;   /* the io side's own, e.g. host or remote; kernels ignore it */
 } kern_arrival;
 
 /* The misses of one layer and their arrivals. `published` counts the misses the device has made
  * visible (release); the io side answers arrival[0 .. published). */
 typedef struct kern_exchange {
-    kern_miss *miss;             /* [capacity] */
-    kern_arrival *arrival;       /* [capacity] */
-    uint32_t capacity;           /* >= R * Hk * max_select: never overflows */
+    kern_miss *miss;       /* [capacity] */
+    kern_arrival *arrival; /* [capacity] */
+    uint32_t capacity;     /* >= R * Hk * max_select: never overflows */
     _Atomic uint32_t published;
 } kern_exchange;
 
 /* Wakes whoever answers misses, and lets a single-threaded host answer them inside kern_wait. */
 typedef struct kern_host {
-    void (*notify)(void *self);            /* after a publish; must not block */
+    void (*notify)(void *self);                   /* after a publish; must not block */
     void (*pause)(void *self, uint64_t until_ns); /* from kern_wait: returns when something may have
-                                            * arrived, or at until_ns */
+                                                   * arrived, or at until_ns */
     void *self;
     clock_ops clock;
 } kern_host;
 
-/* ---- ops: one args struct each -------------------------------------------------------------------- */
+/* ---- ops: one args struct each --------------------------------------------------------------- */
+/* clang-format off */
 
 typedef struct kern_embed_args {     /* out[r] = scale * table[ids[r]] */
     const uint16_t *table;           /* [vocab, hidden] bf16 */
@@ -127,7 +129,7 @@ typedef struct kern_rmsnorm_args {   /* out = x * rsqrt(mean(x^2) + eps) * weigh
     float eps;
 } kern_rmsnorm_args;
 
-typedef struct kern_rope_args {      /* half-split rotation over D, in place (nosa.md §3.1) */
+typedef struct kern_rope_args {      /* half-split rotation over D, in place */
     float *x;                        /* [R, heads, D] with row_stride floats between rows */
     const int32_t *row_pos;          /* [R] */
     const float *cos, *sin;          /* [max_tokens, D / 2], attention_factor included */
@@ -135,8 +137,8 @@ typedef struct kern_rope_args {      /* half-split rotation over D, in place (no
     uint64_t row_stride;
 } kern_rope_args;
 
-typedef struct kern_linear_args {    /* out[r,n] = (residual ? residual[r,n] : 0) + scale * sum_k x[r,k] w[n,k]
-                                      * one fma chain over ascending k an output (stack.md D2) */
+typedef struct kern_linear_args {    /* out[r,n] = residual[r,n] (NULL: 0) + scale * sum_k x[r,k] w[n,k],
+                                      * one fma chain over ascending k an output */
     const kern_weight *weight;       /* packed [N, K] */
     const float *x;                  /* [R, K] with x_stride floats between rows */
     const float *residual;           /* [R, N] or NULL; may be out */
@@ -153,7 +155,7 @@ typedef struct kern_swiglu_args {    /* out = silu(gate) * up */
     uint32_t rows, ffn;
 } kern_swiglu_args;
 
-typedef struct kern_importance_args { /* u = bf16(A[h] * softplus(delta[h] . v)) (nosa.md §3.2) */
+typedef struct kern_importance_args { /* u = bf16(A[h] * softplus(delta[h] . v)) */
     const float *v;                  /* [R, Hk, D] with row_stride; rounded to bf16 before use */
     const uint16_t *a;               /* [Hk] bf16, NULL: u = 0 */
     const uint16_t *delta;           /* [Hk, Hk * D] bf16 */
@@ -164,7 +166,7 @@ typedef struct kern_importance_args { /* u = bf16(A[h] * softplus(delta[h] . v))
 
 typedef struct kern_compress_args {  /* key ring and u of every row, then each window that the row
                                       * completes (token stride * j + window - 1): Kc and uc.
-                                      * Repeating rows repeats the same writes. (nosa.md §3.3) */
+                                      * Repeating rows repeats the same writes. */
     const float *k;                  /* [R, Hk, D] rotated, row_stride */
     const uint16_t *u;               /* [R, Hk] */
     const int32_t *row_seq, *row_pos;
@@ -182,9 +184,9 @@ typedef struct kern_append_args {    /* K and V of every row into row_pos % 64 o
     uint32_t rows, kv_heads, head_dim;
 } kern_append_args;
 
-typedef struct kern_score_args {     /* out[r,h,j] = sum over the G heads of softmax_j(q . Kc[j] / sqrt(D))
-                                      * over visible windows, 0 elsewhere (nosa.md §3.4). Rows whose
-                                      * selector has query == 0 or selects everything may be skipped */
+typedef struct kern_score_args {     /* out[r,h,j] = sum over G heads of softmax_j(q . Kc[j] / sqrt(D))
+                                      * over visible windows, 0 elsewhere. Rows whose
+                                      * selector has query == 0 or selects everything may be left out */
     const float *q;                  /* [R, Hq, D] rotated, row_stride */
     const int32_t *row_seq, *row_pos, *row_selector;
     const kern_selector *selectors;  /* [<= KERN_SELECTORS_MAX] */
@@ -194,9 +196,9 @@ typedef struct kern_score_args {     /* out[r,h,j] = sum over the G heads of sof
     uint32_t rows, heads;
 } kern_score_args;
 
-typedef struct kern_pool_args {      /* windows -> selection blocks, then forcing (nosa.md §3.5).
+typedef struct kern_pool_args {      /* windows -> selection blocks, then forcing.
                                       * query[b] = max of scores of visible windows that touch b,
-                                      * importance[b] = max of uc of the same windows, -inf where none;
+                                      * importance[b] = max of uc of the same windows, -inf: none;
                                       * forced blocks +inf in both; only b <= current are written */
     const float *scores;             /* [R, Hk, W] */
     const int32_t *row_seq, *row_pos, *row_selector;
@@ -206,8 +208,8 @@ typedef struct kern_pool_args {      /* windows -> selection blocks, then forcin
     uint32_t rows, max_select_blocks; /* N */
 } kern_pool_args;
 
-typedef struct kern_select_args {    /* top-k, ties to the smaller block (nosa.md §3.6), as storage
-                                      * blocks in canonical order (DESIGN §4): first those with a forced
+typedef struct kern_select_args {    /* top-k, ties to the smaller block, as storage
+                                      * blocks in canonical order: first those with a forced
                                       * or importance-filled part, ascending, then free query picks,
                                       * ascending */
     const float *query, *importance; /* [R, Hk, N] */
@@ -226,13 +228,13 @@ typedef struct kern_plan_args {      /* diff the selection against the table, ch
                                       * entry and is no miss. A row that does not fit its entries is
                                       * made void with NO_MEMORY */
     const int32_t *block, *count, *settled; /* from select */
-    const float *importance;         /* [R, Hk, N] from pool, selection blocks of select_block tokens */
+    const float *importance;         /* [R, Hk, N] from pool, in blocks of select_block tokens */
     const int32_t *row_seq, *row_pos;
     const uint8_t *row_on;           /* [R] or NULL: 0 rows are left alone */
     kern_table table;
     int32_t *slot;                   /* [R, Hk, M] out: pool slot of each entry of the selection */
     kern_exchange *exchange;         /* out: miss[0 .. published), arrival states PENDING */
-    int32_t *row_status;             /* [R] in/out: first failure of the row; rows already void skip */
+    int32_t *row_status;             /* [R] in/out: first failure; rows already void skip */
     uint32_t *row_hits, *row_misses; /* [R] counters, added to */
     uint32_t rows, max_select, max_select_blocks, select_block, step;
 } kern_plan_args;
@@ -257,8 +259,8 @@ typedef struct kern_gather_args {    /* copy each arrived block into its slot an
 } kern_gather_args;
 
 typedef struct kern_attend_args {    /* softmax over the selection with bias u, canonical order, one
-                                      * partial for every KERN_GROUP_ENTRIES entries (nosa.md §3.7,
-                                      * DESIGN §4). Tokens beyond row_pos and masked parts weigh 0 */
+                                      * partial for every KERN_GROUP_ENTRIES entries. Tokens beyond
+                                      * row_pos and masked parts weigh 0 */
     const float *q;                  /* [R, Hq, D] rotated, row_stride */
     const int32_t *block, *slot, *count; /* [R, Hk, M], [R, Hk, M], [R, Hk] */
     const uint8_t *mask;             /* [R, Hk, M] */
@@ -271,8 +273,8 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     uint32_t rows, heads, max_select, block_bytes;
 } kern_attend_args;
 
-typedef struct kern_install_args {   /* between steps: put arrived blocks (prefetched, resumed, staged by
-                                      * prefill) into entries of their sequence. Free entries first,
+typedef struct kern_install_args {   /* between steps: put arrived blocks (prefetched, resumed, staged
+                                      * by prefill) into entries of their sequence. Free entries first,
                                       * then victims as in plan, but never one used at `keep_step` or
                                       * later; a block already resident, or one without room, is left
                                       * out with STALE / BUSY in arrival.state. Fills miss.entry, .slot */
@@ -284,8 +286,8 @@ typedef struct kern_install_args {   /* between steps: put arrived blocks (prefe
 } kern_install_args;
 
 typedef struct kern_candidates_args { /* the best `count` unforced blocks by importance at next position
-                                      * that the table does not hold, best first: what to prefetch
-                                      * (DESIGN §1); and, if forced is set, the forced ones too */
+                                      * that the table does not hold, best first: what to prefetch.
+                                      * With `forced`, the forced ones too */
     const int32_t *seq, *next_pos;   /* [n] */
     const int32_t *selector;         /* [n] */
     const kern_selector *selectors;
@@ -296,7 +298,7 @@ typedef struct kern_candidates_args { /* the best `count` unforced blocks by imp
     bool forced;
 } kern_candidates_args;
 
-typedef struct kern_seal_args {      /* digest of complete blocks in the pool, and a copy for the host */
+typedef struct kern_seal_args {      /* digest of complete blocks of the pool, a copy for the host */
     const uint8_t *pool;
     const int32_t *slot;             /* [n] */
     const uint64_t *seed;            /* [n] block_id_hash */
@@ -328,7 +330,7 @@ typedef struct kern_sample_args {
     uint32_t rows, vocab;
 } kern_sample_args;
 
-/* ---- the table ---------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 /* X(op): every backend has status <backend>_<op>(kern_stream *, const kern_<op>_args *).
  * INVALID: shapes out of range (checked before anything is written). */
@@ -340,7 +342,9 @@ typedef struct kern_sample_args {
 KERN_OPS(X)
 #undef X
 
-/* ---- backends -------------------------------------------------------------------------------------- */
+/* clang-format on */
+
+/* ---- backends -------------------------------------------------------------------------------- */
 
 typedef struct kern_config {
     const char *backend; /* "ref", "cpu" */
@@ -351,11 +355,11 @@ typedef struct kern_config {
 /* UNSUPPORTED: no such backend in this build or on this machine. */
 status kern_backend_open(const kern_config *config, kern_backend **out_backend);
 void kern_backend_close(kern_backend *backend);
-/* "cpu/avx512/1": backend, kernels' version, architecture: DESIGN §10 numerics. The CPU levels share
- * their bits, so it is the same string for all of them: "cpu/1". */
+/* Backend and its version: what has the same id has the same bits. "cpu/1" at every CPU level. */
 const char *kern_numerics_id(const kern_backend *backend);
-const char *kern_backend_describe(const kern_backend *backend); /* for people: "cpu avx512 2 threads" */
+const char *kern_backend_describe(const kern_backend *backend); /* "cpu avx512 2 threads" */
 
+/* Ops of one stream run in the order they were called; its results are visible after a sync. */
 status kern_stream_create(kern_backend *backend, kern_stream **out_stream);
 void kern_stream_destroy(kern_stream *stream);
 status kern_stream_sync(kern_stream *stream);
@@ -364,16 +368,20 @@ status kern_stream_sync(kern_stream *stream);
 status kern_alloc(kern_backend *backend, uint64_t bytes, void **out_memory);
 void kern_free(kern_backend *backend, void *memory);
 
+typedef struct kern_matrix {
+    const uint16_t *data; /* row-major bf16 [n, k] */
+    uint32_t n;
+} kern_matrix;
 /* Pack a row-major bf16 matrix [n, k] for kern_linear; several matrices with the same k can be
  * stacked by giving parts (q|k|v, gate|up): output columns in the order of the parts. */
-typedef struct kern_matrix { const uint16_t *data; uint32_t n; } kern_matrix;
 status kern_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
                         uint32_t k, kern_weight **out_weight);
 void kern_weight_free(kern_weight *weight);
 uint64_t kern_weight_bytes(const kern_weight *weight);
 
-/* ---- bf16 ------------------------------------------------------------------------------------------- */
+/* ---- bf16 ------------------------------------------------------------------------------------ */
 
+/* Exact. */ /* clang-format off */
 static inline float kern_bf16_to_f32(uint16_t b)
 {
     union { uint32_t u; float f; } x = {.u = (uint32_t)b << 16};
@@ -387,5 +395,6 @@ static inline uint16_t kern_f32_to_bf16(float f)
     if ((x.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((x.u >> 16) | 0x40u);
     return (uint16_t)((x.u + 0x7fffu + ((x.u >> 16) & 1u)) >> 16);
 }
+/* clang-format on */
 
 #endif

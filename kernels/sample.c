@@ -42,8 +42,7 @@ static uint32_t key_id(uint64_t key)
     return UINT32_MAX - (uint32_t)key;
 }
 
-/* ---- heaps of keys ------------------------------------------------------------------------------
- */
+/* ---- heaps of keys --------------------------------------------------------------------------- */
 
 /* sign 0: largest on top, ~0: smallest on top (keys are compared after the exclusive or). */
 static void sink(uint64_t *heap, uint32_t count, uint32_t i, uint64_t sign)
@@ -76,8 +75,7 @@ static uint64_t take_top(uint64_t *heap, uint32_t count, uint64_t sign)
     return top;
 }
 
-/* ---- draws --------------------------------------------------------------------------------------
- */
+/* ---- draws ----------------------------------------------------------------------------------- */
 
 /* A row's candidates and their weights e^((logit - largest) / temperature), by id. */
 typedef struct draw {

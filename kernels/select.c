@@ -17,8 +17,7 @@
 
 enum { SMALL_BLOCKS = 1 << 11 };
 
-/* ---- pool
- * ------------------------------------------------------------------------------------------- */
+/* ---- pool ------------------------------------------------------------------------------------ */
 
 enum { POOL_ROWS = 16 };
 
@@ -141,8 +140,7 @@ status host_pool(kern_stream *stream, const kern_pool_args *args)
     return STATUS_OK;
 }
 
-/* ---- top-k
- * ------------------------------------------------------------------------------------------ */
+/* ---- top-k ----------------------------------------------------------------------------------- */
 
 /* Larger key = larger value, or the same value and a smaller block. NaN counts as -inf. */
 static uint64_t rank_key(float value, uint32_t block)
@@ -204,8 +202,7 @@ static void mark_best(const float *value, uint32_t current, uint32_t want, uint8
         part[key_block(heap[i])] = mark;
 }
 
-/* ---- select
- * ----------------------------------------------------------------------------------------- */
+/* ---- select ---------------------------------------------------------------------------------- */
 
 /* part[b] for b <= current. */
 static void choose(const kern_selector *selector, int32_t pos, const float *query,
@@ -291,8 +288,7 @@ status host_select(kern_stream *stream, const kern_select_args *args)
     return STATUS_OK;
 }
 
-/* ---- candidates
- * --------------------------------------------------------------------------------------- */
+/* ---- candidates ------------------------------------------------------------------------------ */
 
 typedef struct candidate_list {
     int32_t *block;

@@ -44,8 +44,7 @@ static void map(table_view *v, uint32_t entry, int32_t block, uint32_t step)
     v->used_step[entry] = step;
 }
 
-/* ---- plan
- * ------------------------------------------------------------------------------------------- */
+/* ---- plan ------------------------------------------------------------------------------------ */
 
 static bool row_planned(const kern_plan_args *a, uint32_t row)
 {
@@ -179,8 +178,7 @@ status host_plan(kern_stream *stream, const kern_plan_args *args)
     return STATUS_OK;
 }
 
-/* ---- arrivals
- * ------------------------------------------------------------------------------------------ */
+/* ---- arrivals -------------------------------------------------------------------------------- */
 
 /* Copy, then digest what was copied: the bytes that will be attended to are the ones that were
  * checked. */
@@ -228,8 +226,7 @@ status host_gather(kern_stream *stream, const kern_gather_args *args)
     return STATUS_OK;
 }
 
-/* ---- install
- * ------------------------------------------------------------------------------------------- */
+/* ---- install --------------------------------------------------------------------------------- */
 
 static int32_t install_entry(const table_view *v, uint32_t keep_step)
 {
@@ -272,8 +269,7 @@ status host_install(kern_stream *stream, const kern_install_args *args)
     return STATUS_OK;
 }
 
-/* ---- wait
- * ---------------------------------------------------------------------------------------------- */
+/* ---- wait ------------------------------------------------------------------------------------ */
 
 static bool all_arrived(const kern_exchange *x, uint32_t *from, uint32_t count)
 {
@@ -307,8 +303,7 @@ status host_wait(kern_stream *stream, const kern_wait_args *args)
     return STATUS_OK;
 }
 
-/* ---- seal
- * ---------------------------------------------------------------------------------------------- */
+/* ---- seal ------------------------------------------------------------------------------------ */
 
 static void seal_task(const void *context, uint32_t task, void *scratch)
 {

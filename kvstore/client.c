@@ -132,8 +132,7 @@ void kv_client_destroy(kv_client *client)
     }
 }
 
-/* ---- requests
- * ------------------------------------------------------------------------------------- */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 static void list_heads(kv_client *c, const client_request *r, uint32_t **head, uint32_t **tail)
 {
@@ -378,8 +377,7 @@ void client_retry_later(kv_client *c, uint32_t i)
     kv_timer_set(&c->timers, &r->retry, clock_now(&c->config.clock) + wait);
 }
 
-/* ---- asks
- * ----------------------------------------------------------------------------------------- */
+/* ---- asks ------------------------------------------------------------------------------------ */
 
 client_ask *client_ask_new(kv_client *c, kv_kind kind, uint32_t node, uint32_t request)
 {
@@ -448,8 +446,7 @@ status client_send(kv_client *c, uint32_t node, const kv_message *m)
     return sent;
 }
 
-/* ---- landing slots
- * --------------------------------------------------------------------------------- */
+/* ---- landing slots --------------------------------------------------------------------------- */
 
 void client_slot_take(kv_client *c, client_block *b, kv_class class)
 {
@@ -492,8 +489,7 @@ void kv_slot_release(kv_client *client, int32_t slot)
     slot_free(client, (uint32_t)slot);
 }
 
-/* ---- the loop
- * -------------------------------------------------------------------------------------- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
 static void ask_timer(kv_client *c, client_ask *ask)
 {

@@ -16,8 +16,7 @@ static uint64_t bit(uint32_t node)
     return UINT64_C(1) << node;
 }
 
-/* ---- how a block ends or goes on
- * ------------------------------------------------------------------- */
+/* ---- how a block ends or goes on ------------------------------------------------------------- */
 
 static bool is_waiting(const client_block *b)
 {
@@ -135,8 +134,7 @@ static void block_failed(kv_client *c, client_block *b, uint32_t node, status wh
     block_state_set(c, b, BLOCK_WAIT_NODE);
 }
 
-/* ---- asking
- * ---------------------------------------------------------------------------------------- */
+/* ---- asking ---------------------------------------------------------------------------------- */
 
 /* Frames under construction for one request: one a node. */
 typedef struct builder {
@@ -265,8 +263,7 @@ void client_get_dispatch(kv_client *c, uint32_t request)
     request_check(c, request);
 }
 
-/* ---- late
- * ------------------------------------------------------------------------------------------ */
+/* ---- late ------------------------------------------------------------------------------------ */
 
 static void hedge(kv_client *c, client_ask *ask)
 {
@@ -310,8 +307,7 @@ void client_get_failed(kv_client *c, client_ask *ask, status why)
     request_check(c, request);
 }
 
-/* ---- replies
- * ---------------------------------------------------------------------------------------- */
+/* ---- replies --------------------------------------------------------------------------------- */
 
 static void ask_check(kv_client *c, client_ask *ask)
 {

@@ -20,8 +20,7 @@ enum {
 };
 static const uint64_t backoff_max_ns = UINT64_C(1000) * 1000 * 1000;
 
-/* ---- the map
- * --------------------------------------------------------------------------------------- */
+/* ---- the map --------------------------------------------------------------------------------- */
 
 static void node_out(kv_client *c, uint32_t i)
 {
@@ -168,8 +167,7 @@ void client_node_suspect(kv_client *c, uint32_t node)
     c->node[node].suspect_until_ns = clock_now(&c->config.clock) + c->cluster.suspect_ns;
 }
 
-/* ---- connections
- * ----------------------------------------------------------------------------------- */
+/* ---- connections ----------------------------------------------------------------------------- */
 
 static uint32_t node_of(const kv_client *c, kv_peer peer)
 {

@@ -26,8 +26,7 @@ static uint32_t count_of(uint64_t set)
     return (uint32_t)__builtin_popcountll(set);
 }
 
-/* ---- PUT
- * ------------------------------------------------------------------------------------------- */
+/* ---- PUT ------------------------------------------------------------------------------------- */
 
 /* PENDING: the transport or the table of asks has no room now. */
 static status put_send(kv_client *c, uint32_t request, uint32_t node)
@@ -213,8 +212,7 @@ static void put_acked(kv_client *c, client_ask *ask)
     client_complete(c, request, STATUS_OK);
 }
 
-/* ---- DROP
- * ------------------------------------------------------------------------------------------ */
+/* ---- DROP ------------------------------------------------------------------------------------ */
 
 static void drop_check(kv_client *c, uint32_t request)
 {
@@ -270,8 +268,7 @@ void client_drop_failed(kv_client *c, client_ask *ask, status why)
     c->dirty = true;
 }
 
-/* ---- answers
- * ---------------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 void client_on_result(kv_client *c, uint32_t node, wire_kind kind, const kv_message *m)
 {

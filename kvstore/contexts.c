@@ -85,8 +85,7 @@ uint64_t kv_context_count(const kv_contexts *c)
     return c->alive;
 }
 
-/* ---- dropped ids
- * --------------------------------------------------------------------------------- */
+/* ---- dropped ids ----------------------------------------------------------------------------- */
 
 static bool was_dropped(const kv_contexts *c, uint32_t tenant, context_id id)
 {
@@ -116,8 +115,7 @@ static void remember_dropped(kv_contexts *c, uint32_t tenant, context_id id)
     c->dropped_count++;
 }
 
-/* ---- rows
- * ---------------------------------------------------------------------------------------- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 static uint32_t row_find(const kv_contexts *c, uint32_t tenant, context_id id)
 {
@@ -244,8 +242,7 @@ uint32_t kv_context_reclaim(kv_contexts *c)
     return KV_NO_SLOT;
 }
 
-/* ---- owners
- * -------------------------------------------------------------------------------------- */
+/* ---- owners ---------------------------------------------------------------------------------- */
 
 uint32_t kv_owner_find(kv_contexts *c, uint64_t id, uint32_t tenant, uint64_t now_ns)
 {

@@ -27,8 +27,7 @@ struct control {
     uint64_t asked, answered;
 };
 
-/* ---- answers
- * ---------------------------------------------------------------------------------------- */
+/* ---- answers --------------------------------------------------------------------------------- */
 
 static Shoal__V1__NodeState state_of(const kv_server_stats *s)
 {
@@ -156,8 +155,7 @@ static void on_drain(rpc_call *call, const struct ProtobufCMessage *request, voi
     ask(c, call, ASK_DRAIN);
 }
 
-/* ---- life
- * -------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 status control_open(node *n, control **out_control)
 {

@@ -41,8 +41,7 @@ static const char help[] =
     "  shoal-kvstore --name n0 --listen 127.0.0.1:7700 --control 127.0.0.1:7701 --memory 1GiB\n"
     "  shoal-kvstore --name n1 --config cluster.yaml --fault drop=0.01,delay=1ms,seed=7\n";
 
-/* ---- flags
- * ------------------------------------------------------------------------------------------ */
+/* ---- flags ----------------------------------------------------------------------------------- */
 
 typedef struct flags {
     const char *name, *listen, *control, *config, *memory, *connections, *grace, *level, *fault;
@@ -216,8 +215,7 @@ static bool flags_take(int argc, char **argv, flags *f, int *out_exit)
     return *out_exit == 0;
 }
 
-/* ---- running
- * ---------------------------------------------------------------------------------------- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 static void say_ready(const node_options *o, const node *n, const control *c)
 {

@@ -77,8 +77,7 @@ const char *kv_server_address(const kv_server *server)
     return server->address;
 }
 
-/* ---- sending
- * ------------------------------------------------------------------------------------- */
+/* ---- sending --------------------------------------------------------------------------------- */
 
 status server_send(kv_server *s, uint32_t conn, const kv_message *m)
 {
@@ -113,8 +112,7 @@ void server_malformed(kv_server *s, uint32_t conn, const char *what)
     s->transport->ops->hang_up(s->transport, s->conn[conn].peer);
 }
 
-/* ---- connections
- * ----------------------------------------------------------------------------------- */
+/* ---- connections ----------------------------------------------------------------------------- */
 
 static uint32_t conn_find(kv_server *s, kv_peer peer)
 {
@@ -303,8 +301,7 @@ static const kv_events server_events = {
     .closed = on_closed,
 };
 
-/* ---- the loop
- * -------------------------------------------------------------------------------------- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
 static void check_times(kv_server *s, uint64_t now)
 {

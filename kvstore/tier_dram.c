@@ -108,8 +108,7 @@ static status dram_format(void *self, uint32_t block_bytes)
     return STATUS_OK;
 }
 
-/* ---- index -------------------------------------------------------------------------------------
- */
+/* ---- index ----------------------------------------------------------------------------------- */
 
 static uint32_t tag_of(const block_id *id)
 {
@@ -148,8 +147,7 @@ static uint32_t dram_find(const void *self, const block_id *id)
     return d->cells[probe(d, id, tag_of(id))].slot;
 }
 
-/* ---- slots
- * --------------------------------------------------------------------------------------- */
+/* ---- slots ----------------------------------------------------------------------------------- */
 
 static status dram_reserve(void *self, const kv_slot_info *info, uint32_t *out_slot)
 {

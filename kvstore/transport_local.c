@@ -109,8 +109,7 @@ status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transpo
     return STATUS_OK;
 }
 
-/* ---- handles -----------------------------------------------------------------------------------
- */
+/* ---- handles --------------------------------------------------------------------------------- */
 
 static kv_peer handle(const kv_hub *hub, const cable *l, uint32_t end)
 {
@@ -138,8 +137,7 @@ static void wake(local *t)
     CHECK(n == sizeof one || errno == EAGAIN); /* EAGAIN: it is awake by then */
 }
 
-/* ---- control: listen, dial, hang up, close
- * -------------------------------------------------------- */
+/* ---- control: listen, dial, hang up, close --------------------------------------------------- */
 
 static status local_listen(kv_transport *base, const char *address,
                            char out_bound[CLUSTER_ADDRESS_MAX])
@@ -255,8 +253,7 @@ static void local_close(kv_transport *base)
     close(t->wake_fd);
 }
 
-/* ---- data
- * ----------------------------------------------------------------------------------------- */
+/* ---- data ------------------------------------------------------------------------------------ */
 
 static uint64_t line_ns(const kv_hub *hub, uint64_t bytes)
 {

@@ -76,8 +76,7 @@ struct ucx {
 
 static const kv_transport_ops ucx_ops;
 
-/* ---- set up
- * ----------------------------------------------------------------------------------------- */
+/* ---- set up ---------------------------------------------------------------------------------- */
 
 /* Options of a transport go by their name without its prefix: UCX 1.13 takes "TCP_KEEPIDLE" too,
  * and does nothing with it. */
@@ -220,8 +219,7 @@ static status address_parse(const char *address, struct sockaddr_storage *out, s
     return STATUS_OK;
 }
 
-/* ---- connections
- * ------------------------------------------------------------------------------------ */
+/* ---- connections ----------------------------------------------------------------------------- */
 
 static kv_peer handle(const ucx *t, const conn *c)
 {
@@ -349,8 +347,7 @@ static void ucx_hang_up(kv_transport *base, kv_peer peer)
     if (c != NULL) c->hung_up = true;
 }
 
-/* ---- messages
- * --------------------------------------------------------------------------------------- */
+/* ---- messages -------------------------------------------------------------------------------- */
 
 static ucs_status_t on_message(void *arg, const void *head, size_t head_bytes, void *body,
                                size_t body_bytes, const ucp_am_recv_param_t *param)
@@ -426,8 +423,7 @@ static status ucx_send(kv_transport *base, kv_peer peer, const kv_message *messa
     return STATUS_OK;
 }
 
-/* ---- poll
- * -------------------------------------------------------------------------------------------- */
+/* ---- poll ------------------------------------------------------------------------------------ */
 
 static bool accept_all(ucx *t)
 {

@@ -113,16 +113,14 @@ status rpc_stream_read(rpc_stream *stream, struct ProtobufCMessage **out_reply);
 void rpc_stream_cancel(rpc_stream *stream); /* a read under way ends CANCELED; any thread */
 void rpc_stream_close(rpc_stream *stream);  /* cancels what still runs */
 
-/* ---- status on the wire: a gRPC code, our name in the trailers, the sentence as details --------
- */
+/* ---- status on the wire: a gRPC code, our name in the trailers, the sentence as details ------ */
 
 /* The code of google.rpc.Code. */
 int rpc_code_from_status(status s);
 /* The nearest of ours; INTERNAL for a code outside the table. */
 status rpc_status_from_code(int code);
 
-/* ---- grpc.health.v1 ----------------------------------------------------------------------------
- */
+/* ---- grpc.health.v1 -------------------------------------------------------------------------- */
 
 /* Threads: the server's. Memory: the arena's. */
 typedef struct rpc_health rpc_health;

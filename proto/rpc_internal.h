@@ -38,8 +38,7 @@ bool rpc_host_is_loopback(const char *host);
 
 gpr_timespec rpc_deadline(uint64_t timeout_ms); /* from now; UINT64_MAX: never */
 
-/* ---- a call on the server: rpc_server.c takes it from gRPC, rpc_call.c answers it
- * ---------------- */
+/* ---- a call on the server: rpc_server.c takes it from gRPC, rpc_call.c answers it ------------ */
 
 typedef enum rpc_event {
     EVENT_REQUEST,

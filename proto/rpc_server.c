@@ -55,8 +55,7 @@ struct rpc_server {
     _Atomic uint64_t cancel_at_ns; /* end of the grace; set before draining */
 };
 
-/* ---- calls ------------------------------------------------------------------------------------
- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 static void arm(rpc_server *s)
 {
@@ -167,8 +166,7 @@ static void handle(rpc_server *s, event e)
     if (call->finished && call->status_posted && call->batches == 0) release(s, call);
 }
 
-/* ---- the pump -----------------------------------------------------------------------------------
- */
+/* ---- the pump -------------------------------------------------------------------------------- */
 
 /* How long to wait for the next event: forever, or to the end of the grace when draining. The
  * requests that were armed come back at once when a drain begins, which ends the wait forever. */
@@ -232,8 +230,7 @@ uint16_t rpc_server_port(const rpc_server *s, uint32_t index)
     return s->port[index];
 }
 
-/* ---- start -------------------------------------------------------------------------------------
- */
+/* ---- start ----------------------------------------------------------------------------------- */
 
 /* gRPC says only that it could not listen; ask the system why, for the sentence. */
 static const char *bind_problem(const char *host, uint16_t port, char *out, size_t room)
@@ -371,8 +368,7 @@ status rpc_server_create(const rpc_server_config *config, rpc_server **out_serve
     return STATUS_OK;
 }
 
-/* ---- end ---------------------------------------------------------------------------------------
- */
+/* ---- end ------------------------------------------------------------------------------------- */
 
 void rpc_server_drain(rpc_server *s, uint32_t grace_ms)
 {

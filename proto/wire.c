@@ -171,8 +171,7 @@ status wire_decode_bye(const void *bytes, size_t n, wire_bye *out)
     return STATUS_OK;
 }
 
-/* ---- GET ---------------------------------------------------------------------------------------
- */
+/* ---- GET ------------------------------------------------------------------------------------- */
 
 /* Can `id` join `run` without changing the order of what is in it already? */
 static bool run_takes(const wire_run *run, const block_id *id)
@@ -258,8 +257,7 @@ void wire_expand_get(const wire_get *get, const void *body, uint32_t layout, uin
            count * sizeof(uint32_t));
 }
 
-/* ---- MAP ---------------------------------------------------------------------------------------
- */
+/* ---- MAP ------------------------------------------------------------------------------------- */
 
 status wire_decode_map(const void *bytes, size_t n, const void *body, size_t body_n,
                        wire_map *out_map, wire_node *out_rows)

@@ -41,8 +41,7 @@ typedef struct tree {
     tidy_report *report;
 } tree;
 
-/* ---- findings ----------------------------------------------------------------------------------
- */
+/* ---- findings -------------------------------------------------------------------------------- */
 
 static void __attribute__((format(printf, 5, 6)))
 found(tree *t, const file *f, uint32_t line, const char *rule, const char *format, ...)
@@ -96,8 +95,7 @@ static bool one_of(const char *text, const char *const *list)
     return false;
 }
 
-/* ---- reading the tree
- * ------------------------------------------------------------------------------ */
+/* ---- reading the tree ------------------------------------------------------------------------ */
 
 static char *blank_comments_and_strings(arena *a, const char *text)
 {
@@ -214,8 +212,7 @@ static status read_folder(tree *t, const char *folder)
     return result;
 }
 
-/* ---- includes
- * ---------------------------------------------------------------------------------------- */
+/* ---- includes -------------------------------------------------------------------------------- */
 
 /* Who may look at whom: arrows point down only. tests may look anywhere. */
 static bool may_include(const char *from, const char *to)
@@ -308,8 +305,7 @@ static void check_includes(tree *t, const file *f)
     }
 }
 
-/* ---- lengths
- * -------------------------------------------------------------------------------------------- */
+/* ---- lengths --------------------------------------------------------------------------------- */
 
 static uint32_t columns_of(const char *line, size_t bytes)
 {
@@ -345,8 +341,7 @@ static void check_lengths(tree *t, const file *f)
     if (line > limit) found(t, f, 0, "length", "%u lines, at most %u", line, limit);
 }
 
-/* ---- words
- * ---------------------------------------------------------------------------------------------- */
+/* ---- words ----------------------------------------------------------------------------------- */
 
 typedef struct banned {
     const char *word;
@@ -481,8 +476,7 @@ static void check_placeholder(tree *t, const file *f)
     found(t, f, 0, "placeholder", "it holds comments only");
 }
 
-/* ---- public functions
- * ------------------------------------------------------------------------------------ */
+/* ---- public functions ------------------------------------------------------------------------ */
 
 /* The run of lines without a blank one around `at`: does it hold a comment? */
 static bool block_has_comment(const file *f, size_t at)
@@ -574,8 +568,7 @@ static void check_public_functions(tree *t, const file *header)
     }
 }
 
-/* ---- all of it
- * ------------------------------------------------------------------------------------------- */
+/* ---- all of it ------------------------------------------------------------------------------- */
 
 static void check_file(tree *t, const file *f)
 {

@@ -61,8 +61,7 @@ static const flag flags[] = {
 /* clang-format on */
 enum { FLAG_COUNT = sizeof flags / sizeof flags[0] };
 
-/* ---- values
- * ---------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 static bool is_word(const char *words, const char *value)
 {
@@ -140,8 +139,7 @@ static status set_value(const flag *f, const char *value, args *a)
     return STATUS_INTERNAL;
 }
 
-/* ---- the line
- * -------------------------------------------------------------------------------------- */
+/* ---- the line -------------------------------------------------------------------------------- */
 
 /* -o is the output file of decode and, as in all programs here, the format: where it is given
  * twice, the one that is a format's name is the format. */
@@ -268,8 +266,7 @@ void args_apply(const args *a, cluster_config *config)
     if (a->threads != UINT32_MAX) config->threads = a->threads;
 }
 
-/* ---- help
- * ------------------------------------------------------------------------------------------ */
+/* ---- help ------------------------------------------------------------------------------------ */
 
 static const char decode_head[] =
     "shoal-worker decode - answer a batch of prompts, with the KV cache in a store\n"

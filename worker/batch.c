@@ -156,8 +156,7 @@ status batch_reader_next(batch_reader *reader, batch_line *out_line)
     }
 }
 
-/* ---- names
- * ----------------------------------------------------------------------------------------- */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 typedef struct name_key {
     uint64_t a, b; /* both 0: empty place */

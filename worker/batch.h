@@ -23,8 +23,7 @@ enum {
     BATCH_MESSAGE_MAX = 400,
 };
 
-/* ---- reading lines -----------------------------------------------------------------------------
- */
+/* ---- reading lines --------------------------------------------------------------------------- */
 
 typedef struct batch_reader batch_reader;
 
@@ -48,8 +47,7 @@ typedef struct batch_line {
 /* NOT_FOUND: no more lines. IO. An empty last line is no line; other empty lines are lines. */
 status batch_reader_next(batch_reader *reader, batch_line *out_line);
 
-/* ---- a set of names, to find duplicates
- * ---------------------------------------------------------- */
+/* ---- a set of names, to find duplicates ------------------------------------------------------ */
 
 typedef struct batch_names batch_names;
 batch_names *batch_names_create(arena *memory);
@@ -57,8 +55,7 @@ batch_names *batch_names_create(arena *memory);
 bool batch_names_add(batch_names *names, const char *bytes, size_t count);
 bool batch_names_has(const batch_names *names, const char *bytes, size_t count);
 
-/* ---- one request
- * ----------------------------------------------------------------------------------- */
+/* ---- one request ----------------------------------------------------------------------------- */
 
 typedef struct batch_error {
     char code[BATCH_CODE_MAX];       /* "" : no error */
@@ -99,8 +96,7 @@ typedef struct batch_request {
 bool batch_parse(const char *where, const batch_line *line, arena *memory,
                  batch_request *out_request, batch_error *out_error);
 
-/* ---- writing lines
- * ---------------------------------------------------------------------------------- */
+/* ---- writing lines --------------------------------------------------------------------------- */
 
 typedef enum batch_mode {
     BATCH_NEW, /* the file must not exist */
@@ -128,8 +124,7 @@ status batch_done_read(const char *path, batch_names *names, uint64_t *out_count
  * a custom_id, the line's number. */
 void batch_done_key(const char *custom_id, bool duplicate, uint64_t line, text *out_key);
 
-/* ---- the words of an answer
- * ------------------------------------------------------------------------- */
+/* ---- the words of an answer ------------------------------------------------------------------ */
 
 typedef struct batch_blocks {
     uint64_t resident, host, remote, recomputed;

@@ -46,8 +46,7 @@ static bool is_plain(const cJSON *item)
     return cJSON_IsString(item) && strchr(item->valuestring, 0xc0) == NULL;
 }
 
-/* ---- fields that may only say "off"
- * ---------------------------------------------------------------- */
+/* ---- fields that may only say "off" ---------------------------------------------------------- */
 
 typedef enum off_value { OFF_ANY, OFF_FALSE, OFF_TRUE, OFF_ZERO, OFF_ONE, OFF_EMPTY } off_value;
 
@@ -128,8 +127,7 @@ static bool check_fields(const parse *p, const cJSON *body)
     return true;
 }
 
-/* ---- single values
- * --------------------------------------------------------------------------------- */
+/* ---- single values --------------------------------------------------------------------------- */
 
 static bool get_f32(const parse *p, const cJSON *body, const char *key, const double range[2],
                     float *in_out)
@@ -177,8 +175,7 @@ static bool get_string(const parse *p, const cJSON *object, const char *name[2],
     return true;
 }
 
-/* ---- prompt, messages, stop
- * ------------------------------------------------------------------------ */
+/* ---- prompt, messages, stop ------------------------------------------------------------------ */
 
 static bool get_ids(const parse *p, const cJSON *prompt)
 {
@@ -289,8 +286,7 @@ static bool get_logprobs(const parse *p, const cJSON *body)
     return true;
 }
 
-/* ---- the whole
- * ------------------------------------------------------------------------------------- */
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 static bool get_sampling(const parse *p, const cJSON *body)
 {

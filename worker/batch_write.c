@@ -159,8 +159,7 @@ void batch_writer_close(batch_writer *writer)
     arena_destroy(writer->memory);
 }
 
-/* ---- what an output file already has
- * --------------------------------------------------------------- */
+/* ---- what an output file already has --------------------------------------------------------- */
 
 void batch_done_key(const char *custom_id, bool duplicate, uint64_t line, text *out_key)
 {
@@ -225,8 +224,7 @@ status batch_done_read(const char *path, batch_names *names, uint64_t *out_count
     return s == STATUS_NOT_FOUND ? STATUS_OK : s;
 }
 
-/* ---- words of an answer
- * ---------------------------------------------------------------------------- */
+/* ---- words of an answer ---------------------------------------------------------------------- */
 
 static void add_head(text *out, uint64_t line, const char *custom_id)
 {

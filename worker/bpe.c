@@ -9,8 +9,7 @@
 
 #include <string.h>
 
-/* ---- vocabulary
- * ---------------------------------------------------------------------------------- */
+/* ---- vocabulary ------------------------------------------------------------------------------ */
 
 static uint32_t pow2_at_least(uint64_t n)
 {
@@ -130,8 +129,7 @@ static status read_vocab(arena *a, const char *file, const cJSON *vocab, const c
     return STATUS_OK;
 }
 
-/* ---- merges
- * -------------------------------------------------------------------------------------- */
+/* ---- merges ---------------------------------------------------------------------------------- */
 
 static uint32_t pair_hash(uint64_t pair)
 {
@@ -210,8 +208,7 @@ static status read_merges(arena *a, const char *file, const cJSON *merges, bpe *
     return s;
 }
 
-/* ---- the model
- * ------------------------------------------------------------------------------------ */
+/* ---- the model ------------------------------------------------------------------------------- */
 
 static status read_unknown(json_in in, bpe *b)
 {
@@ -267,8 +264,7 @@ status bpe_parse(arena *a, const char *file, const cJSON *model, const cJSON *ad
     return STATUS_OK;
 }
 
-/* ---- one word
- * -------------------------------------------------------------------------------------- */
+/* ---- one word -------------------------------------------------------------------------------- */
 
 void id_list_add(id_list *l, int32_t id)
 {

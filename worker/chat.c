@@ -29,8 +29,7 @@ struct chat_template {
     uint32_t nodes;
 };
 
-/* ---- cutting
- * ------------------------------------------------------------------------------------------ */
+/* ---- cutting --------------------------------------------------------------------------------- */
 
 static const char *find(const char *at, const char *end, const char *what)
 {
@@ -125,8 +124,7 @@ static status cut(chat_template *t, const char *source, size_t bytes)
     return STATUS_OK;
 }
 
-/* ---- running
- * ------------------------------------------------------------------------------------------ */
+/* ---- running --------------------------------------------------------------------------------- */
 
 static bool is_tag(const node *n, const char *word)
 {
@@ -341,8 +339,7 @@ status chat_render(const chat_template *t, const batch_message *messages, uint32
     return failed ? STATUS_INVALID : STATUS_OK;
 }
 
-/* ---- files
- * -------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 status chat_parse(const char *file, const char *source, size_t bytes, const char *const bos_eos[2],
                   chat_template **out_template)

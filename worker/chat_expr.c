@@ -63,8 +63,7 @@ bool chat_truth(const chat_value *v)
     return false;
 }
 
-/* ---- words
- * ------------------------------------------------------------------------------------------ */
+/* ---- words ----------------------------------------------------------------------------------- */
 
 void chat_skip_space(chat_run *r)
 {
@@ -137,8 +136,7 @@ static chat_value look_up(const chat_run *r, const char *name, const char *membe
     return undefined;
 }
 
-/* ---- single terms
- * ------------------------------------------------------------------------------------ */
+/* ---- single terms ---------------------------------------------------------------------------- */
 
 static chat_value string_literal(chat_run *r)
 {
@@ -357,8 +355,7 @@ static chat_value postfix(chat_run *r)
     return v;
 }
 
-/* ---- operators
- * --------------------------------------------------------------------------------------- */
+/* ---- operators ------------------------------------------------------------------------------- */
 
 static chat_value joined(chat_run *r, chat_value a, chat_value b)
 {

@@ -234,8 +234,7 @@ static status read_tensors(const shard_file *s, uint32_t index, tensor *tensors)
     return check_tiling(s, tensors, n);
 }
 
-/* ---- the set of files --------------------------------------------------------------------------
- */
+/* ---- the set of files ------------------------------------------------------------------------ */
 
 static status join(const char *directory, const char *name, char *out, size_t out_bytes)
 {

@@ -60,8 +60,7 @@ typedef struct decode {
     report report;
 } decode;
 
-/* ---- lines out
- * ------------------------------------------------------------------------------------- */
+/* ---- lines out ------------------------------------------------------------------------------- */
 
 static void keep_digest(decode *d, uint64_t ordinal, const text *line)
 {
@@ -151,8 +150,7 @@ static status emit_answer(decode *d, live *l, const worker_event *event)
     return emit(d, l->ordinal, l->memory, &line);
 }
 
-/* ---- lines in
- * -------------------------------------------------------------------------------------- */
+/* ---- lines in -------------------------------------------------------------------------------- */
 
 static void error_of(batch_error *error, const decode *d, status s)
 {
@@ -321,8 +319,7 @@ static status take_lines(decode *d)
     return STATUS_OK;
 }
 
-/* ---- the run
- * --------------------------------------------------------------------------------------- */
+/* ---- the run --------------------------------------------------------------------------------- */
 
 static status take_event(decode *d, const worker_event *event)
 {

@@ -118,8 +118,7 @@ static status parse_decoder(fold *f, const cJSON *item)
     return STATUS_OK;
 }
 
-/* ---- one text per id
- * ------------------------------------------------------------------------------ */
+/* ---- one text per id ------------------------------------------------------------------------- */
 
 /* Byte-level: the bytes its characters stand for, or the text itself if one stands for none. */
 static span fold_bytes(span text, buffer *b, arena *scratch)
@@ -220,8 +219,7 @@ status decoder_parse(arena *a, const char *file, const cJSON *item, const bpe *b
     return STATUS_OK;
 }
 
-/* ---- streaming
- * ------------------------------------------------------------------------------------- */
+/* ---- streaming ------------------------------------------------------------------------------- */
 
 void detokenizer_start(const tokenizer *t, bool skip_special, detokenizer *out_state)
 {

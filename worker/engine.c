@@ -3,9 +3,7 @@
 
 #include <string.h>
 
-/* ---- views
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- views ----------------------------------------------------------------------------------- */
 
 size_t engine_home(const worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
                    uint32_t block)
@@ -64,9 +62,7 @@ uint32_t selector_entries(const worker_engine *e, const kern_selector *s)
     return n < e->max_blocks ? (uint32_t)n : e->max_blocks;
 }
 
-/* ---- memory
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void read_dims(worker_engine *e)
 {
@@ -273,9 +269,7 @@ void engine_pause(void *self, uint64_t until_ns)
     io_pause(((worker_engine *)self)->io, until_ns);
 }
 
-/* ---- creation
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- creation -------------------------------------------------------------------------------- */
 
 static status check_pool(const worker_engine *e)
 {
@@ -435,8 +429,7 @@ void worker_destroy(worker_engine *e)
     arena_destroy(e->memory);
 }
 
-/* ---- requests and events
- * --------------------------------------------------------------------------------------------- */
+/* ---- requests and events --------------------------------------------------------------------- */
 
 static status selector_register(worker_engine *e, const kern_selector *s)
 {

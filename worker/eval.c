@@ -64,8 +64,7 @@ typedef struct eval {
     report report;
 } eval;
 
-/* ---- cases
- * ----------------------------------------------------------------------------------------- */
+/* ---- cases ----------------------------------------------------------------------------------- */
 
 static bool case_text(eval *e, live *l, const cJSON *tree, batch_error *error)
 {
@@ -148,8 +147,7 @@ static bool unwanted(const eval *e, const cJSON *tree)
            (!cJSON_IsString(kind) || strcmp(kind->valuestring, e->args->kind) != 0);
 }
 
-/* ---- into the engine
- * ------------------------------------------------------------------------------- */
+/* ---- into the engine ------------------------------------------------------------------------- */
 
 static status fail_case(eval *e, live *l, const char *sentence)
 {
@@ -248,8 +246,7 @@ static status take_cases(eval *e, bool *out_all)
     return STATUS_OK;
 }
 
-/* ---- results
- * --------------------------------------------------------------------------------------- */
+/* ---- results --------------------------------------------------------------------------------- */
 
 static void count_in(case_file *file, const char *name, bool right)
 {
@@ -426,8 +423,7 @@ static void add_text(text *out, eval *e)
     }
 }
 
-/* ---- the run
- * --------------------------------------------------------------------------------------- */
+/* ---- the run --------------------------------------------------------------------------------- */
 
 static void draw(eval *e)
 {

@@ -4,8 +4,7 @@
 
 #include <string.h>
 
-/* ---- a layer's misses
- * ---------------------------------------------------------------------------------------- */
+/* ---- a layer's misses ------------------------------------------------------------------------ */
 
 void fetch_start(worker_engine *e, uint32_t layer)
 {
@@ -93,8 +92,7 @@ void fetch_count_picks(worker_engine *e, uint32_t layer, const pick_buffers *pic
     }
 }
 
-/* ---- ahead of time
- * --------------------------------------------------------------------------------------------- */
+/* ---- ahead of time --------------------------------------------------------------------------- */
 
 static int32_t group_take(worker_engine *e)
 {

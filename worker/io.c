@@ -40,8 +40,7 @@ void io_emit(worker_io *io, io_event_kind kind, int32_t seq, int32_t group, stat
     io_answered(io);
 }
 
-/* ---- one turn
- * ---------------------------------------------------------------------------------------- */
+/* ---- one turn -------------------------------------------------------------------------------- */
 
 static void run_command(worker_io *io, const io_command *command)
 {
@@ -150,8 +149,7 @@ static void *io_main(void *argument)
     return NULL;
 }
 
-/* ---- creation
- * ------------------------------------------------------------------------------------------ */
+/* ---- creation -------------------------------------------------------------------------------- */
 
 static uint32_t power_of_two(uint32_t at_least)
 {
@@ -270,8 +268,7 @@ void io_destroy(worker_io *io)
     if (io->wake_fd >= 0) close(io->wake_fd);
 }
 
-/* ---- step side
- * ------------------------------------------------------------------------------------------ */
+/* ---- step side ------------------------------------------------------------------------------- */
 
 static void wake(worker_io *io)
 {

@@ -71,8 +71,7 @@ typedef struct io_config {
 status io_create(const io_config *config, worker_io **out_io);
 void io_destroy(worker_io *io); /* stops the thread, DROPs nothing: send IO_FORGET first */
 
-/* ---- step side
- * ------------------------------------------------------------------------------------- */
+/* ---- step side ------------------------------------------------------------------------------- */
 
 void io_send(worker_io *io, const io_command *command);
 bool io_receive(worker_io *io, io_event *out_event);

@@ -32,8 +32,7 @@ typedef struct loading {
     void *progress_self;
 } loading;
 
-/* ---- memory and progress ------------------------------------------------------------------------
- */
+/* ---- memory and progress --------------------------------------------------------------------- */
 
 static status take_memory(loading *l, uint64_t bytes, void **out_memory)
 {
@@ -52,8 +51,7 @@ static void report(loading *l, uint64_t bytes)
     if (l->progress) l->progress(l->progress_self, l->done, l->total);
 }
 
-/* ---- one tensor
- * ---------------------------------------------------------------------------------- */
+/* ---- one tensor ------------------------------------------------------------------------------ */
 
 /* A matrix [rows, columns], or a vector when columns is 0. */
 static status read_tensor(loading *l, const char *name, uint32_t rows, uint32_t columns, arena *a,
@@ -107,8 +105,7 @@ static status load_packed(loading *l, const stacked *parts, uint32_t count, uint
     return STATUS_OK;
 }
 
-/* ---- the model
- * ----------------------------------------------------------------------------------- */
+/* ---- the model ------------------------------------------------------------------------------- */
 
 enum { NAME_BYTES = 96 };
 
@@ -202,8 +199,7 @@ static status make_rope(loading *l)
     return STATUS_OK;
 }
 
-/* ---- what must not be there
- * ------------------------------------------------------------------------ */
+/* ---- what must not be there ------------------------------------------------------------------ */
 
 /* Buffers that old checkpoints carry and nothing needs; the output matrix beside tied embeddings.
  */
@@ -251,8 +247,7 @@ static status check_unused(const loading *l)
     return STATUS_OK;
 }
 
-/* ---- load and free
- * ----------------------------------------------------------------------------------- */
+/* ---- load and free --------------------------------------------------------------------------- */
 
 static status load_all(loading *l)
 {

@@ -1,5 +1,5 @@
 /* Prompt rows: K and V go to host slots (staging), where the rows read all earlier blocks of the
- * layer; complete blocks are sealed and put while the prompt goes on (DESIGN §10, prefill).
+ * layer; complete blocks are sealed and put while the prompt goes on.
  * Rows are attended by the same op in the same canonical order as decode rows, so a prompt's bits
  * do not depend on how it was cut into chunks. */
 #include "worker/engine.h"
@@ -152,8 +152,7 @@ status prefill_layer(worker_engine *e, uint32_t layer)
     return STATUS_OK;
 }
 
-/* ---- after the step
- * --------------------------------------------------------------------------------------- */
+/* ---- after the step -------------------------------------------------------------------------- */
 
 static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
 {

@@ -14,8 +14,7 @@ static const char gpt2_regex[] =
 /* Whitespace is \w+|[^\w\s]+ of Rust's regex crate, whose word characters are UNICODE_WORD. */
 static const char whitespace_regex[] = "[" UNICODE_WORD "]+|[^" UNICODE_WORD "\\s]+";
 
-/* ---- reading the file --------------------------------------------------------------------------
- */
+/* ---- reading the file ------------------------------------------------------------------------ */
 
 static status add_stage(const char *file, pretokenizer *p, stage **out_stage)
 {
@@ -157,8 +156,7 @@ void pretokenizer_release(pretokenizer *p)
         pattern_release(p->stages[i].pattern);
 }
 
-/* ---- bytes as characters ------------------------------------------------------------------------
- */
+/* ---- bytes as characters --------------------------------------------------------------------- */
 
 /* Printable Latin-1 stands for itself, the other 68 bytes for U+0100 and up, in order. */
 static bool stands_for_itself(uint32_t c)
@@ -182,8 +180,7 @@ int32_t char_to_byte(int32_t code)
     return code == 0x143 ? 0xad : -1;
 }
 
-/* ---- running ------------------------------------------------------------------------------------
- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 typedef struct piece {
     span s;

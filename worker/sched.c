@@ -12,8 +12,7 @@
 
 #include <string.h>
 
-/* ---- pool entries
- * ------------------------------------------------------------------------------------------- */
+/* ---- pool entries ---------------------------------------------------------------------------- */
 
 /* Entries a (layer, KV head): the selection, a victim margin, never more than there are blocks. */
 uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks)
@@ -65,8 +64,7 @@ static bool entries_take(worker_engine *e, uint32_t seq)
     return true;
 }
 
-/* ---- park and resume
- * --------------------------------------------------------------------------------------------- */
+/* ---- park and resume ------------------------------------------------------------------------- */
 
 /* The open block moves to host slots; everything else is in the store or in host memory already. */
 static bool park(worker_engine *e, uint32_t seq)
@@ -190,8 +188,7 @@ static bool resume(worker_engine *e, uint32_t seq)
     return true;
 }
 
-/* ---- the end of a sequence
- * ------------------------------------------------------------------------------------------ */
+/* ---- the end of a sequence ------------------------------------------------------------------- */
 
 static void stage_drop(worker_engine *e, sequence *s)
 {
@@ -230,7 +227,7 @@ void sched_finish(worker_engine *e, uint32_t seq, worker_reason reason, status r
 }
 
 /* Every replica of a block is gone: the prompt is computed again, generated tokens are replayed as
- * decode steps, blocks are put again under the digests they had (DESIGN §10, recompute). */
+ * decode steps, blocks are put again under the digests they had. */
 void sched_recompute(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
@@ -247,9 +244,7 @@ void sched_recompute(worker_engine *e, uint32_t seq)
     s->state = SEQ_READY; /* done < prompt_count: waits for its turn in prefill */
 }
 
-/* ---- admission
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- admission ------------------------------------------------------------------------------- */
 
 static bool needs_prefill(const sequence *s)
 {

@@ -96,8 +96,7 @@ status select_query(worker_engine *e, uint32_t layer, row_range rows, const floa
     return kern_rope(e->stream, &rope);
 }
 
-/* ---- lookahead `step`: picks kept a sequence from one step to the next
- * ----------------------------------- */
+/* ---- lookahead `step`: picks kept a sequence from one step to the next ----------------------- */
 
 static size_t ahead_home(const worker_engine *e, uint32_t seq, uint32_t layer)
 {
@@ -173,8 +172,7 @@ status select_ahead(worker_engine *e, uint32_t layer)
     return STATUS_OK;
 }
 
-/* ---- the plan of a layer
- * ----------------------------------------------------------------------------------- */
+/* ---- the plan of a layer --------------------------------------------------------------------- */
 
 static status pick_layer(worker_engine *e, uint32_t layer, pick_buffers *picks)
 {

@@ -8,8 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* ---- signals
- * --------------------------------------------------------------------------------------- */
+/* ---- signals --------------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t interrupted;
 
@@ -34,8 +33,7 @@ bool session_interrupted(void)
     return interrupted != 0;
 }
 
-/* ---- selections
- * ------------------------------------------------------------------------------------ */
+/* ---- selections ------------------------------------------------------------------------------ */
 
 static bool same_word(const char *a, const char *b)
 {
@@ -137,8 +135,7 @@ static kern_selector widest_of(const session *s)
     return widest;
 }
 
-/* ---- open, start, close
- * ---------------------------------------------------------------------------- */
+/* ---- open, start, close ---------------------------------------------------------------------- */
 
 static const char *last_part(arena *memory, const char *path)
 {

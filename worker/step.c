@@ -2,15 +2,13 @@
  *
  * No host branch depends on what the device computed until the step is over: selections, misses and
  * failures live in the arrays that ops pass on. A row whose block could not be had is void: the
- * batch finishes, that row's token is thrown away and the position is repeated (DESIGN §10). */
+ * batch finishes, that row's token is thrown away and the position is repeated. */
 #include "worker/engine.h"
 
 #include <math.h>
 #include <string.h>
 
-/* ---- rows
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 static void row_add(worker_engine *e, uint32_t seq, uint32_t pos)
 {
@@ -68,9 +66,7 @@ static void choose_rows(worker_engine *e)
     e->prefill_rows.count = n;
 }
 
-/* ---- a layer
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- a layer --------------------------------------------------------------------------------- */
 
 static status project(worker_engine *e, const kern_weight *w, const float *x, uint64_t x_stride,
                       float *out, uint64_t out_stride)
@@ -269,9 +265,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     return mlp(e, l);
 }
 
-/* ---- logits
- * ----------------------------------------------------------------------------------------------------------
- */
+/* ---- logits ---------------------------------------------------------------------------------- */
 
 static float log_softmax_at(const float *logits, uint32_t vocab, int32_t target)
 {
@@ -373,9 +367,7 @@ static status logits_all(worker_engine *e)
     return STATUS_OK;
 }
 
-/* ---- commit
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- commit ---------------------------------------------------------------------------------- */
 
 /* The row completed a block: digest, copy for the host, and off to R nodes. */
 static status seal_row(worker_engine *e, uint32_t seq)

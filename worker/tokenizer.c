@@ -10,8 +10,7 @@
 
 enum { TOKENIZER_BYTES_MAX = 256 << 20, TEXT_BYTES_MAX = 1 << 30 };
 
-/* ---- small things every part uses --------------------------------------------------------------
- */
+/* ---- small things every part uses ------------------------------------------------------------ */
 
 void buffer_reserve(buffer *b, arena *a, size_t capacity)
 {
@@ -71,8 +70,7 @@ status unsupported_type(const char *file, const char *kind, const char *type)
     return FAIL(UNSUPPORTED, "%s: the %s type \"%.60s\" is not supported", file, kind, type);
 }
 
-/* ---- added tokens
- * ---------------------------------------------------------------------------------- */
+/* ---- added tokens ---------------------------------------------------------------------------- */
 
 static int by_first_byte(const void *a, const void *b)
 {
@@ -136,8 +134,7 @@ static status read_added(const char *file, const cJSON *list, tokenizer *t)
     return pattern_create_regex(t->arena, file, "[" UNICODE_WORD "]\\z", &t->word_at_end);
 }
 
-/* ---- post-processor
- * --------------------------------------------------------------------------------- */
+/* ---- post-processor -------------------------------------------------------------------------- */
 
 static status read_special_ids(const char *file, const cJSON *map, const char *name, tokenizer *t,
                                bool after)
@@ -199,8 +196,7 @@ static status read_post_processor(const char *file, const cJSON *item, tokenizer
     return STATUS_OK;
 }
 
-/* ---- loading
- * ------------------------------------------------------------------------------------------ */
+/* ---- loading --------------------------------------------------------------------------------- */
 
 static status read_parts(const char *file, const cJSON *tree, tokenizer *t)
 {
@@ -291,8 +287,7 @@ void tokenizer_destroy(tokenizer *t)
     arena_destroy(t->arena);
 }
 
-/* ---- encoding
- * ------------------------------------------------------------------------------------------ */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
 typedef struct encoding {
     tokenizer *t;
@@ -419,8 +414,7 @@ status tokenizer_encode(tokenizer *t, span text, bool special, arena *a, int32_t
     return s;
 }
 
-/* ---- looking
- * --------------------------------------------------------------------------------------------- */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 uint32_t tokenizer_vocab(const tokenizer *t)
 {

@@ -41,8 +41,7 @@ const char *tokenizer_token_bytes(const tokenizer *t, int32_t id, uint32_t *out_
 status tokenizer_encode(tokenizer *t, span text, bool special, arena *a, int32_t **out_ids,
                         uint32_t *out_count);
 
-/* ---- ids -> text, a token at a time ------------------------------------------------------------
- */
+/* ---- ids -> text, a token at a time ---------------------------------------------------------- */
 
 /* The text given out so far is always well-formed UTF-8: bytes of a character that is not complete
  * yet are held back, and bytes that cannot become one turn into U+FFFD. All pieces together are the

@@ -25,8 +25,7 @@ enum {
     CHAR_TABLE = 0x800, /* code points of one or two bytes have a direct table */
 };
 
-/* ---- text in pieces -----------------------------------------------------------------------------
- */
+/* ---- text in pieces -------------------------------------------------------------------------- */
 
 /* Memory that grows and is used again; the old contents are lost when it grows. */
 typedef struct buffer {
@@ -42,8 +41,7 @@ uint32_t utf8_next(const char *p, int32_t *out_code);
 bool unicode_space(const char *p);          /* whether the character at p is White_Space */
 uint32_t utf8_put(int32_t code, char *out); /* 1..4 bytes */
 
-/* ---- pattern ------------------------------------------------------------------------------------
- */
+/* ---- pattern --------------------------------------------------------------------------------- */
 
 typedef struct pattern pattern;
 /* Members of a class: word characters by Unicode's annex C of UTS 18, the joiners included. */
@@ -58,8 +56,7 @@ void pattern_release(pattern *p); /* what PCRE2 holds; NULL is fine */
 status pattern_find(pattern *p, span in, size_t from, bool *out_found, size_t *out_begin,
                     size_t *out_end);
 
-/* ---- normalize ----------------------------------------------------------------------------------
- */
+/* ---- normalize ------------------------------------------------------------------------------- */
 
 typedef enum step_kind {
     STEP_NFC,
@@ -89,8 +86,7 @@ void normalizer_release(normalizer *n);
 /* in -> out; out is `in` itself when nothing is done, else memory of `a`. */
 status normalizer_run(const normalizer *n, span in, arena *a, span *out);
 
-/* ---- pretokenize --------------------------------------------------------------------------------
- */
+/* ---- pretokenize ----------------------------------------------------------------------------- */
 
 typedef enum stage_kind {
     STAGE_SPLIT,     /* by a pattern */
@@ -142,8 +138,7 @@ status pretokenizer_run(const pretokenizer *p, span text, bool first, word_sink 
 int32_t byte_to_char(uint8_t byte);
 int32_t char_to_byte(int32_t code);
 
-/* ---- bpe ----------------------------------------------------------------------------------------
- */
+/* ---- bpe ------------------------------------------------------------------------------------- */
 
 typedef struct merge_slot {
     uint64_t pair; /* left << 32 | right; UINT64_MAX: empty */
@@ -189,8 +184,7 @@ status bpe_parse(arena *a, const char *file, const cJSON *model, const cJSON *ad
 int32_t bpe_find(const bpe *b, span text); /* added tokens too; -1: none */
 status bpe_word(bpe *b, span word, id_list *out);
 
-/* ---- detokenize ---------------------------------------------------------------------------------
- */
+/* ---- detokenize ------------------------------------------------------------------------------ */
 
 typedef struct decoder {
     bool lossy;        /* ByteLevel: bytes, then UTF-8 with replacement */
@@ -206,8 +200,7 @@ typedef struct decoder {
 
 status decoder_parse(arena *a, const char *file, const cJSON *item, const bpe *b, decoder *d);
 
-/* ---- the whole
- * ----------------------------------------------------------------------------------- */
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 typedef struct added_token {
     const char *text; /* normalised where that is asked for */

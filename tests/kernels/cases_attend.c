@@ -137,9 +137,7 @@ static attend_context *make_context(op_fixture *f)
     return c;
 }
 
-/* ---- score
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- score ----------------------------------------------------------------------------------- */
 
 static status score_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -167,8 +165,7 @@ static void score_build(op_fixture *f)
                (uint64_t)a->rows * a->summary.kv_heads * a->summary.max_windows, VALUE_F32);
 }
 
-/* ---- pool and select: on random scores, so that ref and cpu start from the same
- * ---------------------------------- */
+/* ---- pool and select: on random scores, so that ref and cpu start from the same -------------- */
 
 static status select_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -211,8 +208,7 @@ static void select_build(op_fixture *f)
     ops_output(f, "settled", s->settled, lists * 4, VALUE_BYTES);
 }
 
-/* ---- attend: over selections made from random scores
- * ---------------------------------------------------------------- */
+/* ---- attend: over selections made from random scores ----------------------------------------- */
 
 static status attend_run(op_fixture *f, uint32_t first, uint32_t count)
 {

@@ -8,8 +8,7 @@
 #define COUNT_OF(x) (sizeof(x) / sizeof((x)[0]))
 #define ARGS(type)  type *a = ARENA_NEW(f->memory, type, 1)
 
-/* ---- embed: rows hidden vocab
- * --------------------------------------------------------------------------- */
+/* ---- embed: rows hidden vocab ---------------------------------------------------------------- */
 
 static status embed_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -39,8 +38,7 @@ static void embed_build(op_fixture *f)
     ops_output(f, "out", a->out, (uint64_t)a->rows * a->hidden, VALUE_F32);
 }
 
-/* ---- rmsnorm: rows hidden
- * ------------------------------------------------------------------------------- */
+/* ---- rmsnorm: rows hidden -------------------------------------------------------------------- */
 
 static status rmsnorm_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -66,8 +64,7 @@ static void rmsnorm_build(op_fixture *f)
     ops_output(f, "out", a->out, (uint64_t)a->rows * a->hidden, VALUE_F32);
 }
 
-/* ---- rope: rows heads dim stride-extra: in place, so each run starts from a copy
- * ---------------------------- */
+/* ---- rope: rows heads dim stride-extra: in place, so each run starts from a copy ------------- */
 
 static status rope_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -113,8 +110,7 @@ static void rope_build(op_fixture *f)
     ops_output(f, "x", a->x, count, VALUE_F32);
 }
 
-/* ---- linear: rows k n residual
- * ------------------------------------------------------------------------------ */
+/* ---- linear: rows k n residual --------------------------------------------------------------- */
 
 static status linear_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -149,8 +145,7 @@ static void linear_build(op_fixture *f)
     ops_output(f, "out", a->out, a->rows * a->out_stride, VALUE_F32);
 }
 
-/* ---- swiglu: rows ffn
- * ---------------------------------------------------------------------------------------- */
+/* ---- swiglu: rows ffn ------------------------------------------------------------------------ */
 
 static status swiglu_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -180,8 +175,7 @@ static void swiglu_build(op_fixture *f)
     ops_output(f, "out", a->out, (uint64_t)a->rows * a->ffn, VALUE_F32);
 }
 
-/* ---- importance: rows kv_heads dim has-A
- * ----------------------------------------------------------------------- */
+/* ---- importance: rows kv_heads dim has-A ----------------------------------------------------- */
 
 static status importance_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -210,8 +204,7 @@ static void importance_build(op_fixture *f)
     ops_output(f, "u", a->out, (uint64_t)a->rows * a->kv_heads, VALUE_BF16);
 }
 
-/* ---- compress: rows kv_heads dim window stride; two sequences in turn
- * --------------------------------------------- */
+/* ---- compress: rows kv_heads dim window stride; two sequences in turn ------------------------ */
 
 static status compress_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -262,8 +255,7 @@ static void compress_build(op_fixture *f)
     ops_output(f, "u", s->u, heads * s->max_tokens, VALUE_BF16);
 }
 
-/* ---- append: rows kv_heads dim
- * ------------------------------------------------------------------------------------ */
+/* ---- append: rows kv_heads dim --------------------------------------------------------------- */
 
 static status append_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -305,8 +297,7 @@ static void append_build(op_fixture *f)
     ops_output(f, "pool", a->pool, bytes / 2, VALUE_BF16);
 }
 
-/* ---- sample: rows vocab kind: 0 greedy, 1 temperature, 2 top-k, 3 top-p, 4 both
- * ------------------------------------- */
+/* ---- sample: rows vocab kind: 0 greedy, 1 temperature, 2 top-k, 3 top-p, 4 both -------------- */
 
 static status sample_run(op_fixture *f, uint32_t first, uint32_t count)
 {
@@ -354,9 +345,7 @@ static void sample_build(op_fixture *f)
     ops_output(f, "logprob", (float *)f->context + a->rows, a->rows, VALUE_F32);
 }
 
-/* ---- rows
- * ------------------------------------------------------------------------------------------------------------
- */
+/* ---- rows ------------------------------------------------------------------------------------ */
 
 /* clang-format off */
 const op_case ops_model_cases[] = {

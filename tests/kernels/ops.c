@@ -16,8 +16,7 @@
 
 enum { PERF_RUNS = 9 };
 
-/* ---- shared with the cases
- * ----------------------------------------------------------------------------- */
+/* ---- shared with the cases ------------------------------------------------------------------- */
 
 uint32_t ops_backends(ops_backend out[OPS_BACKENDS_MAX], uint32_t threads)
 {
@@ -73,8 +72,7 @@ void ops_output(op_fixture *f, const char *name, const void *data, uint64_t coun
     f->output[f->outputs++] = (op_output){name, data, count, kind};
 }
 
-/* ---- fixtures
- * --------------------------------------------------------------------------------------------- */
+/* ---- fixtures -------------------------------------------------------------------------------- */
 
 static status fixture_open(const op_case *c, const kern_config *config, op_fixture *f)
 {
@@ -133,9 +131,7 @@ static bool same_bits(const op_fixture *a, const op_fixture *b, const char **out
     return true;
 }
 
-/* ---- check
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- check ----------------------------------------------------------------------------------- */
 
 typedef struct check_state {
     const op_case *c;
@@ -211,9 +207,7 @@ static bool check_case(const op_case *c)
     return s.problem[0] == 0;
 }
 
-/* ---- perf
- * ---------------------------------------------------------------------------------------------------
- */
+/* ---- perf ------------------------------------------------------------------------------------ */
 
 static int by_value(const void *a, const void *b)
 {
@@ -267,8 +261,7 @@ static bool perf_case(const op_case *c, const char *isa, bool json)
     return true;
 }
 
-/* ---- command line
- * ------------------------------------------------------------------------------------------ */
+/* ---- command line ---------------------------------------------------------------------------- */
 
 static int run_table(const char *verb, const char *only, const char *isa, bool json)
 {

@@ -7,8 +7,7 @@
 
 #include "kernels/kernels.h"
 
-/* ---- backends to run on
- * ---------------------------------------------------------------------------- */
+/* ---- backends to run on ---------------------------------------------------------------------- */
 
 enum { OPS_BACKENDS_MAX = 8 };
 
@@ -22,8 +21,7 @@ uint32_t ops_backends(ops_backend out[OPS_BACKENDS_MAX], uint32_t threads);
 
 int oracle_main(const char *cases_path, const char *results_path);
 
-/* ---- one row of the table
- * ---------------------------------------------------------------------------- */
+/* ---- one row of the table -------------------------------------------------------------------- */
 
 typedef enum value_kind { VALUE_F32, VALUE_BF16, VALUE_BYTES } value_kind;
 
@@ -67,8 +65,7 @@ typedef struct op_case {
 extern const op_case ops_model_cases[], ops_attend_cases[];
 extern const uint32_t ops_model_case_count, ops_attend_case_count;
 
-/* ---- helpers of the cases
- * ------------------------------------------------------------------------------ */
+/* ---- helpers of the cases -------------------------------------------------------------------- */
 
 float ops_normal(rng *r); /* about normal, mean 0, variance 1 */
 float *ops_floats(op_fixture *f, uint64_t count, float scale);

@@ -26,6 +26,7 @@ static kern_sampled sample(const float *logits, const kern_sampling *how, int32_
     kern_sampled out;
     const kern_sample_args a = {logits, how, &pos, &out, 1, VOCAB};
     EXPECT_OK(kern_sample(stream, &a));
+    EXPECT_OK(kern_stream_sync(stream));
     return out;
 }
 

@@ -79,8 +79,7 @@ static status run(rig *r, uint32_t first, uint32_t rows, uint32_t max_select)
     return kern_select(r->stream, &select);
 }
 
-/* ---- the rule, written out
- * --------------------------------------------------------------------------------- */
+/* ---- the rule, written out ------------------------------------------------------------------- */
 
 /* Largest value of the windows that share a token with block b and are complete at token `last`. */
 static double pooled(const rig *r, int row, int head, int b, bool by_query)
@@ -175,9 +174,7 @@ static void expect_rule(const kern_selector *selector, uint64_t seed)
     rig_close(r);
 }
 
-/* ---- tests
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 TEST(nosa_selects_by_the_rule_at_every_position)
 {

@@ -153,9 +153,7 @@ static void gather(bench *b, bool verify)
     EXPECT(kern_gather(b->stream, &a) == STATUS_OK);
 }
 
-/* ---- plan
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- plan ------------------------------------------------------------------------------------ */
 
 TEST(a_first_plan_lists_every_block_but_the_one_it_starts)
 {
@@ -305,8 +303,7 @@ TEST(rows_that_are_off_or_void_are_left_alone)
     bench_close(b);
 }
 
-/* ---- gather
- * ---------------------------------------------------------------------------------------------- */
+/* ---- gather ---------------------------------------------------------------------------------- */
 
 TEST(a_gathered_block_is_what_was_sent)
 {
@@ -383,9 +380,7 @@ TEST(a_failed_arrival_gives_its_status_to_the_row)
     bench_close(b);
 }
 
-/* ---- wait
- * -------------------------------------------------------------------------------------------------
- */
+/* ---- wait ------------------------------------------------------------------------------------ */
 
 typedef struct wait_host {
     bench *b;
@@ -464,8 +459,7 @@ TEST(nothing_to_wait_for_wakes_nobody)
     bench_close(b);
 }
 
-/* ---- install
- * ---------------------------------------------------------------------------------------------- */
+/* ---- install --------------------------------------------------------------------------------- */
 
 static void offer_block(bench *b, uint32_t i, int32_t seq, int32_t head, int32_t block)
 {
@@ -549,8 +543,7 @@ TEST(a_miss_outside_the_table_is_refused_before_anything_is_written)
     bench_close(b);
 }
 
-/* ---- candidates
- * --------------------------------------------------------------------------------------------- */
+/* ---- candidates ------------------------------------------------------------------------------ */
 
 enum { WINDOWS = BLOCKS * 4 };
 
@@ -630,9 +623,7 @@ TEST(full_attention_wants_every_block_and_infllm_only_forced_ones)
     bench_close(b);
 }
 
-/* ---- seal
- * ----------------------------------------------------------------------------------------------------
- */
+/* ---- seal ------------------------------------------------------------------------------------ */
 
 TEST(a_sealed_block_has_the_digest_that_gather_expects)
 {

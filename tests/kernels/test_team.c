@@ -65,6 +65,32 @@ TEST(an_unknown_backend_or_level_is_refused)
     EXPECT(backend == NULL);
 }
 
+static const char *numerics_of(const char *name, const char *isa)
+{
+    static char id[64];
+    kern_backend *backend;
+    const kern_config config = {.backend = name, .threads = 1, .isa = isa};
+    if (kern_backend_open(&config, &backend) != STATUS_OK) return NULL;
+    EXPECT(strstr(kern_backend_describe(backend), isa != NULL ? isa : name) != NULL);
+    snprintf(id, sizeof id, "%s", kern_numerics_id(backend));
+    kern_backend_close(backend);
+    return id;
+}
+
+TEST(every_level_has_the_same_numerics_and_the_reference_its_own)
+{
+    char best[64];
+    snprintf(best, sizeof best, "%s", numerics_of("cpu", NULL));
+    EXPECT_EQ_STR(numerics_of("cpu", "generic"), best);
+    const char *const levels[] = {"avx2", "avx512"}; /* where the processor has them */
+    for (int i = 0; i < 2; i++) {
+        const char *id = numerics_of("cpu", levels[i]);
+        if (id != NULL) EXPECT_EQ_STR(id, best);
+    }
+    const char *ref = numerics_of("ref", NULL);
+    EXPECT(ref != NULL && strcmp(ref, best) != 0);
+}
+
 TEST(memory_is_zeroed_and_aligned_at_every_size)
 {
     kern_backend *backend;

@@ -32,8 +32,7 @@ static const char *read_back(arena *memory, const char *path)
     return bytes;
 }
 
-/* ---- requests
- * -------------------------------------------------------------------------------------- */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 static bool parse(arena *memory, const char *line, batch_request *r, batch_error *e)
 {
@@ -232,8 +231,7 @@ TEST(a_sentence_cut_to_its_room_stays_utf8)
     }
 }
 
-/* ---- reader
- * ---------------------------------------------------------------------------------------- */
+/* ---- reader ---------------------------------------------------------------------------------- */
 
 TEST(lines_come_whole_whatever_their_length_and_endings)
 {
@@ -316,8 +314,7 @@ TEST(names_are_found_again_among_ten_thousand)
     arena_destroy(memory);
 }
 
-/* ---- writer
- * ---------------------------------------------------------------------------------------- */
+/* ---- writer ---------------------------------------------------------------------------------- */
 
 TEST(an_existing_output_is_kept_unless_asked_otherwise)
 {

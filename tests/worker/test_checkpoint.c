@@ -181,8 +181,7 @@ TEST(random_flips_in_the_header_are_refused_or_harmless)
     }
 }
 
-/* ---- shards
- * -------------------------------------------------------------------------------------- */
+/* ---- shards ---------------------------------------------------------------------------------- */
 
 #define SHARD(name) "{\"" name "\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]}}"
 
@@ -236,8 +235,7 @@ TEST(an_open_fault_in_one_shard_names_that_shard)
     EXPECT_HAS_STR(log_last_error(), "2.safetensors: tensor b ends at byte 4");
 }
 
-/* ---- values
- * --------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 TEST(tensors_are_found_by_name_and_checked_for_shape)
 {

@@ -145,8 +145,7 @@ TEST(minicpm_scales_follow_its_paper_and_llama_ignores_them)
     EXPECT(c.embed_scale == 1 && c.residual_scale == 1 && c.logit_scale == 1);
 }
 
-/* ---- rope
- * ------------------------------------------------------------------------------------------ */
+/* ---- rope ------------------------------------------------------------------------------------ */
 
 TEST(rope_frequencies_follow_their_definitions)
 {
@@ -205,8 +204,7 @@ TEST(longrope_takes_its_long_factors_beyond_the_original_positions)
     EXPECT_NEAR(c.rope.attention_factor, sqrt(1 + log(16.0) / log(1024.0)), 1e-15);
 }
 
-/* ---- directories
- * ------------------------------------------------------------------------------------ */
+/* ---- directories ----------------------------------------------------------------------------- */
 
 TEST(generation_config_names_the_ids_and_may_be_absent)
 {
@@ -234,8 +232,7 @@ TEST(the_digest_is_of_the_bytes)
     EXPECT(good(LLAMA "}").digest != good(LLAMA " }").digest);
 }
 
-/* ---- selectors
- * -------------------------------------------------------------------------------------- */
+/* ---- selectors ------------------------------------------------------------------------------- */
 
 static model_config small_model(void)
 {

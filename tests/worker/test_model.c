@@ -15,8 +15,7 @@ static kern_backend *backend_open(const char *name)
     return b;
 }
 
-/* ---- a forward pass over all tokens at once
- * ---------------------------------------------------------- */
+/* ---- a forward pass over all tokens at once -------------------------------------------------- */
 
 typedef struct forward {
     const model *m;
@@ -148,8 +147,7 @@ static void run_forward(forward *f)
     linear(f, f->m->lm_head, f->h, c->hidden, f->logits, c->vocab, (float)c->logit_scale, false);
 }
 
-/* ---- against the golden logits
- * ----------------------------------------------------------------------- */
+/* ---- against the golden logits --------------------------------------------------------------- */
 
 static void read_golden(const char *name, forward *f, const cJSON **out_rows, cJSON **out_tree,
                         float **out_logits)
@@ -238,8 +236,7 @@ TEST(minicpm_with_its_scales_and_longrope_gives_golden_logits)
     check_logits("minicpm", "cpu");
 }
 
-/* ---- loading
- * ------------------------------------------------------------------------------------------- */
+/* ---- loading --------------------------------------------------------------------------------- */
 
 typedef struct progress {
     uint64_t done, total, calls;
@@ -299,8 +296,7 @@ TEST(the_revision_depends_on_weights_and_on_which_longrope_factors_are_used)
     kern_backend_close(backend);
 }
 
-/* ---- what does not fit the configuration
- * ------------------------------------------------------------ */
+/* ---- what does not fit the configuration ----------------------------------------------------- */
 
 /* A checkpoint of one layer, hidden 64, one head of 64, ffn 16, vocabulary 8, made from names and
  * sizes; the table changes one thing at a time. */

@@ -259,8 +259,7 @@ TEST(bytes_of_tokens_add_up_to_the_text)
     arena_destroy(a);
 }
 
-/* ---- streaming
- * ------------------------------------------------------------------------------------ */
+/* ---- streaming ------------------------------------------------------------------------------- */
 
 /* The id of a single byte of a byte-level vocabulary. */
 static int32_t id_of_byte(const tokenizer *t, uint8_t byte)
@@ -362,8 +361,7 @@ TEST(byte_fallback_puts_characters_together_and_strips_one_leading_space)
     arena_destroy(a);
 }
 
-/* ---- cost and limits
- * -------------------------------------------------------------------------------- */
+/* ---- cost and limits ------------------------------------------------------------------------- */
 
 static double seconds(void)
 {
