@@ -7,8 +7,8 @@
  * evenly, whatever the lengths of the lists, and each streams its stretch without a gap: the first
  * blocks of the next group are under way while the last one is folded. CTA = 4 warps; warp w owns
  * tokens 16 w .. 16 w + 15 of every block (one bit of the mask), so its copies need no barrier: K
- * and V rows go to its own swizzled shared memory by cp.async, two blocks ahead, and from there by
- * ldmatrix into mma. Where a block lies in the pool makes no difference.
+ * and V rows go to its own swizzled shared memory by cp.async, three blocks ahead, and from there
+ * by ldmatrix into mma. Where a block lies in the pool makes no difference.
  *
  * Order (DESIGN: one order of summation): a warp folds its rows of 8 consecutive entries (online
  * softmax), the CTA folds its 4 warps in order: that is a group's partial. 8 groups fold in order
@@ -27,10 +27,10 @@
 namespace
 {
 
-constexpr int WARPS = 4, THREADS = 32 * WARPS, ROWS = 16, STAGES = 2;
-constexpr uint32_t SUPER_GROUPS = 8, UNITS = 64, ENTRIES = UNITS * KERN_GROUP_ENTRIES;
+constexpr int WARPS = 4, THREADS = 32 * WARPS, ROWS = 16, STAGES = 3;
+constexpr uint32_t SUPER_GROUPS = 8, UNITS = 32, ENTRIES = UNITS * KERN_GROUP_ENTRIES;
 constexpr uint32_t ITEMS_MAX = 4096; /* lists times head tiles of one launch */
-constexpr int FOLD = 64;             /* columns folded at a time */
+constexpr int FOLD = 32;             /* columns folded at a time */
 
 struct attend_params {
     kern_attend_args a;
@@ -53,7 +53,6 @@ struct attend_unit {
 
 template <int D> struct attend_shared {
     uint16_t stage[WARPS][STAGES][2][ROWS][D];
-    uint16_t query[2][ROWS][D]; /* high, low */
     float fold[WARPS][ROWS][FOLD + 8];
     uint16_t u[WARPS][STAGES][ROWS];
     float fold_max[WARPS][ROWS], fold_sum[WARPS][ROWS];
@@ -149,6 +148,7 @@ template <int D> struct attend_cta {
     attend_shared<D> &s;
     const uint32_t warp, lane;
     const bool u_aligned;
+    uint32_t q_high[D / 16][4], q_low[D / 16][4];
     float acc[D / 8][4], max[2], sum[2];
 
     __device__ attend_cta(const attend_params &params, attend_shared<D> &shared)
@@ -157,29 +157,25 @@ template <int D> struct attend_cta {
     {
     }
 
-    /* q of an item's heads into shared memory, split; rows beyond the group's heads are 0. */
+    /* A fragments of an item's heads, split: row = lane / 4 (+ 8), k = 2 (lane % 4) + {0, 1} (+ 8).
+     * Rows beyond the group's heads are 0. */
     __device__ void load_query(uint32_t item)
     {
         const uint32_t list = item / p.tiles, tile = item % p.tiles;
         const uint32_t row = p.first_row + list / p.kv_heads;
         const uint32_t head = list % p.kv_heads * p.group_heads + tile * ROWS;
-        const uint32_t r = threadIdx.x / 8, part = threadIdx.x % 8;
-        const float *q = p.a.q + (uint64_t)row * p.a.row_stride + (uint64_t)(head + r) * D;
-        const bool there = r < p.group_heads - tile * ROWS;
+        const uint32_t rows = min((uint32_t)ROWS, p.group_heads - tile * ROWS);
+        const float *q = p.a.q + (uint64_t)row * p.a.row_stride + (uint64_t)head * D;
 #pragma unroll
-        for (uint32_t c = 0; c < D / 64; c++) { /* chunks of 8 values, part and part + 8 */
-            const uint32_t chunk = c * 8 + part;
-            uint32_t high[4], low[4];
+        for (int k = 0; k < D / 16; k++)
 #pragma unroll
-            for (uint32_t i = 0; i < 4; i++) {
-                const float x = there ? q[chunk * 8 + 2 * i] : 0.0f;
-                const float y = there ? q[chunk * 8 + 2 * i + 1] : 0.0f;
-                split_bf16(x, y, high[i], low[i]);
+            for (int i = 0; i < 4; i++) {
+                const uint32_t r = lane / 4 + (i & 1) * 8;
+                const uint32_t c = k * 16 + 2 * (lane % 4) + (i >> 1) * 8;
+                const float x = r < rows ? q[r * D + c] : 0.0f;
+                const float y = r < rows ? q[r * D + c + 1] : 0.0f;
+                split_bf16(x, y, q_high[k][i], q_low[k][i]);
             }
-            const uint32_t to = (chunk ^ (r & 7)) * 8;
-            *(uint4 *)&s.query[0][r][to] = make_uint4(high[0], high[1], high[2], high[3]);
-            *(uint4 *)&s.query[1][r][to] = make_uint4(low[0], low[1], low[2], low[3]);
-        }
     }
 
     /* Whether this warp has anything to do in entry e of the stretch. */
@@ -220,23 +216,20 @@ template <int D> struct attend_cta {
     }
 
     /* Products of the stage's 16 tokens with the 16 heads. B fragments of K: tokens 0-7 k, 0-7 k+8,
-     * 8-15 k, 8-15 k+8; A fragments of q: rows 0-7 k, 8-15 k, 0-7 k+8, 8-15 k+8. */
+     * 8-15 k, 8-15 k+8. */
     __device__ void products(uint32_t stage, float (&logit)[2][4])
     {
         const uint32_t lr = lane % 8, lm = lane / 8;
         float low[2][4] = {};
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
-            uint32_t b[4], q[4], ql[4];
+            uint32_t b[4];
             const uint32_t r = (lm >> 1) * 8 + lr, chunk = 2 * k + (lm & 1);
-            const uint32_t qr = (lm & 1) * 8 + lr, qc = ((2 * k + (lm >> 1)) ^ (qr & 7)) * 8;
             load_matrix4(b, shared_address(&s.stage[warp][stage][0][r][(chunk ^ (r & 7)) * 8]));
-            load_matrix4(q, shared_address(&s.query[0][qr][qc]));
-            load_matrix4(ql, shared_address(&s.query[1][qr][qc]));
-            mma_16x8x16(logit[0], q, b[0], b[1]);
-            mma_16x8x16(logit[1], q, b[2], b[3]);
-            mma_16x8x16(low[0], ql, b[0], b[1]);
-            mma_16x8x16(low[1], ql, b[2], b[3]);
+            mma_16x8x16(logit[0], q_high[k], b[0], b[1]);
+            mma_16x8x16(logit[1], q_high[k], b[2], b[3]);
+            mma_16x8x16(low[0], q_low[k], b[0], b[1]);
+            mma_16x8x16(low[1], q_low[k], b[2], b[3]);
         }
 #pragma unroll
         for (int n = 0; n < 2; n++)
@@ -559,7 +552,6 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
             if (unit.item != item) {
                 item = unit.item;
                 cta.load_query(item);
-                __syncthreads();
             }
             for (uint32_t i = 0; i < unit.entries; i++) {
                 const uint32_t e = n * KERN_GROUP_ENTRIES + i, stage = done % STAGES;
