@@ -203,7 +203,11 @@ static void put_acked(kv_client *c, client_ask *ask)
     r->acked |= node;
     c->stats.put_replicas_acked++;
     kv_class_stats *stats = &c->stats.class[r->class];
-    if (count_of(domains_of(c, r->acked)) < c->cluster.map.replicas) {
+    uint32_t copies = count_of(domains_of(c, r->acked));
+#ifdef SHOAL_PLANT_HEDGE_TWICE
+    copies += r->hedged > 0;
+#endif
+    if (copies < c->cluster.map.replicas) {
         put_again(c, r);
         return;
     }

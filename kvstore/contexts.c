@@ -222,6 +222,9 @@ status kv_context_drop(kv_contexts *c, uint32_t tenant, context_id context)
     remember_dropped(c, tenant, context); /* a put may still be on its way */
     uint32_t i = row_find(c, tenant, context);
     if (i == KV_NONE) return STATUS_NOT_FOUND;
+#ifdef SHOAL_PLANT_DROP_LIVE
+    i = c->owner[c->row[i].owner].first_context;
+#endif
     row_drop(c, i);
     return STATUS_OK;
 }
