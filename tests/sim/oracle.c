@@ -89,7 +89,8 @@ bool oracle_well(const sim *s, uint32_t n, uint32_t c)
     if (s->client[c].bad_ns > ill) ill = s->client[c].bad_ns;
     const client_node *view = view_of(s, c, n);
     return node->server != NULL && !node->server->fenced && s->map.node[n].alive && view != NULL &&
-           view->state == NODE_READY && ill + WELL_MS * SIM_MS <= s->now_ns;
+           view->state == NODE_READY && view->incarnation == node->server->incarnation &&
+           ill + WELL_MS * SIM_MS <= s->now_ns;
 }
 
 /* Was it well when the operation began, and is it still? */
@@ -105,7 +106,7 @@ static bool stayed_well(const sim *s, uint32_t n, uint32_t c, uint64_t since)
 void oracle_submitted(sim *s, uint32_t c, sim_op *op)
 {
     const kv_client *k = s->client[c].client;
-    if (op->kind == KV_KIND_DROP) return;
+    if (op->kind == KV_KIND_DROP || s->weather.window < 32) return; /* overload is no fault */
     uint32_t busy = k->inflight[KV_DEMAND] + k->inflight[KV_PREFETCH];
     if (op->kind == KV_KIND_GET && (op->class != KV_DEMAND || busy > k->slots_free)) return;
     for (uint32_t n = 0; n < SIM_NODES; n++) {
@@ -163,6 +164,8 @@ static void tap_delivered(void *self, uint32_t from, uint32_t to, const kv_messa
               from < SIM_NODES ? from : from - SIM_NODES, to < SIM_NODES ? "n" : "c",
               to < SIM_NODES ? to : to - SIM_NODES, kind,
               (unsigned long long)((const wire_head *)m->head)->request);
+    if (kind == WIRE_WELCOME && to >= SIM_NODES)
+        s->client[to - SIM_NODES].welcomed_ns[from] = s->now_ns;
     if (server == NULL) return;
     uint32_t c = from - SIM_NODES;
     sim_watch w = {.node = to, .client = c, .since_ns = s->now_ns};
@@ -231,6 +234,7 @@ static bool excused(const sim *s, uint32_t n, uint32_t c, const sim_op *op)
     if (s->block[b].flipped_ns[n] >= op->submit_ns) return true;
     if (lease_lost(s, c, n, op->submit_ns)) return true;
     if (node->lost_ns < op->submit_ns) return false;
+    if (s->client[c].welcomed_ns[n] == s->now_ns) return true; /* learned after the completion */
     const client_node *view = view_of(s, c, n);
     return node->server == NULL || view == NULL || view->incarnation != node->server->incarnation;
 }

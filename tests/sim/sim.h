@@ -114,6 +114,7 @@ typedef struct sim_client {
     uint64_t stalled_ns, bad_ns, next_op_ns;
     uint32_t cursor;                   /* slot whose poison is looked at next */
     uint64_t heard_ns[SIM_NODES];      /* last LEASE or HELLO that a node got */
+    uint64_t welcomed_ns[SIM_NODES];   /* last WELCOME from a node */
     uint64_t lease_lost_ns[SIM_NODES]; /* last time the node could let go of our contexts */
 } sim_client;
 
