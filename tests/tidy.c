@@ -365,6 +365,11 @@ static const banned banned_words[] = {
     {"usleep", true, "wait for what you wait for"},
     {"nanosleep", true, "wait for what you wait for"},
     {"getenv", true, "the configuration file decides, not the environment"},
+    {"strtok", true, "it keeps state for all threads: use strtok_r"},
+    {"rand", true, "use rng_next, with a seed that was given"},
+    {"localtime", true, "it shares its result between threads: use gmtime_r"},
+    {"gmtime", true, "it shares its result between threads: use gmtime_r"},
+    {"ctime", true, "it shares its result between threads"},
     {"exit", true, "return a status; only main.c exits"},
 };
 
