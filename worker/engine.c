@@ -431,10 +431,19 @@ void worker_destroy(worker_engine *e)
 
 /* ---- requests and events --------------------------------------------------------------------- */
 
+/* By members: the bytes between them are whatever was there. */
+bool engine_selectors_equal(const kern_selector *a, const kern_selector *b)
+{
+    return a->window == b->window && a->stride == b->stride && a->block == b->block &&
+           a->init == b->init && a->local == b->local && a->query == b->query &&
+           a->total == b->total && a->fill_by_importance == b->fill_by_importance &&
+           a->bias == b->bias && a->source == b->source;
+}
+
 static status selector_register(worker_engine *e, const kern_selector *s)
 {
     for (uint32_t i = 0; i < e->selector_count; i++) {
-        if (memcmp(&e->selectors[i], s, sizeof *s) == 0) return STATUS_OK;
+        if (engine_selectors_equal(&e->selectors[i], s)) return STATUS_OK;
     }
     if (e->selector_count == KERN_SELECTORS_MAX)
         return FAIL(UNSUPPORTED, "more than %d different selectors in one run", KERN_SELECTORS_MAX);

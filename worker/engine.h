@@ -171,6 +171,7 @@ status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_
 uint32_t selector_entries(const worker_engine *e, const kern_selector *s);
 void engine_notify(void *self);                   /* kern_host.notify */
 void engine_pause(void *self, uint64_t until_ns); /* kern_host.pause */
+bool engine_selectors_equal(const kern_selector *a, const kern_selector *b);
 void engine_emit(worker_engine *e, const worker_event *event);
 
 /* sched.c */

@@ -301,8 +301,7 @@ static status open_sequence(worker_engine *e, uint32_t seq, const worker_request
     s->count = request->prompt_count;
     s->blocks_max = (request->prompt_count + request->max_new + KERN_BLOCK - 1) / KERN_BLOCK;
     for (uint32_t i = 0; i < e->selector_count; i++) {
-        if (memcmp(&e->selectors[i], &request->selector, sizeof(kern_selector)) == 0)
-            s->selector = (int32_t)i;
+        if (engine_selectors_equal(&e->selectors[i], &request->selector)) s->selector = (int32_t)i;
     }
     s->order = e->admitted++;
     s->state = SEQ_PREFILL;

@@ -90,7 +90,8 @@ status ask_node(const char *control, uint32_t timeout_ms, ask_answer *out_answer
 status ask_drain(const char *control, uint32_t timeout_ms)
 {
     Shoal__V1__NodeDrainRequest request = SHOAL__V1__NODE_DRAIN_REQUEST__INIT;
-    request.reason = (char *)(uintptr_t) "shoal node drain";
+    char reason[] = "shoal node drain"; /* the generated type has no const */
+    request.reason = reason;
     ProtobufCMessage *reply = NULL;
     TRY(ask(control, "/shoal.v1.Node/Drain", &request.base,
             &shoal__v1__node_drain_reply__descriptor, timeout_ms, &reply));

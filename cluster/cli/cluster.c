@@ -54,8 +54,8 @@ static bool maps_agree(const cluster_map *a, const cluster_map *b)
     if (a->replicas != b->replicas || a->node_count != b->node_count) return false;
     for (uint32_t i = 0; i < a->node_count; i++) {
         const cluster_node *x = &a->node[i], *y = &b->node[i];
-        if (strcmp(x->name, y->name) || strcmp(x->data, y->data) ||
-            strcmp(x->control, y->control) || strcmp(x->domain, y->domain) ||
+        if (strcmp(x->name, y->name) != 0 || strcmp(x->data, y->data) != 0 ||
+            strcmp(x->control, y->control) != 0 || strcmp(x->domain, y->domain) != 0 ||
             x->weight != y->weight || x->alive != y->alive)
             return false;
     }

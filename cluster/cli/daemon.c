@@ -18,8 +18,6 @@
 
 #include "cluster/cli/cli.h"
 
-extern char **environ;
-
 void daemon_path(const char *state_dir, const char *name, const char *suffix, char out[512])
 {
     int n = snprintf(out, 512, "%s/%s.%s", state_dir, name, suffix);
