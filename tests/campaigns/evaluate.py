@@ -3,7 +3,7 @@
     python3 tests/campaigns/evaluate.py BUILD OUT.json [--jobs N] [--only NAME@LENGTH,...]
 
 Runs BUILD/bin/shoal-worker eval on the cases of worker/small-model/cases.tar.xz, many processes of
-one thread each, and compares bits a byte (bound 0.003) and planted keys (bound 5 points) with
+one thread each (an interrupted run goes on where it was: OUT.cases), and compares bits a byte (bound 0.003) and planted keys (bound 5 points) with
 worker/small-model/evaluation.json. Hours of one core: a campaign, not a test; its result is on file
 in tests/bench/results. Exits 1 when a bound is exceeded.
 """
@@ -61,6 +61,19 @@ def run(worker, name, task, length, path):
     if done.returncode != 0:
         raise RuntimeError(f'{" ".join(command)}: {done.stderr.strip()}')
     return name, task, length, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def key(job):
+    name, task, length, path = job
+    return f'{name} {task} {length} {os.path.basename(path)}'
+
+
+def read_done(path):
+    """Cases that an interrupted run has on file: OUT.cases."""
+    if not os.path.exists(path):
+        return {}
+    with open(path) as f:
+        return dict(json.loads(line) for line in f)
 
 
 def judge(name, length, bits, share, known):
@@ -121,12 +134,19 @@ def main():
                 taken[want, task] += k == length
                 if k == length and (args.limit is None or taken[want, task] <= args.limit):
                     jobs.append((name, task, length, path))
-        jobs.sort(key=lambda j: (j[0] != 'full', j[2] != '16k'))      # the longest first
         results = collections.defaultdict(lambda: collections.defaultdict(list))
-        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-            for n, done in enumerate(pool.map(lambda j: run(worker, *j), jobs), 1):
-                name, task, length, result = done
+        done = read_done(args.out + '.cases')
+        for job in jobs:
+            if key(job) in done:
+                results[job[0], job[2]][job[1]].append(done[key(job)])
+        jobs = [job for job in jobs if key(job) not in done]
+        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool, \
+                open(args.out + '.cases', 'a') as log:
+            running = {pool.submit(run, worker, *job): job for job in jobs}
+            for n, future in enumerate(concurrent.futures.as_completed(running), 1):
+                name, task, length, result = future.result()
                 results[name, length][task].append(result)
+                print(json.dumps([key(running[future]), result]), file=log, flush=True)
                 if n % 20 == 0 or n == len(jobs):
                     print(f'{n}/{len(jobs)} cases', file=sys.stderr, flush=True)
     rows, wrong = summarise(results, known)
