@@ -35,6 +35,7 @@ static const flag flags[] = {
     {"--task", "text|keys", "bits a byte of texts, or planted keys (default: by the cases)", AT(task), 0, 0, FLAG_STRING, ARGS_EVAL, true},
     {"--tokens", "N", "score the last N of each text's first 16384 tokens (default 16384)", AT(tokens), 2, 1u << 20, FLAG_WHOLE, ARGS_EVAL, false},
     {"--limit", "N", "only the first N cases (default: all)", AT(limit), 1, UINT32_MAX - 1, FLAG_WHOLE, ARGS_EVAL, false},
+    {"--decode-from", "N", "texts: tokens from N on go one a step, which shows the pool's misses (default: all at once)", AT(decode_from), 1, UINT32_MAX - 1, FLAG_WHOLE, ARGS_EVAL, false},
     {"--kind", "trained|unseen", "only keys of this kind (default: all)", AT(kind), 0, 0, FLAG_STRING, ARGS_EVAL, true},
     {"--selector", "nosa|infllmv2|full", "how blocks are chosen (default: the model's)", AT(selector), 0, 0, FLAG_STRING, BOTH, true},
     {"--budget", "N|A,B,C,D", "blocks a step: a listed total, or first, before the current, query, total (default: the model's)", AT(budget), 0, 0, FLAG_STRING, BOTH, false},
@@ -228,6 +229,7 @@ status args_parse(args_verb verb, int argc, char **argv, args *out_args)
         .threads = UINT32_MAX,
         .tokens = 16384,
         .limit = UINT32_MAX,
+        .decode_from = UINT32_MAX,
         .seed = UINT64_MAX,
     };
     bool only_words = false;

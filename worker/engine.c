@@ -455,7 +455,8 @@ static status check_request(const worker_engine *e, const worker_request *r)
 {
     uint32_t limit = e->cluster.max_model_len != 0 ? e->cluster.max_model_len
                                                    : e->config.model->config.positions_max;
-    if (r->prompt_count == 0) return FAIL(INVALID, "the prompt has no tokens");
+    if (r->prompt_count == 0 || r->step_count >= r->prompt_count)
+        return FAIL(INVALID, "the prompt has no tokens");
     if (r->prompt_count > limit || r->max_new > limit - r->prompt_count)
         return FAIL(INVALID, "%u prompt tokens and %u new ones do not fit the model's %u positions",
                     r->prompt_count, r->max_new, limit);

@@ -33,6 +33,7 @@ typedef struct sequence {
     int32_t *token;         /* [max_model_len] prompt, then generated */
     int32_t eos[8];
     uint32_t count;        /* tokens known */
+    uint32_t prefill_count;  /* of them by prefill: the prompt but its step_count */
     uint32_t done;         /* positions whose K and V exist: [0, done) */
     uint32_t sampled;      /* new tokens made so far */
     uint32_t blocks_max;   /* of the longest this sequence can get */

@@ -170,6 +170,8 @@ static status admit(eval *e, live *l)
         .sampling = {.temperature = 0, .top_p = 1},
         .score = l->score,
     };
+    if (l->is_text && l->id_count > e->args->decode_from)
+        request.step_count = l->id_count - e->args->decode_from;
     status s = worker_submit(e->session.engine, &request);
     e->waiting = s == STATUS_BUSY ? l : NULL;
     if (s == STATUS_BUSY) return STATUS_OK;

@@ -103,7 +103,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows, cons
         .block_bytes = e->block_bytes,
     };
     TRY(kern_attend(e->stream, &attend));
-    if (e->row_pos[rows.first + rows.count - 1] + 1 == (int32_t)s->request.prompt_count)
+    if (e->row_pos[rows.first + rows.count - 1] + 1 == (int32_t)s->prefill_count)
         keep_last_pick(e, layer, rows.count - 1, s);
     return STATUS_OK;
 }
@@ -203,7 +203,7 @@ status prefill_sealed(worker_engine *e)
     }
     s->done += all.count;
     e->stats.prefill_rows += all.count;
-    if (s->done < s->request.prompt_count) return STATUS_OK;
+    if (s->done < s->prefill_count) return STATUS_OK;
     for (uint32_t l = 0; l < e->layers; l++) {
         for (uint32_t h = 0; h < e->kv_heads; h++) {
             size_t at = (size_t)l * e->kv_heads + h;

@@ -248,7 +248,7 @@ void sched_recompute(worker_engine *e, uint32_t seq)
 
 static bool needs_prefill(const sequence *s)
 {
-    return s->state == SEQ_READY && s->done < s->request.prompt_count;
+    return s->state == SEQ_READY && s->done < s->prefill_count;
 }
 
 sequence *sched_prefilling(worker_engine *e, uint32_t *out_seq)
@@ -277,7 +277,7 @@ static bool is_free(const sequence *s)
 
 static bool can_resume(const sequence *s)
 {
-    return s->state == SEQ_READY && s->done >= s->request.prompt_count && s->groups_open == 0;
+    return s->state == SEQ_READY && s->done >= s->prefill_count && s->groups_open == 0;
 }
 
 static status open_sequence(worker_engine *e, uint32_t seq, const worker_request *request)
@@ -299,6 +299,7 @@ static status open_sequence(worker_engine *e, uint32_t seq, const worker_request
     memcpy(s->token, request->prompt, request->prompt_count * sizeof(int32_t));
     if (request->eos_count > 0) memcpy(s->eos, request->eos, request->eos_count * sizeof(int32_t));
     s->count = request->prompt_count;
+    s->prefill_count = request->prompt_count - request->step_count;
     s->blocks_max = (request->prompt_count + request->max_new + KERN_BLOCK - 1) / KERN_BLOCK;
     for (uint32_t i = 0; i < e->selector_count; i++) {
         if (engine_selectors_equal(&e->selectors[i], &request->selector)) s->selector = (int32_t)i;

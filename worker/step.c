@@ -59,7 +59,7 @@ static void choose_rows(worker_engine *e)
     uint32_t budget = e->cluster.max_num_batched_tokens > e->rows
                           ? e->cluster.max_num_batched_tokens - e->rows
                           : 1;
-    uint32_t left = s->request.prompt_count - s->done;
+    uint32_t left = s->prefill_count - s->done;
     uint32_t n = prefill_reserve(e, seq, left < budget ? left : budget);
     for (uint32_t i = 0; i < n; i++)
         row_add(e, seq, s->done + i);
@@ -443,7 +443,7 @@ static void row_done(worker_engine *e, uint32_t seq)
 static void finish_if_over(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
-    if (s->state == SEQ_FREE || s->state == SEQ_CLOSING || s->done < s->request.prompt_count)
+    if (s->state == SEQ_FREE || s->state == SEQ_CLOSING || s->done < s->prefill_count)
         return;
     if (s->sampled > 0) {
         for (uint32_t i = 0; i < s->request.eos_count; i++) {
@@ -452,7 +452,8 @@ static void finish_if_over(worker_engine *e, uint32_t seq)
             return;
         }
     }
-    if (s->sampled >= s->request.max_new) sched_finish(e, seq, REASON_LENGTH, STATUS_OK);
+    bool over = s->request.max_new > 0 || s->done == s->count;
+    if (over && s->sampled >= s->request.max_new) sched_finish(e, seq, REASON_LENGTH, STATUS_OK);
 }
 
 static void keep_picks(worker_engine *e, uint32_t layer)
