@@ -23,6 +23,8 @@ typedef struct worker_config {
     bool with_store;               /* false: all KV stays in this process' memory */
     kv_hub *hub;              /* NULL: UCX and an io thread. Else the in-process network (tests,
                                * simulated links), polled by the step thread itself */
+    kv_transport *transport;  /* NULL, or a network of the caller's in place of both; it is closed
+                               * with the engine, and there is no io thread either */
     void (*pump)(void *self); /* with a hub: called when the engine polls, e.g. to poll servers */
     void *pump_self;
     clock_ops clock;

@@ -1,4 +1,4 @@
-/* Bodies of the control plane's calls: each message unpacked, packed again, unpacked again. */
+/* Bodies of the control plane's calls: each message unpacked and checked, as a handler gets it. */
 #include "proto/health.pb-c.h"
 #include "proto/shoal_node.pb-c.h"
 #include "tests/fuzz/fuzz.h"
@@ -7,14 +7,8 @@ static void try_one(const ProtobufCMessageDescriptor *d, const uint8_t *data, si
 {
     ProtobufCMessage *m = protobuf_c_message_unpack(d, NULL, size, data);
     if (m == NULL) return;
-    size_t bytes = protobuf_c_message_get_packed_size(m);
-    uint8_t *packed = malloc(bytes > 0 ? bytes : 1);
-    CHECK(packed != NULL && protobuf_c_message_pack(m, packed) == bytes);
+    CHECK(protobuf_c_message_check(m));
     protobuf_c_message_free_unpacked(m, NULL);
-    m = protobuf_c_message_unpack(d, NULL, bytes, packed);
-    CHECK(m != NULL);
-    protobuf_c_message_free_unpacked(m, NULL);
-    free(packed);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
