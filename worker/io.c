@@ -203,7 +203,9 @@ static status connect_store(worker_io *io)
                     io->landing_slots, io->config.block_bytes);
     io->landing = arena_alloc(a, (size_t)io->landing_slots * io->config.block_bytes, 4096);
     io->landing_refs = ARENA_NEW(a, uint16_t, io->landing_slots);
-    if (w->hub != NULL)
+    if (w->transport != NULL)
+        io->transport = w->transport;
+    else if (w->hub != NULL)
         TRY(kv_transport_local_open(a, w->hub, &io->transport));
     else
         TRY(kv_transport_ucx_open(a, w->cluster->spin, &io->transport));
@@ -228,7 +230,7 @@ status io_create(const io_config *config, worker_io **out_io)
     io->config = *config;
     io->clock = config->worker->clock;
     io->store = config->worker->with_store;
-    io->threaded = config->worker->hub == NULL;
+    io->threaded = config->worker->hub == NULL && config->worker->transport == NULL;
     io->put_deadline_ns = config->worker->cluster->put_deadline_ns;
     io->layout = layout_hash(&config->worker->model->layout);
     io->wake_fd = -1;

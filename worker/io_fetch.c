@@ -100,7 +100,8 @@ static void start_block(worker_io *io, int32_t g, uint32_t i)
     b->state = FETCH_PENDING;
     if (io->flight_key[at] == key && (uint32_t)g < io->config.layers) {
         fetch_block *ahead = &io->group[io->flight_group[at]].block[io->flight_index[at]];
-        if (ahead->wait_group == IO_NONE) {
+        bool in_time = io->group[io->flight_group[at]].deadline_ns <= group->deadline_ns;
+        if (ahead->wait_group == IO_NONE && in_time) {
             b->state = FETCH_ATTACHED;
             ahead->wait_group = g;
             ahead->wait_index = (int32_t)i;

@@ -72,6 +72,7 @@ void faults_draw(sim *s)
     sim_profile *p = &s->profile;
     *p = (sim_profile){.clients = 1 + (uint32_t)sim_below(s, SIM_CLIENTS)};
     draw_set(s);
+    p->worker = SIM_WITH_WORKER && p->clients == 1 && sim_chance(s, 0.5);
     p->replicas = sim_chance(s, 0.7) ? 2 : 1 + (uint32_t)sim_below(s, 3);
     p->domains = p->replicas < 3 && sim_chance(s, 0.2) ? 2 : 3;
     p->slots = SIM_BATCH + (uint32_t)sim_below(s, SIM_SLOTS_MAX - SIM_BATCH + 1);
@@ -242,7 +243,8 @@ static uint64_t drawn_pause(sim *s)
 static void strike(sim *s, sim_fault f)
 {
     uint32_t n = (uint32_t)sim_below(s, SIM_NODES);
-    uint32_t c = (uint32_t)sim_below(s, s->profile.clients);
+    uint32_t ports = s->profile.worker ? SIM_CLIENTS : s->profile.clients;
+    uint32_t c = (uint32_t)sim_below(s, ports);
     sim_node *node = &s->node[n];
     if (f == FAULT_KILL || f == FAULT_RESTART) {
         strike_kill(s, n);

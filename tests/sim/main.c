@@ -84,6 +84,9 @@ static void totals_print(const sim *s, double seconds, uint64_t failed_seed, boo
     printf("\"puts_acked\":%llu,\"puts_failed\":%llu,\"blocks_read\":%llu,\"blocks_failed\":%llu,",
            (unsigned long long)t->puts_acked, (unsigned long long)t->puts_failed,
            (unsigned long long)t->blocks_read, (unsigned long long)t->blocks_failed);
+    printf("\"fetched\":%llu,\"fetch_failed\":%llu,\"sealed\":%llu,",
+           (unsigned long long)t->fetched, (unsigned long long)t->fetch_failed,
+           (unsigned long long)t->sealed);
     printf("\"drops\":%llu,\"canceled\":%llu,\"final_reads\":%llu,\"must_reads\":%llu,"
            "\"must_puts\":%llu,\"faults\":{",
            (unsigned long long)t->drops, (unsigned long long)t->canceled,

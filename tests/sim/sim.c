@@ -176,12 +176,14 @@ static void begin(sim *s, uint64_t seed)
         sim_node_start(s, i);
     for (uint32_t i = 0; i < SIM_CLIENTS; i++)
         client_start(s, i);
+    fetch_start(s);
     faults_admin_open(s);
     s->net->weather = s->weather;
 }
 
 static void end(sim *s)
 {
+    fetch_end(s);
     for (uint32_t i = 0; i < SIM_CLIENTS; i++) {
         if (s->client[i].client == NULL) continue;
         kv_client_destroy(s->client[i].client);
@@ -236,6 +238,7 @@ static void poll_node(sim *s, uint32_t i)
 static void poll_client(sim *s, uint32_t i)
 {
     sim_client *c = &s->client[i];
+    if (i == 1 && s->profile.worker && s->now_ns >= c->stalled_ns) fetch_step(s);
     if (c->client == NULL || s->now_ns < c->stalled_ns) return;
     load_step(s, i);
     kv_client_poll(c->client);
@@ -314,6 +317,11 @@ static void settle(sim *s)
                  "old map or an operation open");
     for (uint32_t i = 0; i < s->profile.clients; i++)
         load_release_all(s, i);
+    until = s->now_ns + (uint64_t)SLOTS_SETTLE_MS * SIM_MS;
+    while (!s->failed && s->profile.worker && !fetch_finish(s)) {
+        run_for(s, 5 * SIM_MS);
+        if (s->now_ns > until) sim_fail(s, "P8", "a worker's io side does not come to rest");
+    }
     run_for(s, 50 * SIM_MS);
     if (s->failed) return;
     oracle_structure(s);

@@ -8,6 +8,7 @@
  * net.c     the network
  * load.c    puts, gets, drops, cancels; what is handed out is held for a while
  * faults.c  which faults a seed has, and when they strike
+ * fetch.c   the io side of a worker as the second client, in some seeds
  * oracle.c  what was acknowledged, what must still be there, what must never happen */
 #ifndef TESTS_SIM_SIM_H
 #define TESTS_SIM_SIM_H
@@ -129,7 +130,8 @@ typedef struct sim_watch {
 
 typedef struct sim_profile { /* of a seed */
     bool on[FAULTS];
-    bool clean; /* no fault at all: everything must succeed */
+    bool clean;  /* no fault at all: everything must succeed */
+    bool worker; /* the second port is a worker's io side */
     uint32_t clients, replicas, slots, domains;
     uint64_t node_bytes, length_ns, gap_ns, poll_ns;
     uint64_t fault_gap_ns;
@@ -137,7 +139,7 @@ typedef struct sim_profile { /* of a seed */
 
 typedef struct sim_totals {
     uint64_t seeds, simulated_ns, messages, puts_acked, puts_failed, blocks_read, blocks_failed,
-        drops, canceled, final_reads, excused, must_reads, must_puts;
+        fetched, fetch_failed, sealed, drops, canceled, final_reads, excused, must_reads, must_puts;
     uint64_t faults[FAULTS];
 } sim_totals;
 
@@ -159,6 +161,7 @@ typedef struct sim {
     uint32_t layout_hash;
     sim_node node[SIM_NODES];
     sim_client client[SIM_CLIENTS];
+    struct sim_fetch *fetch;
     sim_context context[SIM_CONTEXTS];
     sim_block block[SIM_BLOCKS];
     sim_watch watch[SIM_WATCHED];
@@ -200,6 +203,13 @@ void load_drain(sim *s, uint32_t c);       /* take completions */
 void load_release_all(sim *s, uint32_t c); /* landing slots */
 bool load_read(sim *s, uint32_t c, const uint32_t *block, uint32_t count, uint64_t ns);
 void load_bytes(const sim *s, uint32_t block, uint8_t *out);
+
+/* fetch.c */
+typedef struct sim_fetch sim_fetch;
+void fetch_start(sim *s);  /* s->fetch, when the profile has a worker */
+void fetch_step(sim *s);   /* poll it, look at what came, ask for more */
+bool fetch_finish(sim *s); /* in a calm cluster: forget everything; true: done and all is back */
+void fetch_end(sim *s);
 
 /* faults.c */
 void faults_draw(sim *s); /* profile and weather of the seed */
