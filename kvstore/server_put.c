@@ -64,11 +64,7 @@ static status accept_put(kv_server *s, uint32_t conn, const wire_put *put, const
 {
     const server_conn *c = &s->conn[conn];
     if (server_epoch_old(s, conn, put->epoch)) return STATUS_FENCED;
-    bool out = s->fenced || s->stats.draining;
-#ifdef SHOAL_PLANT_FENCE_IGNORED
-    out = s->stats.draining;
-#endif
-    if (out) return STATUS_FENCED;
+    if (s->fenced || s->stats.draining) return STATUS_FENCED;
     if (put->id.layout != s->layout || put->id.tenant != c->tenant) return STATUS_REFUSED;
     if (m->body_bytes != s->block_bytes) return STATUS_REFUSED;
     status here = existing(s, &put->id, put->digest);
