@@ -98,6 +98,7 @@ static const struct setting {
 };
 
 /* UCX's own words go to our log: what it calls an error is often a peer that went away. */
+/* NOLINTNEXTLINE(readability-function-size): seven parameters, as UCX wants them */
 static ucs_log_func_rc_t ucx_log(const char *file, unsigned line, const char *function,
                                  ucs_log_level_t level, const ucs_log_component_config_t *component,
                                  const char *message, va_list ap)

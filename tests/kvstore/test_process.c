@@ -39,7 +39,7 @@ TEST(a_node_killed_in_the_middle_loses_nothing_that_was_acknowledged)
 {
     node_process n[3];
     store s;
-    uint64_t late;
+    uint64_t late = 0;
     spawn_all(n, 3, NULL);
     store_open(&s, n, 3, 2, true);
     EXPECT_EQ_U64(store_put_all(&s, 1, BLOCKS), BLOCKS);
@@ -63,7 +63,7 @@ TEST(a_stopped_node_costs_a_hedge_and_no_deadline)
 {
     node_process n[2];
     store s;
-    uint64_t late;
+    uint64_t late = 0;
     spawn_all(n, 2, NULL);
     store_open(&s, n, 2, 2, true);
     EXPECT_EQ_U64(store_put_all(&s, 1, 256), 256);
@@ -89,7 +89,7 @@ TEST(a_single_stopped_node_ends_requests_at_their_deadline)
     store_open(&s, n, 1, 1, true);
     EXPECT_EQ_U64(store_put_all(&s, 1, 64), 64);
     node_signal(&n[0], SIGSTOP);
-    uint64_t late;
+    uint64_t late = 0;
     EXPECT_EQ_U64(store_get_all(&s, 1, 64, 32, &late), 0);
     EXPECT(late < UINT64_C(1000000000)); /* judged loosely: the machine is shared */
     printf("latest end past a deadline: %.3f ms\n", (double)late / 1e6);
