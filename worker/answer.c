@@ -88,7 +88,7 @@ static void add_token(text *out, const tokenizer *t, int32_t id)
         return;
     }
     text_add_string(out, "\"bytes:");
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; bytes != NULL && i < count; i++)
         text_format(out, "\\\\x%02x", (unsigned)(unsigned char)bytes[i]);
     text_add_string(out, "\"");
 }

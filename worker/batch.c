@@ -138,7 +138,8 @@ status batch_reader_next(batch_reader *reader, batch_line *out_line)
     for (;;) {
         size_t rest = reader->held.count - reader->start;
         const char *from = rest == 0 ? NULL : reader->held.bytes + reader->start;
-        const char *newline = rest == looked ? NULL : memchr(from + looked, '\n', rest - looked);
+        const char *newline =
+            from == NULL || rest == looked ? NULL : memchr(from + looked, '\n', rest - looked);
         size_t count = newline != NULL ? (size_t)(newline - from) : rest;
         if (count > reader->line_max) return line_too_long(reader, out_line);
         if (newline != NULL || reader->at_end) {

@@ -60,6 +60,23 @@ status fetch_finish(worker_engine *e, uint32_t layer)
     return STATUS_OK;
 }
 
+/* ahead: 1 when prefetch had brought the block, else 0. */
+static void count_resident(worker_engine *e, uint32_t seq, bool agnostic, uint8_t ahead)
+{
+    e->seq[seq].final.blocks.resident++;
+    e->stats.blocks.resident++;
+    e->stats.prefetch.used += ahead;
+    if (agnostic) e->stats.agnostic_fetched += ahead;
+    if (agnostic) e->stats.agnostic_ahead += ahead;
+}
+
+static void count_miss(worker_engine *e, uint32_t layer, bool agnostic, uint8_t ahead)
+{
+    e->stats.prefetch.wasted += ahead;
+    e->stats.misses_by_layer[layer < 64 ? layer : 63]++;
+    if (agnostic) e->stats.agnostic_fetched++;
+}
+
 /* Before the plan: which picks are resident, which of those prefetch brought, which are missing. */
 void fetch_count_picks(worker_engine *e, uint32_t layer, const pick_buffers *picks)
 {
@@ -75,17 +92,10 @@ void fetch_count_picks(worker_engine *e, uint32_t layer, const pick_buffers *pic
                 size_t entry = ((size_t)seq * e->kv_heads + h) * e->max_blocks + (size_t)b;
                 bool resident = table.entry_of[entry] >= 0, agnostic = i < picks->settled[at];
                 uint8_t *ahead = &e->ahead_bit[engine_home(e, seq, layer, h, (uint32_t)b)];
-                if (resident) {
-                    e->seq[seq].final.blocks.resident++;
-                    e->stats.blocks.resident++;
-                    e->stats.prefetch.used += *ahead;
-                    if (agnostic) e->stats.agnostic_fetched += *ahead;
-                    if (agnostic) e->stats.agnostic_ahead += *ahead;
-                } else {
-                    e->stats.prefetch.wasted += *ahead;
-                    e->stats.misses_by_layer[layer < 64 ? layer : 63]++;
-                    if (agnostic) e->stats.agnostic_fetched++;
-                }
+                if (resident)
+                    count_resident(e, seq, agnostic, *ahead);
+                else
+                    count_miss(e, layer, agnostic, *ahead);
                 *ahead = 0;
             }
         }

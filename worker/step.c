@@ -469,7 +469,7 @@ static void keep_picks(worker_engine *e, uint32_t layer)
 
 static status commit(worker_engine *e)
 {
-    uint32_t decoded[512];
+    uint32_t decoded[512] = {0};
     CHECK(e->decode_rows <= 512);
     for (uint32_t r = 0; r < e->decode_rows; r++)
         decoded[r] = (uint32_t)e->row_seq[r];

@@ -311,8 +311,8 @@ void faults_step(sim *s)
     }
     if (s->calm && s->map_changed_ns != 0 && !admin_busy(s))
         for (uint32_t n = 0; n < SIM_NODES; n++)
-            if (s->node[n].server->map.epoch < s->map.epoch ||
-                s->node[n].server->map.node_count == 0)
+            if (s->node[n].server != NULL && (s->node[n].server->map.epoch < s->map.epoch ||
+                                              s->node[n].server->map.node_count == 0))
                 map_tell(s, n);
     health_note(s);
 }

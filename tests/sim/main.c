@@ -114,7 +114,7 @@ int main(int argc, char **argv)
     log_setup(&quiet);
     running = sim_create();
     running->tracing = o.trace;
-    signal(SIGABRT, on_abort);
+    (void)signal(SIGABRT, on_abort);
     uint64_t start = clock_now(&clock_monotonic), told = start, done = 0;
     bool good = true;
     uint64_t seed = o.from;

@@ -44,6 +44,7 @@ static void golden_open(const char *folder, const char *rows_key, const char *lo
     g->vocab = (uint32_t)cJSON_GetObjectItem(g->json, "vocab")->valueint;
     snprintf(path, sizeof path, "%s/tests/golden/%s/%s", TEST_SOURCE_DIR, folder, logits);
     g->logits = (const float *)(const void *)read_all(path, &n);
+    EXPECT(g->rows > 0 && g->vocab > 0);
     EXPECT(n % (g->rows * g->vocab * sizeof(float)) == 0);
 }
 
