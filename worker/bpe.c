@@ -432,6 +432,6 @@ status bpe_word(bpe *b, span word, id_list *out)
     merge_all(&m);
     for (uint32_t i = 0; i < m.count; i++)
         if (m.symbols[i].id >= 0) id_list_add(out, m.symbols[i].id);
-    cache_fill(slot, hash, word, out->ids + before, out->count - before);
+    if (out->count > before) cache_fill(slot, hash, word, out->ids + before, out->count - before);
     return STATUS_OK;
 }
