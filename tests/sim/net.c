@@ -207,6 +207,11 @@ static void port_close(kv_transport *t)
     if (p->open) net_kill(p->owner, p->number, 0);
 }
 
+static void bad_until(net *n, uint32_t from, uint32_t to, uint64_t until_ns)
+{
+    if (until_ns > n->bad_ns[from][to]) n->bad_ns[from][to] = until_ns;
+}
+
 void net_break(net *n, uint32_t a, uint32_t b, uint64_t limit_ns)
 {
     for (uint32_t i = 0; i < NET_CONNS; i++) {
@@ -219,13 +224,14 @@ void net_break(net *n, uint32_t a, uint32_t b, uint64_t limit_ns)
             lane_drop(n, &c->lane[e]);
         }
     }
-    n->bad_ns[a][b] = n->bad_ns[b][a] = *n->now_ns + limit_ns;
+    bad_until(n, a, b, *n->now_ns + limit_ns);
+    bad_until(n, b, a, *n->now_ns + limit_ns);
 }
 
 void net_block(net *n, uint32_t from, uint32_t to, uint64_t until_ns)
 {
     if (until_ns > n->blocked_ns[from][to]) n->blocked_ns[from][to] = until_ns;
-    if (until_ns > n->bad_ns[from][to]) n->bad_ns[from][to] = until_ns;
+    bad_until(n, from, to, until_ns);
 }
 
 void net_calm(net *n)
@@ -264,7 +270,7 @@ static void weather_apply(net *n, const net_conn *c, uint32_t end, net_record *r
     n->events[NET_DUPLICATED] += r->copies == 2 && !r->lost;
     n->events[NET_FLIPPED] += r->flip && !r->lost;
     n->events[NET_SPIKED] += spiked;
-    if (r->lost || r->flip || spiked) n->bad_ns[from][to] = r->arrive_ns;
+    if (r->lost || r->flip || spiked) bad_until(n, from, to, r->arrive_ns);
 }
 
 static status port_send(kv_transport *t, kv_peer peer, const kv_message *m)
