@@ -321,8 +321,10 @@ void client_on_block(kv_client *c, uint32_t node, const kv_message *m)
 {
     wire_block w;
     client_ask *ask = NULL;
-    if (wire_decode_block(m->head, m->head_bytes, m->body_bytes, &w) == STATUS_OK)
+    if (wire_decode_block(m->head, m->head_bytes, m->body_bytes, &w) == STATUS_OK) {
+        c->stats.blocks_received++;
         ask = client_ask_find(c, w.head.request, node);
+    }
 #ifdef SHOAL_PLANT_LATE_WRITE
     if (ask == NULL) memcpy(kv_slot_bytes(c, (int32_t)w.slot), m->body, m->body_bytes);
 #endif

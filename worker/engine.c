@@ -546,8 +546,8 @@ void worker_stats_read(const worker_engine *e, worker_stats *out_stats)
     out_stats->stored.blocks = io.stored_blocks;
     out_stats->stored.bytes = io.stored_bytes;
     out_stats->stored.replicas = e->config.with_store ? e->cluster.map.replicas : 0;
-    out_stats->served.blocks = io.served_blocks;
-    out_stats->served.bytes = io.served_bytes;
+    out_stats->served.blocks = io.client.blocks_received;
+    out_stats->served.bytes = io.client.blocks_received * e->block_bytes;
     out_stats->fetch_ns = io.fetch_ns;
     out_stats->client = io.client;
 }

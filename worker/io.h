@@ -85,7 +85,7 @@ block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot);
 
 typedef struct io_stats {
-    uint64_t stored_blocks, stored_bytes, served_blocks, served_bytes;
+    uint64_t stored_blocks, stored_bytes;
     uint64_t fetch_ns, late, put_retries;
     uint32_t dirty_blocks; /* not yet acknowledged */
     kv_client_stats client;

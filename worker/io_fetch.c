@@ -251,8 +251,6 @@ void io_fetch_get_done(worker_io *io, const kv_done *done)
             b->state = FETCH_LANDED;
             b->slot = done->slot[k];
             io->landing_refs[b->slot] = 1;
-            io->stats.served_blocks++;
-            io->stats.served_bytes += io->config.block_bytes;
         }
         if ((uint32_t)g >= io->config.layers) {
             flight_remove(io, flight_hash(io, &io->config.exchange[g].miss[i], layer));

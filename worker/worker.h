@@ -110,7 +110,7 @@ typedef struct worker_stats {
     } stored; /* acknowledged by R nodes */
     struct {
         uint64_t blocks, bytes;
-    } served;                     /* by nodes, as the client counted: demand + prefetch */
+    } served;                     /* by nodes, as the client counted: hedged ones twice */
     uint64_t fetch_ns;            /* sum over fetch batches of submit to completion */
     uint64_t waited_ns;           /* part of it that a step spent waiting */
     uint64_t step_ns;             /* time in steps with at least one decode row */
