@@ -593,8 +593,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
     }
 }
 
-/* ---- launcher
- * -------------------------------------------------------------------------------------- */
+/* ---- launcher -------------------------------------------------------------------------------- */
 
 /* Rows are cut into launches whose items, partials and counters fit. */
 template <int D> status attend_rows(cuda_stream *stream, attend_params &p)

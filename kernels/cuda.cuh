@@ -85,8 +85,7 @@ static inline uint32_t cuda_blocks(uint64_t items, uint32_t each)
     return (uint32_t)((items + each - 1) / each);
 }
 
-/* ---- device functions
- * ------------------------------------------------------------------------------ */
+/* ---- device functions ------------------------------------------------------------------------ */
 
 #ifdef __CUDACC__
 

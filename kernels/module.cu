@@ -188,8 +188,7 @@ uint64_t monotonic_now(void *self)
 
 } // namespace
 
-/* ---- what the .cu files call, in this module's own copy
- * -------------------------------------------- */
+/* ---- what the .cu files call, in this module's own copy -------------------------------------- */
 
 extern "C" const clock_ops clock_monotonic = {monotonic_now, nullptr};
 
@@ -203,8 +202,7 @@ extern "C" void log_write(log_level level, const char *file, int line, const cha
     if (host.log) host.log(level, file, line, text);
 }
 
-/* ---- the symbol
- * ---------------------------------------------------------------------------------------- */
+/* ---- the symbol ------------------------------------------------------------------------------ */
 
 extern "C" __attribute__((visibility("default"))) status
 kern_module_open(const kern_module_host *module_host, const kern_config *config,

@@ -310,8 +310,7 @@ __global__ void __launch_bounds__(THREADS, 3) score_kernel(const __grid_constant
                     windows - start);
 }
 
-/* ---- launcher
- * -------------------------------------------------------------------------------------- */
+/* ---- launcher -------------------------------------------------------------------------------- */
 
 template <int D, score_pass PASS>
 status launch(cuda_stream *stream, const score_params &p, uint32_t rows, uint32_t width)

@@ -17,8 +17,7 @@
 typedef enum kv_class { KV_DEMAND, KV_WRITE_BACK, KV_PREFETCH, KV_REPAIR, KV_CLASSES } kv_class;
 enum { KV_BATCH_MAX = 1024 };
 
-/* ---- transport seam: reliable ordered messages between two ends
- * -------------------------------------- */
+/* ---- transport seam: reliable ordered messages between two ends ------------------------------ */
 
 typedef struct kv_transport kv_transport; /* UCX or in-process; opened below, closed by its owner */
 status kv_transport_ucx_open(arena *a, bool spin, kv_transport **out_transport);
@@ -30,8 +29,7 @@ kv_hub *kv_hub_create(arena *a, clock_ops clock, uint64_t rtt_ns, uint64_t bytes
 status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transport);
 void kv_transport_close(kv_transport *transport);
 
-/* ---- client
- * ------------------------------------------------------------------------------------------ */
+/* ---- client ---------------------------------------------------------------------------------- */
 
 typedef struct kv_client kv_client;
 typedef uint64_t kv_ticket;
@@ -116,8 +114,7 @@ typedef struct kv_client_stats {
 } kv_client_stats;
 void kv_client_stats_read(const kv_client *client, kv_client_stats *out_stats);
 
-/* ---- server
- * ------------------------------------------------------------------------------------------ */
+/* ---- server ---------------------------------------------------------------------------------- */
 
 typedef struct kv_server kv_server;
 

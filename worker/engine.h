@@ -32,22 +32,22 @@ typedef struct sequence {
     worker_request request; /* prompt and eos point nowhere: see token, eos */
     int32_t *token;         /* [max_model_len] prompt, then generated */
     int32_t eos[8];
-    uint32_t count;        /* tokens known */
-    uint32_t prefill_count;  /* of them by prefill: the prompt but its step_count */
-    uint32_t done;         /* positions whose K and V exist: [0, done) */
-    uint32_t sampled;      /* new tokens made so far */
-    uint32_t blocks_max;   /* of the longest this sequence can get */
-    int32_t selector;      /* index in engine.selectors */
-    int32_t entries;       /* pool entries a (layer, KV head) while active */
-    int32_t *pool_slot;    /* [L * Hk * entries] taken while active */
-    int32_t *tail_slot;    /* [L * Hk] host slots of the open block while parked, or -1 */
-    int32_t *stage_slot;   /* [L, Hk, B] host slots while in prefill */
-    int32_t *last_pick;    /* [L, Hk, M] last selection, -1 pads: what to bring back first */
-    uint32_t generation;   /* grows when the slot's occupant or its entries change */
-    uint32_t groups_open;  /* prefetch groups under way */
-    uint32_t ran;          /* steps since it became active */
-    uint32_t resumed_step; /* step number when it got its entries */
-    uint32_t void_tries;   /* at this position */
+    uint32_t count;         /* tokens known */
+    uint32_t prefill_count; /* of them by prefill: the prompt but its step_count */
+    uint32_t done;          /* positions whose K and V exist: [0, done) */
+    uint32_t sampled;       /* new tokens made so far */
+    uint32_t blocks_max;    /* of the longest this sequence can get */
+    int32_t selector;       /* index in engine.selectors */
+    int32_t entries;        /* pool entries a (layer, KV head) while active */
+    int32_t *pool_slot;     /* [L * Hk * entries] taken while active */
+    int32_t *tail_slot;     /* [L * Hk] host slots of the open block while parked, or -1 */
+    int32_t *stage_slot;    /* [L, Hk, B] host slots while in prefill */
+    int32_t *last_pick;     /* [L, Hk, M] last selection, -1 pads: what to bring back first */
+    uint32_t generation;    /* grows when the slot's occupant or its entries change */
+    uint32_t groups_open;   /* prefetch groups under way */
+    uint32_t ran;           /* steps since it became active */
+    uint32_t resumed_step;  /* step number when it got its entries */
+    uint32_t void_tries;    /* at this position */
     status void_status;
     bool cancel;
     bool forgotten;    /* CLOSING: the io side let go */

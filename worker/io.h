@@ -4,9 +4,9 @@
  * Flow:    step --commands--> [io] --> kv_client ; arrivals and events --> step.
  * Threads: one io thread owns everything here but the functions of the section "step side", which
  *          belong to the step thread. The two talk through rings and kern_exchange. With a hub
- * there is no thread: io_poll is called by the step thread. Memory:  host slots (block-sized) are
- * taken at create. A slot belongs to the step thread from io_slot_take until a SEALED command names
- * it or io_slot_give returns it.
+ *          there is no thread: io_poll is called by the step thread.
+ * Memory:  host slots (block-sized) are taken at create. A slot belongs to the step thread from
+ *          io_slot_take until a SEALED command names it or io_slot_give returns it.
  *
  * A host slot is, in turn: the place where prefill writes a block, the copy that outlives a sealed
  * block's device slot until R nodes have acknowledged it, and (with a host tier) a cache of it. */

@@ -443,8 +443,7 @@ static void row_done(worker_engine *e, uint32_t seq)
 static void finish_if_over(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
-    if (s->state == SEQ_FREE || s->state == SEQ_CLOSING || s->done < s->prefill_count)
-        return;
+    if (s->state == SEQ_FREE || s->state == SEQ_CLOSING || s->done < s->prefill_count) return;
     if (s->sampled > 0) {
         for (uint32_t i = 0; i < s->request.eos_count; i++) {
             if (s->token[s->count - 1] != s->eos[i]) continue;

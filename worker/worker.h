@@ -45,8 +45,8 @@ typedef struct worker_request {
     const int32_t *prompt;  /* [prompt_count], copied; each in [0, vocab) */
     uint32_t prompt_count;  /* >= 1 */
     uint32_t max_new;       /* 0 with score: prefill only */
-    uint32_t step_count;            /* the prompt's last tokens that go one a step, as if they had
-                                     * been generated: 0 but to measure; < prompt_count */
+    uint32_t step_count;    /* the prompt's last tokens that go one a step, as if they had
+                             * been generated: 0 but to measure; < prompt_count */
     kern_selector selector; /* from model_selector */
     kern_sampling sampling;
     const int32_t *eos; /* [eos_count], copied (<= 8); ends the sequence; not an output */

@@ -182,8 +182,7 @@ void attend_wide(gpu_bench &b, random_source &r, uint32_t copies)
                expected);
 }
 
-/* ---- score
- * --------------------------------------------------------------------------------------------- */
+/* ---- score ----------------------------------------------------------------------------------- */
 
 kern_score_args score_args(scene &s, float *out, bool gpu)
 {

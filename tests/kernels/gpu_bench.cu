@@ -113,8 +113,7 @@ bool wanted(const bench &k, const char *name)
     return k.only.empty() || k.only == name;
 }
 
-/* ---- ceilings
- * --------------------------------------------------------------------------------------- */
+/* ---- ceilings -------------------------------------------------------------------------------- */
 
 __global__ void __launch_bounds__(512) sum_kernel(const uint4 *from, uint64_t count, uint32_t *out)
 {
@@ -193,8 +192,7 @@ __global__ void __launch_bounds__(512)
     }
 }
 
-/* ---- attention
- * -------------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
 struct geometry {
     uint32_t rows, heads, kv_heads, dim, entries, slots_each;
@@ -313,8 +311,7 @@ void bench_attend(bench &k)
     }
 }
 
-/* ---- score, selection
- * --------------------------------------------------------------------------------- */
+/* ---- score, selection ------------------------------------------------------------------------ */
 
 void bench_score(bench &k)
 {
@@ -432,8 +429,7 @@ void bench_select(bench &k, uint32_t rows, uint32_t tokens, const char *name)
                time_calls(k, 20, [&](int) { part.run(); }));
 }
 
-/* ---- blocks from the host
- * --------------------------------------------------------------------------- */
+/* ---- blocks from the host -------------------------------------------------------------------- */
 
 struct gather_bench {
     uint32_t blocks, bytes;
@@ -564,8 +560,7 @@ void bench_digest(bench &k)
     CUDA(cudaFree(pool));
 }
 
-/* ---- matrix products
- * ---------------------------------------------------------------------------------- */
+/* ---- matrix products ------------------------------------------------------------------------- */
 
 #define BLAS(call) NEED((call) == CUBLAS_STATUS_SUCCESS, "cublasLt")
 

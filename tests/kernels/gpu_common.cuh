@@ -88,8 +88,7 @@ inline void fill_bf16(random_source &r, std::vector<uint16_t> &v, float scale)
         x = kern_f32_to_bf16(r.normal() * scale);
 }
 
-/* ---- counting
- * ---------------------------------------------------------------------------------------- */
+/* ---- counting -------------------------------------------------------------------------------- */
 
 extern int checks_passed, checks_failed;
 
@@ -138,8 +137,7 @@ void check_same(const char *what, const std::vector<T> &out, const std::vector<T
                what, differ, ref.size(), at);
 }
 
-/* ---- backends
- * ------------------------------------------------------------------------------------------ */
+/* ---- backends -------------------------------------------------------------------------------- */
 
 struct gpu_bench {
     kern_backend *ref_backend, *gpu_backend;

@@ -521,8 +521,7 @@ TEST(a_draining_node_serves_what_it_has_and_takes_nothing_new)
     rig_destroy(r);
 }
 
-/* ---- random operations
- * ----------------------------------------------------------------------------- */
+/* ---- random operations ----------------------------------------------------------------------- */
 
 enum { IDS = 256, HELD = 48, OPEN = 512 };
 

@@ -115,8 +115,7 @@ static uint32_t place_of(int32_t layer, int32_t head, int32_t block)
     return (uint32_t)((layer * HEADS + head) * BLOCKS + block);
 }
 
-/* ---- what a step would ask for ----------------------------------------------------------------
- */
+/* ---- what a step would ask for --------------------------------------------------------------- */
 
 static void seal(sim *s, sim_fetch *f)
 {
@@ -195,8 +194,7 @@ static void forget(sim *s, sim_fetch *f, int32_t q)
     io_send(f->io, &c);
 }
 
-/* ---- what came --------------------------------------------------------------------------------
- */
+/* ---- what came ------------------------------------------------------------------------------- */
 
 static void compare(sim *s, sim_fetch *f, uint32_t g, uint32_t i, const char *when)
 {
@@ -278,8 +276,7 @@ void fetch_step(sim *s)
         forget(s, f, (int32_t)sim_below(s, SEQS));
 }
 
-/* ---- the end ----------------------------------------------------------------------------------
- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 bool fetch_finish(sim *s)
 {

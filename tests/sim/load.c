@@ -203,8 +203,7 @@ static void cancel(sim *s, uint32_t c)
     kv_cancel(me->client, op->ticket);
 }
 
-/* ---- what was handed out ----------------------------------------------------------------------
- */
+/* ---- what was handed out --------------------------------------------------------------------- */
 
 static void slot_compare(sim *s, uint32_t c, int32_t slot, uint32_t b, const char *when)
 {

@@ -42,8 +42,7 @@ kv_transport *net_open(net *n, uint32_t port)
     return &n->port[port].base;
 }
 
-/* ---- records ----------------------------------------------------------------------------------
- */
+/* ---- records --------------------------------------------------------------------------------- */
 
 static net_record *record_at(net_lane *l, uint64_t i)
 {
@@ -102,8 +101,7 @@ static void lane_drop(net *n, net_lane *l)
     l->delivered = l->read = l->sent;
 }
 
-/* ---- connections ------------------------------------------------------------------------------
- */
+/* ---- connections ----------------------------------------------------------------------------- */
 
 static kv_peer handle(const net *n, const net_conn *c, uint32_t end)
 {
@@ -249,8 +247,7 @@ void net_calm(net *n)
     }
 }
 
-/* ---- sending ----------------------------------------------------------------------------------
- */
+/* ---- sending --------------------------------------------------------------------------------- */
 
 static bool drawn(net *n, double share)
 {
@@ -313,8 +310,7 @@ static status port_send(kv_transport *t, kv_peer peer, const kv_message *m)
     return STATUS_OK;
 }
 
-/* ---- polling ----------------------------------------------------------------------------------
- */
+/* ---- polling --------------------------------------------------------------------------------- */
 
 static void tell_closed(net *n, net_port *p, net_conn *c, uint32_t end)
 {

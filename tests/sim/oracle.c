@@ -127,8 +127,7 @@ void oracle_lost_memory(sim *s, uint32_t n)
     s->structure_dirty = true;
 }
 
-/* ---- the taps ---------------------------------------------------------------------------------
- */
+/* ---- the taps -------------------------------------------------------------------------------- */
 
 static void watch(sim *s, const sim_watch *w)
 {
@@ -224,8 +223,7 @@ static void tap_body_changed(void *self, uint32_t from, uint32_t kind)
 const net_tap oracle_tap = {
     .sent = tap_sent, .delivered = tap_delivered, .body_changed = tap_body_changed};
 
-/* ---- completions ------------------------------------------------------------------------------
- */
+/* ---- completions ----------------------------------------------------------------------------- */
 
 static bool excused(const sim *s, uint32_t n, uint32_t c, const sim_op *op)
 {
@@ -381,8 +379,7 @@ void oracle_done(sim *s, uint32_t c, const sim_op *op, const kv_done *done)
     get_done(s, c, op, done);
 }
 
-/* ---- after every step -------------------------------------------------------------------------
- */
+/* ---- after every step ------------------------------------------------------------------------ */
 
 void oracle_structure(sim *s)
 {
@@ -506,8 +503,7 @@ void oracle_check(sim *s)
     oracle_structure(s);
 }
 
-/* ---- the end ----------------------------------------------------------------------------------
- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 static void client_idle(sim *s, uint32_t c)
 {

@@ -24,8 +24,7 @@ bool sim_chance(sim *s, double share)
     return rng_unit(&s->random) < share;
 }
 
-/* ---- what is told -----------------------------------------------------------------------------
- */
+/* ---- what is told ---------------------------------------------------------------------------- */
 
 void sim_trace(sim *s, const char *format, ...)
 {
@@ -59,8 +58,7 @@ void sim_fail(sim *s, const char *promise, const char *format, ...)
     sim_trace(s, "BROKEN %s", s->reason);
 }
 
-/* ---- birth and death --------------------------------------------------------------------------
- */
+/* ---- birth and death ------------------------------------------------------------------------- */
 
 sim *sim_create(void)
 {
@@ -209,8 +207,7 @@ static void end(sim *s)
     s->totals.simulated_ns += s->now_ns - UINT64_C(1000) * SIM_MS;
 }
 
-/* ---- the loop ---------------------------------------------------------------------------------
- */
+/* ---- the loop -------------------------------------------------------------------------------- */
 
 static uint64_t next_time(sim *s)
 {
