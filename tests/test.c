@@ -14,18 +14,12 @@
 enum { TESTS_MAX = 1024 };
 
 /* What the sanitizers ask a program for at start. c-ares 1.18 loses the name of each look-up of
- * "localhost"; gRPC's own threads are built without ThreadSanitizer, which then sees no order in
- * what they do. */
+ * "localhost". */
 const char *__lsan_default_suppressions(void);
-const char *__tsan_default_suppressions(void);
 const char *__ubsan_default_options(void);
 const char *__lsan_default_suppressions(void)
 {
     return "leak:libcares.so\n";
-}
-const char *__tsan_default_suppressions(void)
-{
-    return "called_from_lib:libgrpc.so\nrace:libgrpc.so\nrace:libgpr.so\n";
 }
 const char *__ubsan_default_options(void)
 {
