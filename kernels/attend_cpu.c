@@ -143,6 +143,7 @@ static void run_softmax(attend_scratch *s, uint32_t head, uint32_t runs, float s
 }
 
 /* value[h][d0 .. d0 + dims) = sum over the group's tokens of weight times v, one chain each. */
+/* NOLINTNEXTLINE(readability-function-size): always inline, heads and dims are constants there */
 LANE_OP void run_values(uint32_t heads, uint32_t dims, attend_scratch *s, uint32_t head,
                         uint32_t d0, uint32_t runs, uint32_t dim)
 {

@@ -85,6 +85,7 @@ status batch_reader_rewind(batch_reader *reader)
 static status reader_fill(batch_reader *r)
 {
     if (r->start > 0) {
+        CHECK(r->held.bytes != NULL); /* it starts behind bytes that were read */
         size_t rest = r->held.count - r->start;
         memmove(r->held.bytes, r->held.bytes + r->start, rest);
         r->held.count = rest;
@@ -108,7 +109,7 @@ static status reader_skip(batch_reader *r, bool *out_whole)
     for (;;) {
         size_t rest = r->held.count - r->start;
         const char *from = r->held.bytes + r->start;
-        const char *newline = rest == 0 ? NULL : memchr(from, '\n', rest);
+        const char *newline = from == NULL || rest == 0 ? NULL : memchr(from, '\n', rest);
         if (newline != NULL) {
             r->start += (size_t)(newline - from) + 1;
             *out_whole = true;

@@ -94,6 +94,7 @@ static void llama_matches(const char *folder)
     float score[4096];
     run_score(r, g.token, g.count, score);
     run_close(r);
+    cJSON_Delete(g.json);
     double mean = c.mean / (double)c.n;
     double deviation = sqrt(c.square / (double)c.n - mean * mean);
     EXPECT_GE_U64(c.seen, g.rows - 1); /* the last row predicts nothing and has no logits */
@@ -162,6 +163,7 @@ TEST(every_selector_and_source_of_the_small_model_matches_the_float64_oracle)
     uint32_t index = 0;
     cJSON_ArrayForEach(item, runs) small_model_run(&g, index++, item);
     EXPECT_EQ_U64(index, 10);
+    cJSON_Delete(g.json);
 }
 
 TEST_MAIN()
