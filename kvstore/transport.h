@@ -1,10 +1,12 @@
 /* kvstore/transport.h - the transport seam: reliable, ordered messages between two ends.
  *
- * Flow:    client or server -> kv_transport -> (UCX | hub in this process | simulator) -> the
- * other. Threads: a transport and its peers belong to one thread; every event is called from inside
- * poll. Memory:  the head of a message is copied by send; its body is borrowed until the `sent`
- * event of the same cookie, or the `closed` event of the peer, whichever comes first. What an event
- *          points to is valid during the call only.
+ * Flow: client or server -> kv_transport -> (UCX | hub in this process | simulator) -> the other.
+ *
+ * Threads: a transport and its peers belong to one thread; every event is called from inside poll.
+ *
+ * Memory: the head of a message is copied by send; its body is borrowed until the `sent` event of
+ * the same cookie, or the `closed` event of the peer, whichever comes first. What an event points
+ * to is valid during the call only.
  *
  * An implementation embeds struct kv_transport first and fills in ops; its owner binds events. */
 #ifndef KVSTORE_TRANSPORT_H

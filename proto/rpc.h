@@ -1,13 +1,15 @@
 /* proto/rpc.h - the control plane: protobuf messages over gRPC's C core, unary and server
  * streaming.
  *
- * Flow:    CLI or worker -> rpc_client -> HTTP/2 (mTLS beyond loopback) -> rpc_server -> handler.
+ * Flow: CLI or worker -> rpc_client -> HTTP/2 (mTLS beyond loopback) -> rpc_server -> handler.
+ *
  * Threads: a server's handlers and all rpc_call_* functions run on one thread: the one that polls
- * it, or the server's own when config.threaded. A client and its streams belong to one thread; only
- * rpc_stream_cancel may come from another. Memory:  a request belongs to the server for the time of
- * its handler. A reply from a client belongs to the caller, who gives it to
- * protobuf_c_message_free_unpacked(reply, NULL). No block travels here, so clarity is bought with a
- * copy or two. Client streaming is not offered. */
+ * it, or the server's own when config.threaded. A client and its streams belong to one thread;
+ * only rpc_stream_cancel may come from another.
+ *
+ * Memory: a request belongs to the server for the time of its handler. A reply from a client
+ * belongs to the caller, who gives it to protobuf_c_message_free_unpacked(reply, NULL). No block
+ * travels here, so clarity is bought with a copy or two. Client streaming is not offered. */
 #ifndef PROTO_RPC_H
 #define PROTO_RPC_H
 

@@ -1,9 +1,12 @@
 /* worker/tokenizer.h - text to token ids and back, as the model's tokenizer.json says.
  *
- * Flow:    text -> special tokens -> normaliser -> pre-tokenizer -> BPE -> ids; ids -> decoder ->
- * text. Threads: an encoder keeps a cache of words, so one thread at a time encodes; everything
- * else only reads a loaded tokenizer. Memory:  a tokenizer owns its tables; ids and text come from
- * the caller's arena.
+ * Flow: text -> special tokens -> normaliser -> pre-tokenizer -> BPE -> ids; ids -> decoder ->
+ * text.
+ *
+ * Threads: an encoder keeps a cache of words, so one thread at a time encodes; everything else
+ * only reads a loaded tokenizer.
+ *
+ * Memory: a tokenizer owns its tables; ids and text come from the caller's arena.
  *
  * Byte-level and byte-fallback BPE of Hugging Face's tokenizer.json. Ids are those of the
  * `tokenizers` package (golden ids in tests/golden). What is not implemented is refused by name

@@ -1,13 +1,16 @@
 /* worker/worker.h - decode a batch of sequences whose KV cache does not fit the device.
  *
- * Flow:    requests -> worker_submit -> [admit, prefill, decode, park, resume] -> events.
- *          One worker_step is one step of the whole batch: a row for every decoding sequence, and
- *          a chunk of one sequence's prompt while the token budget allows.
+ * Flow: requests -> worker_submit -> [admit, prefill, decode, park, resume] -> events. One
+ * worker_step is one step of the whole batch: a row for every decoding sequence, and a chunk of
+ * one sequence's prompt while the token budget allows.
+ *
  * Threads: an engine belongs to the thread that created it (the step thread). It owns one io
- * thread, which owns the store's client; they talk through rings. Memory:  all of it is taken by
- * worker_create, which prints its plan and refuses what cannot fit. Promise: a request's tokens and
- * logits have the same bits whatever batch, chunking, tier, replica or fault served it; or it ends
- * with a status. Never a wrong token. */
+ * thread, which owns the store's client; they talk through rings.
+ *
+ * Memory: all of it is taken by worker_create, which prints its plan and refuses what cannot fit.
+ *
+ * Promise: a request's tokens and logits have the same bits whatever batch, chunking, tier,
+ * replica or fault served it; or it ends with a status. Never a wrong token. */
 #ifndef WORKER_WORKER_H
 #define WORKER_WORKER_H
 
