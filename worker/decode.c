@@ -376,7 +376,7 @@ static status run(decode *d)
             return FAIL(CANCELED, "interrupted; %llu finished lines are in %s",
                         (unsigned long long)batch_writer_lines(d->writer), d->args->output);
         TRY(take_lines(d));
-        if (d->read_all && d->live_count == 0 && d->waiting == NULL) return STATUS_OK;
+        if (d->read_all && d->live_count == 0 && d->waiting == NULL) break;
         if (d->live_count > 0 || d->waiting != NULL) {
             status s = worker_step(d->session.engine);
             if (s != STATUS_PENDING) TRY(s);
@@ -385,6 +385,8 @@ static status run(decode *d)
             TRY(take_event(d, &event));
         draw(d);
     }
+    session_settle(&d->session);
+    return STATUS_OK;
 }
 
 /* Selections that lines ask for, and how many lines there are. Only lines that may have a "shoal"

@@ -248,6 +248,16 @@ bool session_store_failed(session *s, status result, const char *kept, status *o
     return true;
 }
 
+/* What the last requests still had under way comes in, so that the counts are whole. */
+void session_settle(session *s)
+{
+    uint64_t until = clock_now(&clock_monotonic) + s->cluster.put_deadline_ns;
+    while (!worker_idle(s->engine) && clock_now(&clock_monotonic) < until) {
+        status result = worker_step(s->engine);
+        if (result != STATUS_OK && result != STATUS_PENDING) return;
+    }
+}
+
 const worker_stats *session_stats(session *s)
 {
     CHECK(s->engine != NULL);

@@ -59,6 +59,7 @@ bool session_interrupted(void);
  * is left for another run. Logs the sentence; `kept` ends it. */
 bool session_store_failed(session *s, status result, const char *kept, status *out_run);
 /* The engine's numbers so far. */
+void session_settle(session *s); /* bounded by client.put_deadline */
 const worker_stats *session_stats(session *s);
 void session_close(session *s);
 
