@@ -52,7 +52,6 @@ typedef struct sequence {
     bool cancel;
     bool forgotten;    /* CLOSING: the io side let go */
     status put_status; /* a block cannot be stored */
-    bool stored_once;  /* blocks were sent to io: IO_FORGET is owed */
     uint64_t order;    /* admission order */
     /* lookahead `step`: the selection made one step ahead for position ahead_pos */
     uint32_t ahead_pos;
@@ -158,7 +157,6 @@ struct worker_engine {
     uint32_t queue_head, queue_count;
     ring *events;
     worker_stats stats;
-    uint64_t wait_ns_before;
 };
 
 /* views */
@@ -203,6 +201,8 @@ bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *
                  uint32_t per_head, bool resume);
 void fetch_install(worker_engine *e, int32_t group);
 void fetch_count_picks(worker_engine *e, uint32_t layer, const pick_buffers *picks);
+status fetch_candidates_of(worker_engine *e, uint32_t seq, uint32_t layer, bool forced,
+                           int32_t *out);
 void fetch_candidates(worker_engine *e, uint32_t seq); /* locality blocks the pool lacks */
 void fetch_forget_ahead(worker_engine *e, uint32_t seq);
 

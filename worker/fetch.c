@@ -224,6 +224,25 @@ void fetch_install(worker_engine *e, int32_t group)
     io_send(e->io, &command);
 }
 
+/* Blocks of one layer that the next step may select and the pool lacks: out[Hk, max_select]. */
+status fetch_candidates_of(worker_engine *e, uint32_t seq, uint32_t layer, bool forced,
+                           int32_t *out)
+{
+    const sequence *s = &e->seq[seq];
+    int32_t seq_index = (int32_t)seq, next = (int32_t)s->done;
+    kern_candidates_args args = {.seq = &seq_index,
+                                 .next_pos = &next,
+                                 .selector = &s->selector,
+                                 .selectors = e->selectors,
+                                 .summary = engine_summary(e, layer),
+                                 .table = engine_table(e, layer),
+                                 .block = out,
+                                 .n = 1,
+                                 .max_candidates = e->max_select,
+                                 .forced = forced};
+    return kern_candidates(e->stream, &args);
+}
+
 /* Locality blocks that the next step may select and the pool lacks (NOSA: known before it starts).
  */
 void fetch_candidates(worker_engine *e, uint32_t seq)
@@ -233,19 +252,8 @@ void fetch_candidates(worker_engine *e, uint32_t seq)
     if (!selector->fill_by_importance || !e->config.prefetch) return;
     uint32_t per_head = e->max_select;
     int32_t *blocks = e->prefill.block; /* idle between steps */
-    int32_t seq_index = (int32_t)seq, next = (int32_t)s->done;
     for (uint32_t l = 0; l < e->layers; l++) {
-        kern_candidates_args args = {.seq = &seq_index,
-                                     .next_pos = &next,
-                                     .selector = &s->selector,
-                                     .selectors = e->selectors,
-                                     .summary = engine_summary(e, l),
-                                     .table = engine_table(e, l),
-                                     .block = blocks,
-                                     .n = 1,
-                                     .max_candidates = per_head,
-                                     .forced = false};
-        if (kern_candidates(e->stream, &args) != STATUS_OK) return;
+        if (fetch_candidates_of(e, seq, l, false, blocks) != STATUS_OK) return;
         if (!fetch_ahead(e, seq, l, blocks, per_head, false)) return;
     }
 }

@@ -181,7 +181,6 @@ static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
             if (s->final.recomputes > 0) s->final.blocks.recomputed++, e->stats.blocks.recomputed++;
         }
     }
-    s->stored_once = true;
     return STATUS_OK;
 }
 

@@ -145,25 +145,14 @@ static void tail_install(worker_engine *e, uint32_t seq)
     tail_drop(e, s);
 }
 
-/* First what it attended to last, then forced blocks and the best by importance. */
+/* First the forced blocks and the best by importance, then what it attended to last. */
 static void resume_fetch(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     uint32_t m = e->max_select;
     int32_t *list = e->prefill.slot, *more = e->prefill.block; /* idle between steps */
-    int32_t seq_index = (int32_t)seq, next = (int32_t)s->done;
     for (uint32_t l = 0; l < e->layers; l++) {
-        kern_candidates_args args = {.seq = &seq_index,
-                                     .next_pos = &next,
-                                     .selector = &s->selector,
-                                     .selectors = e->selectors,
-                                     .summary = engine_summary(e, l),
-                                     .table = engine_table(e, l),
-                                     .block = more,
-                                     .n = 1,
-                                     .max_candidates = m,
-                                     .forced = true};
-        if (kern_candidates(e->stream, &args) != STATUS_OK) return;
+        if (fetch_candidates_of(e, seq, l, true, more) != STATUS_OK) return;
         for (uint32_t h = 0; h < e->kv_heads; h++) {
             const int32_t *last = s->last_pick + ((size_t)l * e->kv_heads + h) * m;
             memcpy(list + (size_t)h * 2 * m, more + (size_t)h * m, m * sizeof(int32_t));

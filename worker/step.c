@@ -402,7 +402,6 @@ static status seal_row(worker_engine *e, uint32_t seq)
             if (same != STATUS_OK) return same;
         }
     }
-    s->stored_once = true;
     return STATUS_OK;
 }
 
