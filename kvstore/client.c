@@ -290,11 +290,7 @@ static uint32_t stage_take(kv_client *c)
 {
     for (uint32_t n = 0; n < c->stages_max; n++) {
         uint32_t i = (c->stage_hand + n) % c->stages_max;
-        bool taken = c->stages[i].used || c->stages[i].lent != 0;
-#ifdef SHOAL_PLANT_STAGE_EARLY
-        taken = c->stages[i].used;
-#endif
-        if (taken) continue;
+        if (c->stages[i].used || (c->stages[i].lent != 0 && !PLANT(STAGE_EARLY))) continue;
         c->stages[i].used = true;
         c->stage_hand = i + 1;
         return i;
@@ -517,9 +513,7 @@ static void timer_fire(kv_client *c, kv_timer *t)
         break;
     case TIMER_DEADLINE:
         r = OWNER_OF(t, client_request, deadline);
-#ifdef SHOAL_PLANT_COMPLETION_LOST
-        if (r->kind == KV_KIND_PUT && r->acked != 0) break;
-#endif
+        if (PLANT(COMPLETION_LOST) && r->kind == KV_KIND_PUT && r->acked != 0) break;
         request_end(c, (uint32_t)(r - c->requests), STATUS_DEADLINE);
         break;
     case TIMER_RETRY:
@@ -574,9 +568,7 @@ bool kv_client_next(kv_client *client, kv_done *out_done)
     client_request *r = &c->requests[i];
     c->done_head = r->next;
     if (c->done_head == CLIENT_NONE) c->done_tail = CLIENT_NONE;
-#ifdef SHOAL_PLANT_COMPLETION_TWICE
-    if (r->hedged > 1) c->done_head = i;
-#endif
+    if (PLANT(COMPLETION_TWICE) && r->hedged > 1) c->done_head = i;
     *out_done = (kv_done){
         .ticket = ticket_of(c, i),
         .kind = r->kind,
@@ -598,9 +590,7 @@ bool kv_client_next(kv_client *client, kv_done *out_done)
         }
         CHECK(k == r->count);
         c->inflight[r->class] -= r->count;
-#ifdef SHOAL_PLANT_CREDIT_LEAK
-        c->inflight[r->class] += r->result == STATUS_CANCELED;
-#endif
+        if (PLANT(CREDIT_LEAK)) c->inflight[r->class] += r->result == STATUS_CANCELED;
     } else if (r->kind == KV_KIND_PUT) {
         c->stages[r->stage].used = false;
         c->inflight[r->class]--;

@@ -12,6 +12,7 @@
 #define KVSTORE_CLIENT_H
 
 #include "kvstore/maps.h"
+#include "kvstore/plant.h"
 #include "kvstore/timer.h"
 
 enum {

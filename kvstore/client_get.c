@@ -40,9 +40,7 @@ static void request_check(kv_client *c, uint32_t request)
     status result = STATUS_OK;
     for (uint32_t b = r->first_block; b != CLIENT_NONE; b = c->blocks[b].next)
         if (c->blocks[b].result != STATUS_OK && result == STATUS_OK) result = c->blocks[b].result;
-#ifdef SHOAL_PLANT_FAILURE_HIDDEN
-    if (r->failed_over > 0) result = STATUS_OK;
-#endif
+    if (PLANT(FAILURE_HIDDEN) && r->failed_over > 0) result = STATUS_OK;
     client_complete(c, request, result);
 }
 
@@ -325,9 +323,8 @@ void client_on_block(kv_client *c, uint32_t node, const kv_message *m)
         c->stats.blocks_received++;
         ask = client_ask_find(c, w.head.request, node);
     }
-#ifdef SHOAL_PLANT_LATE_WRITE
-    if (ask == NULL) memcpy(kv_slot_bytes(c, (int32_t)w.slot), m->body, m->body_bytes);
-#endif
+    if (PLANT(LATE_WRITE) && ask == NULL)
+        memcpy(kv_slot_bytes(c, (int32_t)w.slot), m->body, m->body_bytes);
     if (ask == NULL || ask->kind != KV_KIND_GET || (ask->open >> w.ordinal & 1) == 0 ||
         ask->list.slot[w.ordinal] != w.slot || m->body_bytes != c->block_bytes) {
         c->stats.late_replies++;
@@ -336,10 +333,8 @@ void client_on_block(kv_client *c, uint32_t node, const kv_message *m)
     client_block *b = &c->blocks[ask->block[w.ordinal]];
     uint32_t request = ask->request;
     ask->open &= ~(UINT64_C(1) << w.ordinal);
-    bool wrong = c->config.verify && block_digest(&b->id, m->body, m->body_bytes) != b->digest;
-#ifdef SHOAL_PLANT_DIGEST_IGNORED
-    wrong = false;
-#endif
+    bool wrong = c->config.verify && !PLANT(DIGEST_IGNORED) &&
+                 block_digest(&b->id, m->body, m->body_bytes) != b->digest;
     if (b->state == BLOCK_DONE) {
         c->stats.late_replies++; /* the hedge was faster */
     } else if (wrong) {

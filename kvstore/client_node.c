@@ -116,9 +116,8 @@ static void map_adopt(kv_client *c, const cluster_map *map)
     for (uint32_t i = 0; i < c->requests_max; i++) {
         client_request *r = &c->requests[i];
         if (!r->active || r->done) continue;
-#ifndef SHOAL_PLANT_OUT_COUNTED
-        r->acked &= in; /* a copy on a node that is out is no copy; nor is its domain known */
-#endif
+        /* A copy on a node that is out is no copy; nor is its domain known. */
+        if (!PLANT(OUT_COUNTED)) r->acked &= in;
         r->tried = r->open | r->acked;
         r->pending |= r->kind == KV_KIND_PUT;
         for (uint32_t b = r->first_block; b != CLIENT_NONE; b = c->blocks[b].next)
@@ -249,9 +248,7 @@ void client_node_lease(kv_client *c, uint32_t i)
     kv_message m = {.head = &l, .head_bytes = sizeof l};
     uint64_t next = lease / 3;
     if (client_send(c, i, &m) == STATUS_BUSY && next > LEASE_AGAIN_NS) next = LEASE_AGAIN_NS;
-#ifdef SHOAL_PLANT_LEASE_FORGOTTEN
-    next = UINT64_C(1000) * lease;
-#endif
+    if (PLANT(LEASE_FORGOTTEN)) next = UINT64_C(1000) * lease;
     kv_timer_set(&c->timers, &n->lease, clock_now(&c->config.clock) + next);
 }
 
@@ -265,9 +262,7 @@ static void node_ready(kv_client *c, uint32_t i, const wire_welcome *w)
     n->was_ready = true;
     if (n->incarnation != 0 && n->incarnation != w->incarnation) {
         LOG(WARN, "node %s was restarted: its copies are gone", n->name);
-#ifndef SHOAL_PLANT_RESTART_IGNORED
-        client_put_forget(c, i);
-#endif
+        if (!PLANT(RESTART_IGNORED)) client_put_forget(c, i);
     }
     n->incarnation = w->incarnation;
     if (w->epoch < c->cluster.map.epoch)

@@ -204,9 +204,7 @@ static void put_acked(kv_client *c, client_ask *ask)
     c->stats.put_replicas_acked++;
     kv_class_stats *stats = &c->stats.class[r->class];
     uint32_t copies = count_of(domains_of(c, r->acked));
-#ifdef SHOAL_PLANT_HEDGE_TWICE
-    copies += r->hedged > 0;
-#endif
+    if (PLANT(HEDGE_TWICE)) copies += r->hedged > 0;
     if (copies < c->cluster.map.replicas) {
         put_again(c, r);
         return;

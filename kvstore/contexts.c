@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "kvstore/plant.h"
+
 enum { CONTEXTS_MAX = 1 << 16, DROPPED_MAX = 1 << 12 };
 
 typedef struct link_pair {
@@ -222,9 +224,7 @@ status kv_context_drop(kv_contexts *c, uint32_t tenant, context_id context)
     remember_dropped(c, tenant, context); /* a put may still be on its way */
     uint32_t i = row_find(c, tenant, context);
     if (i == KV_NONE) return STATUS_NOT_FOUND;
-#ifdef SHOAL_PLANT_DROP_LIVE
-    i = c->owner[c->row[i].owner].first_context;
-#endif
+    if (PLANT(DROP_LIVE)) i = c->owner[c->row[i].owner].first_context;
     row_drop(c, i);
     return STATUS_OK;
 }

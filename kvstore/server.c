@@ -101,10 +101,7 @@ uint64_t server_busy_hint(const kv_server *s, kv_class class)
 
 bool server_epoch_old(kv_server *s, uint32_t conn, uint64_t epoch)
 {
-#ifdef SHOAL_PLANT_EPOCH_UNCHECKED
-    return false;
-#endif
-    if (epoch >= s->map.epoch) return false;
+    if (epoch >= s->map.epoch || PLANT(EPOCH_UNCHECKED)) return false;
     if (s->map.node_count > 0) kv_maps_send(&s->maps, s->transport, s->conn[conn].peer, &s->map);
     return true;
 }

@@ -8,6 +8,7 @@
 
 #include "kvstore/contexts.h"
 #include "kvstore/maps.h"
+#include "kvstore/plant.h"
 
 enum {
     SERVER_JOBS_MAX = 512,   /* exchanges queued or being answered */

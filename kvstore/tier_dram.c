@@ -12,6 +12,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "kvstore/plant.h"
+
 enum {
     BLOCK_BYTES_MIN = 8192, /* smallest block that tables are sized for: D = 64, one byte a value */
     MEMORY_SLOTS_MAX = 1 << 28,
@@ -221,9 +223,7 @@ static void dram_pin(void *self, uint32_t slot, int change)
 {
     dram *d = self;
     CHECK(slot < d->usage.slots && (change == 1 || change == -1));
-#ifdef SHOAL_PLANT_SLOT_REUSED
-    return;
-#endif
+    if (PLANT(SLOT_REUSED)) return;
     slot_entry *e = &d->entry[slot];
     CHECK(change == 1 ? e->state == PUBLISHED : e->pins > 0);
     e->pins = change == 1 ? e->pins + 1 : e->pins - 1;
