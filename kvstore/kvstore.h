@@ -26,6 +26,8 @@ status kv_transport_ucx_open(arena *a, bool spin, kv_transport **out_transport);
  */
 typedef struct kv_hub kv_hub;
 kv_hub *kv_hub_create(arena *a, clock_ops clock, uint64_t rtt_ns, uint64_t bytes_per_s);
+/* Another pace, for messages sent from now on. Any thread. */
+void kv_hub_pace(kv_hub *hub, uint64_t rtt_ns, uint64_t bytes_per_s);
 status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transport);
 void kv_transport_close(kv_transport *transport);
 

@@ -67,7 +67,7 @@ typedef struct listener {
 struct kv_hub {
     pthread_mutex_t lock;
     clock_ops clock;
-    uint64_t rtt_ns, bytes_per_s;
+    _Atomic uint64_t rtt_ns, bytes_per_s;
     uint32_t generation, port;
     uint32_t cables_used; /* links [0, cables_used) were ever used */
     cable cable[CABLES_MAX];
@@ -95,6 +95,13 @@ kv_hub *kv_hub_create(arena *a, clock_ops clock, uint64_t rtt_ns, uint64_t bytes
         for (uint32_t e = 0; e < 2; e++)
             hub->cable[i].lane[e].records = ARENA_NEW(a, record, RECORDS);
     return hub;
+}
+
+void kv_hub_pace(kv_hub *hub, uint64_t rtt_ns, uint64_t bytes_per_s)
+{
+    CHECK(hub != NULL);
+    atomic_store(&hub->rtt_ns, rtt_ns);
+    atomic_store(&hub->bytes_per_s, bytes_per_s);
 }
 
 status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transport)
@@ -257,7 +264,8 @@ static void local_close(kv_transport *base)
 
 static uint64_t line_ns(const kv_hub *hub, uint64_t bytes)
 {
-    return hub->bytes_per_s == 0 ? 0 : bytes * 1000000000 / hub->bytes_per_s;
+    uint64_t rate = atomic_load_explicit(&hub->bytes_per_s, memory_order_relaxed);
+    return rate == 0 ? 0 : bytes * 1000000000 / rate;
 }
 
 /* When a message sent now has arrived; moves the sender's line on. 0: no pacing. */
@@ -410,7 +418,7 @@ static bool local_poll(kv_transport *base)
     local *t = (local *)base;
     uint16_t list[2 * CABLES_MAX];
     uint32_t count = ours(t, list);
-    uint64_t now = t->hub->rtt_ns != 0 || t->hub->bytes_per_s != 0 ? clock_now(&t->hub->clock) : 0;
+    uint64_t now = clock_now(&t->hub->clock); /* also unpaced: what was paced may be under way */
     bool moved = false;
     for (uint32_t i = 0; i < count; i++) {
         cable *l = &t->hub->cable[list[i] / 2];

@@ -230,7 +230,8 @@ status io_create(const io_config *config, worker_io **out_io)
     io->config = *config;
     io->clock = config->worker->clock;
     io->store = config->worker->with_store;
-    io->threaded = config->worker->hub == NULL && config->worker->transport == NULL;
+    io->threaded = config->worker->transport == NULL &&
+                   (config->worker->hub == NULL || config->worker->hub_thread);
     io->put_deadline_ns = config->worker->cluster->put_deadline_ns;
     io->layout = layout_hash(&config->worker->model->layout);
     io->wake_fd = -1;

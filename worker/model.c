@@ -26,7 +26,8 @@ typedef struct model_owner {
 typedef struct loading {
     model *m;
     model_owner *owner;
-    const checkpoint *file;
+    const model_source *source;
+    const checkpoint *file; /* NULL: the source is not a checkpoint */
     uint64_t done, total;
     model_progress progress;
     void *progress_self;
@@ -57,10 +58,17 @@ static void report(loading *l, uint64_t bytes)
 static status read_tensor(loading *l, const char *name, uint32_t rows, uint32_t columns, arena *a,
                           const uint16_t **out_data)
 {
-    uint64_t shape[2] = {rows, columns};
-    TRY(checkpoint_bf16(l->file, name, shape, columns ? 2 : 1, a, out_data));
-    report(l, checkpoint_find(l->file, name)->bytes);
+    TRY(l->source->read(l->source->self, name, rows, columns, a, out_data));
+    if (l->file) report(l, checkpoint_find(l->file, name)->bytes);
     return STATUS_OK;
+}
+
+/* model_source.read of a checkpoint. */
+static status read_file(void *self, const char *name, uint32_t rows, uint32_t columns, arena *a,
+                        const uint16_t **out_data)
+{
+    uint64_t shape[2] = {rows, columns};
+    return checkpoint_bf16(self, name, shape, columns ? 2 : 1, a, out_data);
 }
 
 /* Into memory of the backend. */
@@ -253,19 +261,17 @@ static status load_all(loading *l)
 {
     model *m = l->m;
     const model_config *c = &m->config;
-    TRY(check_unused(l));
     TRY(load_ends(l));
     for (uint32_t i = 0; i < c->layers; i++)
         TRY(load_layer(l, i));
     TRY(make_rope(l));
-    uint64_t digest = checkpoint_digest(l->file, c->digest);
     uint8_t stretched = config_rope_is_long(c, m->max_tokens); /* rotates stored keys differently */
     m->layout = (block_layout){.block_tokens = KERN_BLOCK,
                                .head_dim = c->head_dim,
                                .dtype_bytes = 2,
                                .layers = c->layers,
                                .kv_heads = c->kv_heads,
-                               .model = bytes_digest(&stretched, 1, digest)};
+                               .model = bytes_digest(&stretched, 1, l->source->digest)};
     return STATUS_OK;
 }
 
@@ -315,15 +321,34 @@ status model_load(kern_backend *backend, const char *directory, uint32_t max_tok
     status s = config_settle(directory, importance, &config);
     if (s == STATUS_OK) {
         m = model_new(backend, &config, max_tokens ? max_tokens : config.positions_max);
+        model_source source = {read_file, file, checkpoint_digest(file, config.digest)};
         loading l = {.m = m,
                      .owner = m->owner,
+                     .source = &source,
                      .file = file,
                      .total = tensor_bytes(file),
                      .progress = progress,
                      .progress_self = progress_self};
-        s = load_all(&l);
+        s = check_unused(&l);
+        if (s == STATUS_OK) s = load_all(&l);
     }
     checkpoint_close(file);
+    if (s != STATUS_OK) {
+        model_free(m);
+        return s;
+    }
+    *out_model = m;
+    return STATUS_OK;
+}
+
+status model_make(kern_backend *backend, const model_config *config, uint32_t max_tokens,
+                  const model_source *source, model **out_model)
+{
+    CHECK(backend && config && source && out_model);
+    TRY(check_tokens("the model", config, max_tokens));
+    model *m = model_new(backend, config, max_tokens ? max_tokens : config->positions_max);
+    loading l = {.m = m, .owner = m->owner, .source = source};
+    status s = load_all(&l);
     if (s != STATUS_OK) {
         model_free(m);
         return s;

@@ -1,6 +1,6 @@
 /* worker/model.h - weights of a checkpoint, packed for a backend, with its rotary tables.
  *
- * Flow:    checkpoint + config -> [model] -> engine.
+ * Flow:    checkpoint + config, or a source of made weights -> [model] -> engine.
  * Threads: immutable after model_load; any thread may read it.
  * Memory:  owned by the model; weights in the backend's memory. Outlives every engine that uses it.
  */
@@ -39,6 +39,18 @@ typedef struct model {
 typedef void (*model_progress)(void *self, uint64_t done, uint64_t total);
 status model_load(kern_backend *backend, const char *directory, uint32_t max_tokens,
                   model_progress progress, void *progress_self, model **out_model);
+
+/* Where weights come from that are not on disk (benchmarks): a tensor by its Hugging Face name, row
+ * major bf16 [rows, columns] (a vector: columns 0), in memory of `a`. */
+typedef struct model_source {
+    status (*read)(void *self, const char *name, uint32_t rows, uint32_t columns, arena *a,
+                   const uint16_t **out_data);
+    void *self;
+    uint64_t digest; /* of all it gives, as checkpoint_digest is of files */
+} model_source;
+/* config: settled. The same model as model_load makes, tensor by tensor. */
+status model_make(kern_backend *backend, const model_config *config, uint32_t max_tokens,
+                  const model_source *source, model **out_model);
 void model_free(model *m); /* NULL is fine */
 
 #endif

@@ -30,6 +30,8 @@ typedef struct worker_config {
                                * with the engine, and there is no io thread either */
     void (*pump)(void *self); /* with a hub: called when the engine polls, e.g. to poll servers */
     void *pump_self;
+    bool hub_thread; /* with a hub: an io thread all the same, as with UCX; the other ends have
+                      * threads of their own, and there is no pump */
     clock_ops clock;
     uint64_t seed;        /* request ids and jitter, never tokens */
     bool prefetch;        /* locality blocks a step ahead; on by default in the programs */
