@@ -1,7 +1,7 @@
 /* kvstore/plant.h - bugs planted for the simulator, to see that it finds them.
  *
- * PLANT(NAME) is the constant 0 in every build that runs. cmake -DSHOAL_PLANT=NAME makes one of
- * them 1; tests/sim/plant builds each in turn and counts the seeds until an oracle objects. */
+ * PLANT(NAME) is the constant 0 in everything that runs. The targets sim_NAME of tests/sim compile
+ * the sources again with one of them 1; tests/sim/plant counts the seeds until each is found. */
 #ifndef KVSTORE_PLANT_H
 #define KVSTORE_PLANT_H
 

@@ -1,5 +1,6 @@
-/* Writes the first inputs of the targets that read binary formats: seeds DIRECTORY. Each frame kind
- * once, with sane fields; a small safetensors file; packed messages. */
+/* Writes the first inputs of the targets that read binary formats: fuzz_seeds BINARY CALLS (two
+ * directories). Each frame kind once, with sane fields; a small safetensors file; packed messages;
+ * steps of the control plane. */
 #include <stdio.h>
 #include <string.h>
 
@@ -92,9 +93,22 @@ static void messages(const char *directory)
     save(directory, "status", bytes, shoal__v1__node_status__pack(&m, bytes));
 }
 
+/* Steps of fuzz_control.c: every method with a body, a poll, a watcher that reads and leaves. */
+static void calls(const char *directory)
+{
+    static const uint8_t each[] = {0,   0,   1,   0,   5,    3,   2,   10,  0,   4,   15,
+                                   10,  13,  's', 'h', 'o',  'a', 'l', '.', 'v', '1', '.',
+                                   'N', 'o', 'd', 'e', 2,    3,   10,  1,   'x', 5,   7,
+                                   4,   6,   4,   7,   0xff, 0,   0,   5};
+    static const uint8_t text[] = {3, 4, 10, 2, 'n', '0', 5, 6, 0, 4, 0, 7, 1, 6, 1};
+    save(directory, "each", each, sizeof each);
+    save(directory, "text", text, sizeof text);
+}
+
 int main(int argc, char **argv)
 {
-    if (argc != 2) return 2;
+    if (argc != 3) return 2;
+    calls(argv[2]);
     frames(argv[1]);
     tensors(argv[1]);
     messages(argv[1]);

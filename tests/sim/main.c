@@ -73,12 +73,25 @@ static bool parse(int argc, char **argv, options *out)
     return out->to >= out->from && (out->to != 0 || out->from != 0);
 }
 
-static void totals_print(const sim *s, double seconds, uint64_t failed_seed, bool failed)
+/* One sentence for people: what ran, and what struck it. */
+static void summary_print(const sim *s, uint64_t first, uint64_t last, bool failed)
+{
+    fprintf(stderr,
+            "sim: seeds %llu..%llu, %.2f simulated hours, %s; faults:", (unsigned long long)first,
+            (unsigned long long)last, (double)s->totals.simulated_ns / 3.6e12,
+            failed ? "the last one FAILED" : "no promise broken");
+    for (uint32_t f = 0; f < FAULTS; f++)
+        fprintf(stderr, " %s %llu", sim_fault_name[f], (unsigned long long)s->totals.faults[f]);
+    fprintf(stderr, "\n");
+}
+
+static void totals_print(const sim *s, double seconds, uint64_t first, uint64_t last, bool failed)
 {
     const sim_totals *t = &s->totals;
-    printf("{\"schema\":\"shoal.sim/1\",\"seeds\":%llu,\"failed\":%d,",
-           (unsigned long long)t->seeds, failed);
-    if (failed) printf("\"failed_seed\":%llu,", (unsigned long long)failed_seed);
+    printf("{\"schema\":\"shoal.sim/1\",\"seeds\":%llu,\"first_seed\":%llu,"
+           "\"last_seed\":%llu,\"failed\":%d,",
+           (unsigned long long)t->seeds, (unsigned long long)first, (unsigned long long)last,
+           failed);
     printf("\"simulated_hours\":%.3f,\"wall_s\":%.1f,\"messages\":%llu,",
            (double)t->simulated_ns / 3.6e12, seconds, (unsigned long long)t->messages);
     printf("\"puts_acked\":%llu,\"puts_failed\":%llu,\"blocks_read\":%llu,\"blocks_failed\":%llu,",
@@ -132,7 +145,8 @@ int main(int argc, char **argv)
     }
     if (!o.quiet && !o.trace) fprintf(stderr, "\n");
     if (!good) failed_print(running->reason);
-    totals_print(running, (double)(clock_now(&clock_monotonic) - start) / 1e9, seed, !good);
+    if (!o.quiet) summary_print(running, o.from, seed, !good);
+    totals_print(running, (double)(clock_now(&clock_monotonic) - start) / 1e9, o.from, seed, !good);
     if (o.trace) fprintf(stderr, "trace digest %016llx\n", (unsigned long long)running->trace_hash);
     sim_destroy(running);
     if (quiet.file != NULL) fclose(quiet.file);
