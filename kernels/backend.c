@@ -121,12 +121,44 @@ uint64_t kern_weight_bytes(const kern_weight *weight)
 
 /* ---- dispatch -------------------------------------------------------------------------------- */
 
+const char *kern_op_name(uint32_t op)
+{
+    static const char *const names[] = {
+#define X(name) #name,
+        KERN_OPS(X)
+#undef X
+    };
+    CHECK(op < KERN_OP_COUNT);
+    return names[op];
+}
+
+void kern_stream_watch(kern_stream *stream, const kern_watch *watch)
+{
+    CHECK(stream != NULL);
+    stream->watch = watch;
+}
+
+status kern_probe(kern_backend *backend, const char *what, double *out_value)
+{
+    CHECK(backend != NULL && what != NULL && out_value != NULL);
+    return backend->device->probe(backend, what, out_value);
+}
+
 #define X(op)                                                                                      \
+    static status run_##op(kern_stream *stream, const kern_##op##_args *args)                      \
+    {                                                                                              \
+        const kern_watch *watch = stream->watch;                                                   \
+        if (watch == NULL) return stream->backend->ops->op(stream, args);                          \
+        watch->begin(watch->self, KERN_OP_##op, args);                                             \
+        const status done = stream->backend->ops->op(stream, args);                                \
+        watch->end(watch->self, KERN_OP_##op, args);                                               \
+        return done;                                                                               \
+    }                                                                                              \
     status kern_##op(kern_stream *stream, const kern_##op##_args *args)                            \
     {                                                                                              \
         CHECK(stream != NULL && args != NULL);                                                     \
         TRY(kern_validate_##op(stream->backend, args));                                            \
-        return stream->backend->ops->op(stream, args);                                             \
+        return run_##op(stream, args);                                                             \
     }
 KERN_OPS(X)
 #undef X

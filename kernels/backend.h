@@ -57,6 +57,7 @@ typedef struct kern_device_ops {
                           uint32_t k, kern_weight **out_weight);
     void (*weight_free)(kern_weight *weight);
     void (*close)(kern_backend *backend);
+    status (*probe)(kern_backend *backend, const char *what, double *out_value);
 } kern_device_ops;
 
 struct kern_backend {
@@ -72,6 +73,7 @@ struct kern_backend {
 
 struct kern_stream {
     kern_backend *backend;
+    const kern_watch *watch; /* NULL: nobody */
 };
 
 struct kern_weight {
@@ -82,6 +84,7 @@ struct kern_weight {
         *data; /* [ceil(n / 32)][k][32] bf16; column i and 16 + i of a panel stand side by side */
 };
 
+status kern_host_probe(kern_backend *backend, const char *what, double *out_value);
 /* Each refuses what this machine or build lacks with UNSUPPORTED. */
 status kern_host_open(const kern_config *config, kern_backend **out_backend); /* "ref" and "cpu" */
 

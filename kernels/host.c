@@ -169,6 +169,7 @@ static const kern_device_ops host_device = {
     .weight_pack = host_weight_pack,
     .weight_free = host_weight_free,
     .close = host_close,
+    .probe = kern_host_probe,
 };
 
 status kern_host_open(const kern_config *config, kern_backend **out_backend)

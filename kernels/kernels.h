@@ -396,5 +396,5 @@ static inline uint16_t kern_f32_to_bf16(float f)
     return (uint16_t)((x.u + 0x7fffu + ((x.u >> 16) & 1u)) >> 16);
 }
 /* clang-format on */
-
+#include "kernels/watch.h"
 #endif

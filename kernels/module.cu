@@ -18,6 +18,7 @@ KERN_OPS(X)
 status cuda_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
                         uint32_t k, kern_weight **out_weight);
 void cuda_weight_free(kern_weight *weight);
+status cuda_probe(kern_backend *backend, const char *what, double *out_value);
 }
 
 namespace
@@ -123,9 +124,9 @@ const kern_ops ops = {
 #undef X
 };
 
-const kern_device_ops device_ops = {device_alloc,     device_free,  stream_create,
-                                    stream_destroy,   stream_sync,  cuda_weight_pack,
-                                    cuda_weight_free, backend_close};
+const kern_device_ops device_ops = {device_alloc,     device_free,   stream_create,
+                                    stream_destroy,   stream_sync,   cuda_weight_pack,
+                                    cuda_weight_free, backend_close, cuda_probe};
 
 status describe_device(kern_backend *b, cuda_device *d)
 {

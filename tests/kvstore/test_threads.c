@@ -128,6 +128,13 @@ TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
                 kv_slot_release(client, done.slot[i]);
         }
     }
+    kv_hub_pace(hub, 30 * 1000 * 1000, 0); /* from now on a round trip takes 30 ms */
+    uint64_t asked = clock_now(&clock_monotonic);
+    kv_get late = {id, digest, 1, KV_DEMAND, asked + UINT64_C(5000000000)};
+    EXPECT(kv_get_submit(client, &late, &ticket) == STATUS_OK);
+    EXPECT(next(client, &done) && done.result == STATUS_OK);
+    EXPECT(clock_now(&clock_monotonic) - asked >= 30 * 1000 * 1000);
+    kv_slot_release(client, done.slot[0]);
     kv_client_destroy(client);
     kv_transport_close(transport);
     node_stop(&node[1]);
