@@ -343,7 +343,7 @@ status kv_drop_submit(kv_client *client, context_id context, uint64_t deadline_n
     client_request *r = &c->requests[i];
     r->id.context = context;
     for (uint32_t n = 0; n < CLUSTER_NODES_MAX; n++)
-        if (c->node[n].state != NODE_OUT) r->pending |= UINT64_C(1) << n;
+        if (client_node_in_map(c, n)) r->pending |= UINT64_C(1) << n;
     c->drops++;
     *out_ticket = ticket_of(c, i);
     return STATUS_OK;
@@ -442,7 +442,7 @@ status client_send(kv_client *c, uint32_t node, const kv_message *m)
     else if (n->full_since_ns == 0)
         n->full_since_ns = now;
     else if (now - n->full_since_ns >= c->cluster.hedge_after_ns)
-        client_node_suspect(c, node); /* no ask gets out to be late: others are asked first */
+        client_node_suspect(c, node, true); /* no ask gets out to be late: others go first */
     return sent;
 }
 

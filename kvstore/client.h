@@ -21,6 +21,7 @@ enum {
     CLIENT_DROPS_MAX = 64,  /* DROPs in flight */
     CLIENT_PLACES = 256,    /* remembered placements */
     CLIENT_LATE_FACTOR = 4, /* an ask this many times hedge_after_ns old is given up */
+    CLIENT_PUT_SHARE = 8,   /* a put waits this share of its time for one node, if that is more */
 };
 
 typedef enum client_timer_kind {
@@ -32,7 +33,7 @@ typedef enum client_timer_kind {
 } client_timer_kind;
 
 typedef enum node_state {
-    NODE_OUT,  /* not in the map, or not alive in it */
+    NODE_OUT,  /* not in the map, or not alive in it and no scout */
     NODE_IDLE, /* to be dialled when its timer says so: soon */
     NODE_DIALING,
     NODE_GREETING, /* HELLO sent */
@@ -47,10 +48,13 @@ typedef struct client_node {
     node_state state;
     kv_peer peer; /* 0: none */
     uint64_t incarnation;
-    uint64_t suspect_until_ns;
-    uint64_t full_since_ns; /* its connection takes nothing since then; 0: it does */
+    uint64_t suspect_until_ns; /* gets ask the others first */
+    uint64_t
+        put_suspect_until_ns; /* puts do: not for a late get, since copies stay where they went */
+    uint64_t full_since_ns;   /* its connection takes nothing since then; 0: it does */
     uint64_t backoff_ns;
     bool was_ready;
+    bool scout; /* the map has no node alive: connected to hear of a newer one, nothing else */
     kv_timer timer, lease;
 } client_node;
 
@@ -196,12 +200,13 @@ extern const kv_events client_events;
 void client_nodes_update(kv_client *c); /* after the map changed */
 void client_node_timer(kv_client *c, uint32_t node);
 void client_node_lease(kv_client *c, uint32_t node);
-void client_node_suspect(kv_client *c, uint32_t node);
+void client_node_suspect(kv_client *c, uint32_t node, bool by_puts_too);
 bool client_node_connecting(const kv_client *c, uint32_t node);
+bool client_node_in_map(const kv_client *c, uint32_t node); /* alive in it */
 const placement *client_place(kv_client *c, context_id context, uint32_t layer);
 /* Best node for one more try: READY and not suspect, then READY. CLIENT_NONE: none; *out_wait: one
  * that is just being connected may do. */
-uint32_t client_node_pick(const kv_client *c, const placement *p, uint64_t not_these,
+uint32_t client_node_pick(const kv_client *c, const placement *p, kv_kind kind, uint64_t not_these,
                           bool *out_wait);
 
 /* client_get.c */

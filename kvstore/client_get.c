@@ -252,7 +252,7 @@ void client_get_dispatch(kv_client *c, uint32_t request)
         if (b->state != BLOCK_WAIT_NODE) continue;
         const placement *p = client_place(c, b->id.context, b->id.layer);
         bool wait;
-        uint32_t node = client_node_pick(c, p, b->tried, &wait);
+        uint32_t node = client_node_pick(c, p, KV_KIND_GET, b->tried, &wait);
         if (node != CLIENT_NONE) {
             if (!build(c, &f, node, i)) break;
         } else if (!wait) {
@@ -275,8 +275,8 @@ static void hedge(kv_client *c, client_ask *ask)
         client_block *b = &c->blocks[index];
         if (b->state != BLOCK_ASKED || b->asks_open != 1) continue;
         bool wait;
-        uint32_t node =
-            client_node_pick(c, client_place(c, b->id.context, b->id.layer), b->tried, &wait);
+        const placement *p = client_place(c, b->id.context, b->id.layer);
+        uint32_t node = client_node_pick(c, p, KV_KIND_GET, b->tried, &wait);
         if (node == CLIENT_NONE || !build(c, &f, node, index)) continue;
         r->hedged++;
         c->stats.hedged++;
@@ -286,7 +286,7 @@ static void hedge(kv_client *c, client_ask *ask)
 
 void client_get_late(kv_client *c, client_ask *ask)
 {
-    client_node_suspect(c, ask->node);
+    client_node_suspect(c, ask->node, false);
     if (ask->hedge_checked) {
         client_get_failed(c, ask, STATUS_DEADLINE);
         return;

@@ -7,8 +7,11 @@
  *                                                      when the dial or the greeting failed
  *
  * Suspicion comes from late or broken replies and only steers: a suspect is asked after the others.
- * A node number stays with a name and address for the client's life, so sets of nodes are 64 bits.
- * A node that greets with another incarnation was restarted: its copies do not exist any more. */
+ * Puts do not mind late gets: a moment's haste of theirs would put copies where nobody looks first.
+ * A map without a node alive leaves nobody to hear of a newer map from, so all its nodes are
+ * dialled then, as scouts: they are not placed on, not told of drops and not counted as alive. A
+ * node number stays with a name and address for the client's life, so sets of nodes are 64 bits. A
+ * node that greets with another incarnation was restarted: its copies do not exist any more. */
 #include "kvstore/client.h"
 
 #include <string.h>
@@ -47,12 +50,13 @@ static uint32_t number_for(kv_client *c, const cluster_node *node)
 static void node_in(kv_client *c, uint32_t i, const cluster_node *node)
 {
     client_node *n = &c->node[i];
+    n->scout = !node->alive;
     if (n->state != NODE_OUT) return;
     memcpy(n->name, node->name, sizeof n->name);
     memcpy(n->address, node->data, sizeof n->address);
     n->state = NODE_IDLE;
     n->incarnation = 0;
-    n->suspect_until_ns = n->backoff_ns = 0;
+    n->suspect_until_ns = n->put_suspect_until_ns = n->backoff_ns = 0;
     kv_timer_set(&c->timers, &n->timer, clock_now(&c->config.clock));
 }
 
@@ -76,13 +80,19 @@ static void domains_count(kv_client *c)
     }
 }
 
+bool client_node_in_map(const kv_client *c, uint32_t node)
+{
+    return c->node[node].state != NODE_OUT && !c->node[node].scout;
+}
+
 void client_nodes_update(kv_client *c)
 {
     const cluster_map *map = &c->cluster.map;
     uint64_t in = 0;
     for (uint32_t m = 0; m < map->node_count; m++) { /* known ones first: they keep their numbers */
         uint32_t i = number_for(c, &map->node[m]);
-        if (i != CLIENT_NONE && c->node[i].state != NODE_OUT && map->node[m].alive)
+        /* A scout that is in again greets anew: only so does it learn that it is. */
+        if (i != CLIENT_NONE && client_node_in_map(c, i) && map->node[m].alive)
             in |= UINT64_C(1) << i;
     }
     for (uint32_t i = 0; i < CLUSTER_NODES_MAX; i++)
@@ -96,6 +106,10 @@ void client_nodes_update(kv_client *c)
         node_in(c, i, &map->node[m]);
         c->number_of[m] = (uint8_t)i;
         c->nodes_alive++;
+    }
+    for (uint32_t m = 0; m < map->node_count && c->nodes_alive == 0; m++) {
+        uint32_t i = number_for(c, &map->node[m]);
+        if (i != CLIENT_NONE) node_in(c, i, &map->node[m]);
     }
     domains_count(c);
     memset(c->places, 0, CLIENT_PLACES * sizeof c->places[0]);
@@ -112,7 +126,7 @@ static void map_adopt(kv_client *c, const cluster_map *map)
     client_nodes_update(c);
     uint64_t in = 0;
     for (uint32_t i = 0; i < CLUSTER_NODES_MAX; i++)
-        if (c->node[i].state != NODE_OUT) in |= UINT64_C(1) << i;
+        if (client_node_in_map(c, i)) in |= UINT64_C(1) << i;
     for (uint32_t i = 0; i < c->requests_max; i++) {
         client_request *r = &c->requests[i];
         if (!r->active || r->done) continue;
@@ -146,7 +160,7 @@ bool client_node_connecting(const kv_client *c, uint32_t node)
     return s == NODE_IDLE || s == NODE_DIALING || s == NODE_GREETING;
 }
 
-uint32_t client_node_pick(const kv_client *c, const placement *p, uint64_t not_these,
+uint32_t client_node_pick(const kv_client *c, const placement *p, kv_kind kind, uint64_t not_these,
                           bool *out_wait)
 {
     uint64_t now = clock_now(&c->config.clock);
@@ -157,15 +171,19 @@ uint32_t client_node_pick(const kv_client *c, const placement *p, uint64_t not_t
         if ((not_these >> i & 1) != 0) continue;
         if (client_node_connecting(c, i)) *out_wait = true;
         if (c->node[i].state != NODE_READY) continue;
-        if (now >= c->node[i].suspect_until_ns) return i;
+        uint64_t until =
+            kind == KV_KIND_PUT ? c->node[i].put_suspect_until_ns : c->node[i].suspect_until_ns;
+        if (now >= until) return i;
         if (second == CLIENT_NONE) second = i;
     }
     return second;
 }
 
-void client_node_suspect(kv_client *c, uint32_t node)
+void client_node_suspect(kv_client *c, uint32_t node, bool by_puts_too)
 {
-    c->node[node].suspect_until_ns = clock_now(&c->config.clock) + c->cluster.suspect_ns;
+    uint64_t until = clock_now(&c->config.clock) + c->cluster.suspect_ns;
+    c->node[node].suspect_until_ns = until;
+    if (by_puts_too) c->node[node].put_suspect_until_ns = until;
 }
 
 /* ---- connections ----------------------------------------------------------------------------- */
@@ -391,7 +409,7 @@ static void on_closed(void *owner, kv_peer peer, status why)
         LOG(WARN, "the connection to node %s broke", n->name);
         n->state = NODE_IDLE;
         kv_timer_stop(&c->timers, &n->lease);
-        client_node_suspect(c, i);
+        client_node_suspect(c, i, true);
         kv_timer_set(&c->timers, &n->timer,
                      clock_now(&c->config.clock) + rng_below(&c->random, REDIAL_NS_MAX));
     } else if (was == NODE_DIALING || was == NODE_GREETING) {

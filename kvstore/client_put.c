@@ -1,11 +1,11 @@
 /* kvstore/client_put.c - write a block to R nodes in distinct failure domains; drop a context.
  *
  * A PUT asks the first R fit nodes of the block's ranks at once, suspects last, and walks down for
- * each that fails or is late. It is OK when R of them, no two in one domain, have verified the
- * bytes and none of these was restarted meanwhile. When nobody is left to ask it ends: NO_SPACE if
- * a store was full, else DEGRADED. REFUSED (another block under this id) and STALE (a dropped
- * context) end it at once. A DROP tells every node; one that cannot be told now will learn from the
- * lease. */
+ * each that fails or is late. Late is a matter of the put's own deadline, not of hedge_after. It is
+ * OK when R of them, no two in one domain, have verified the bytes and none of these was restarted
+ * meanwhile. When nobody is left to ask it ends: NO_SPACE if a store was full, else DEGRADED.
+ * REFUSED (another block under this id) and STALE (a dropped context) end it at once. A DROP tells
+ * every node; one that cannot be told now will learn from the lease. */
 #include "kvstore/client.h"
 
 static uint64_t bit(uint32_t node)
@@ -27,6 +27,16 @@ static uint32_t count_of(uint64_t set)
 }
 
 /* ---- PUT ------------------------------------------------------------------------------------- */
+
+/* How long a PUT waits for one node before it asks another. A copy that goes to another node than
+ * its rank says stays there, and every get asks in vain first: so a node that is only slow is
+ * waited for, as long as the deadline leaves time for others. */
+static uint64_t put_patience(const kv_client *c, const client_request *r)
+{
+    uint64_t late = c->cluster.hedge_after_ns * CLIENT_LATE_FACTOR + 1;
+    uint64_t whole = r->deadline_ns > r->submit_ns ? r->deadline_ns - r->submit_ns : 0;
+    return whole / CLIENT_PUT_SHARE > late ? whole / CLIENT_PUT_SHARE : late;
+}
 
 /* PENDING: the transport or the table of asks has no room now. */
 static status put_send(kv_client *c, uint32_t request, uint32_t node)
@@ -58,8 +68,7 @@ static status put_send(kv_client *c, uint32_t request, uint32_t node)
     c->stages[r->stage].lent++;
     r->open |= bit(node);
     r->tried |= bit(node);
-    uint64_t late = c->cluster.hedge_after_ns * CLIENT_LATE_FACTOR + 1;
-    kv_timer_set(&c->timers, &ask->timer, clock_now(&c->config.clock) + late);
+    kv_timer_set(&c->timers, &ask->timer, clock_now(&c->config.clock) + put_patience(c, r));
     return STATUS_OK;
 }
 
@@ -99,7 +108,7 @@ void client_put_dispatch(kv_client *c, uint32_t request)
         for (uint32_t k = 0; k < p->count; k++)
             if ((counted & bit(c->node[p->rank[k]].domain)) != 0) not_these |= bit(p->rank[k]);
         bool wait;
-        uint32_t node = client_node_pick(c, p, not_these, &wait);
+        uint32_t node = client_node_pick(c, p, KV_KIND_PUT, not_these, &wait);
         if (node == CLIENT_NONE) {
             r->pending = wait; /* being connected: that event brings the next dispatch */
             if (!wait && r->open == 0) put_exhausted(c, request, p);
@@ -163,7 +172,7 @@ void client_put_late(kv_client *c, client_ask *ask)
 {
     uint32_t request = ask->request;
     client_request *r = &c->requests[request];
-    client_node_suspect(c, ask->node);
+    client_node_suspect(c, ask->node, true);
     if (ask->kind == KV_KIND_DROP) { /* DROP again: it may have been lost, and does no harm twice */
         client_drop_failed(c, ask, STATUS_BUSY);
         return;
@@ -174,6 +183,7 @@ void client_put_late(kv_client *c, client_ask *ask)
     }
     ask->hedge_checked = true;
     uint64_t more = c->cluster.hedge_after_ns * CLIENT_LATE_FACTOR * CLIENT_LATE_FACTOR + 1;
+    if (more < put_patience(c, r)) more = put_patience(c, r);
     kv_timer_set(&c->timers, &ask->timer, clock_now(&c->config.clock) + more);
     r->late |= bit(ask->node);
     r->hedged++;
@@ -228,10 +238,11 @@ void client_drop_dispatch(kv_client *c, uint32_t request)
     client_request *r = &c->requests[request];
     for (uint64_t left = r->pending; left != 0; left &= left - 1) {
         uint32_t node = (uint32_t)__builtin_ctzll(left);
-        if (client_node_connecting(c, node)) continue;
-        if (c->node[node].state != NODE_READY) {
+        bool in = client_node_in_map(c, node);
+        if (in && client_node_connecting(c, node)) continue;
+        if (!in || c->node[node].state != NODE_READY) {
             r->pending &= ~bit(node);
-            if (c->node[node].state == NODE_DOWN) r->failed |= bit(node);
+            if (in && c->node[node].state == NODE_DOWN) r->failed |= bit(node);
             continue;
         }
         client_ask *ask = client_ask_new(c, KV_KIND_DROP, node, request);
