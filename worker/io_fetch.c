@@ -150,6 +150,37 @@ void io_fetch_gathered(worker_io *io, int32_t g)
     atomic_fetch_sub(&io->busy, 1);
 }
 
+/* Pass a prefetched block's fate on to the demand that waits for it. */
+static void wake_attached(worker_io *io, fetch_block *from, status result)
+{
+    if (from->wait_group == IO_NONE) return;
+    int32_t g = from->wait_group;
+    uint32_t i = (uint32_t)from->wait_index;
+    from->wait_group = IO_NONE;
+    fetch_block *b = &io->group[g].block[i];
+    CHECK(b->state == FETCH_ATTACHED);
+    if (result == STATUS_OK) {
+        b->state = FETCH_LANDED;
+        b->slot = from->slot;
+        io->landing_refs[b->slot]++;
+        answer(io, g, i, STATUS_OK);
+    } else {
+        b->state = FETCH_PENDING;
+        if (i < io->group[g].cursor) io->group[g].cursor = i;
+    }
+}
+
+/* The store's last word on a block that was asked for, or refused to be. */
+static void block_over(worker_io *io, int32_t g, uint32_t i, status result)
+{
+    if ((uint32_t)g >= io->config.layers) {
+        uint32_t layer = group_layer(io, g);
+        flight_remove(io, flight_hash(io, &io->config.exchange[g].miss[i], layer));
+        wake_attached(io, &io->group[g].block[i], result);
+    }
+    answer(io, g, i, result);
+}
+
 static get_request *get_take(worker_io *io)
 {
     for (uint32_t i = 0; i < IO_GETS_MAX; i++) {
@@ -189,7 +220,7 @@ static bool submit_group(worker_io *io, int32_t g)
     if (result == STATUS_BUSY && clock_now(&io->clock) < group->deadline_ns) return false;
     if (result != STATUS_OK) {
         for (uint32_t k = 0; k < n; k++)
-            answer(io, g, request->index[k], result);
+            block_over(io, g, request->index[k], result);
     } else {
         request->used = true;
         request->group = g;
@@ -212,26 +243,6 @@ void io_fetch_submit(worker_io *io)
     }
 }
 
-/* Pass a prefetched block's fate on to the demand that waits for it. */
-static void wake_attached(worker_io *io, fetch_block *from, status result)
-{
-    if (from->wait_group == IO_NONE) return;
-    int32_t g = from->wait_group;
-    uint32_t i = (uint32_t)from->wait_index;
-    from->wait_group = IO_NONE;
-    fetch_block *b = &io->group[g].block[i];
-    CHECK(b->state == FETCH_ATTACHED);
-    if (result == STATUS_OK) {
-        b->state = FETCH_LANDED;
-        b->slot = from->slot;
-        io->landing_refs[b->slot]++;
-        answer(io, g, i, STATUS_OK);
-    } else {
-        b->state = FETCH_PENDING;
-        if (i < io->group[g].cursor) io->group[g].cursor = i;
-    }
-}
-
 void io_fetch_get_done(worker_io *io, const kv_done *done)
 {
     get_request *request = NULL;
@@ -240,7 +251,6 @@ void io_fetch_get_done(worker_io *io, const kv_done *done)
     }
     CHECK(request != NULL && request->count == done->count);
     int32_t g = request->group;
-    uint32_t layer = group_layer(io, g);
     request->used = false;
     for (uint32_t k = 0; k < done->count; k++) {
         uint32_t i = request->index[k];
@@ -252,10 +262,6 @@ void io_fetch_get_done(worker_io *io, const kv_done *done)
             b->slot = done->slot[k];
             io->landing_refs[b->slot] = 1;
         }
-        if ((uint32_t)g >= io->config.layers) {
-            flight_remove(io, flight_hash(io, &io->config.exchange[g].miss[i], layer));
-            wake_attached(io, b, result);
-        }
-        answer(io, g, i, result);
+        block_over(io, g, i, result);
     }
 }

@@ -1,0 +1,182 @@
+/* The io side of a worker against a real client and a real node in one thread: what a demand that
+ * waits for a prefetch may rely on. */
+#include "worker/io.h"
+
+#include "tests/kvstore/rig.h"
+#include "worker/model.h"
+
+enum { LAYERS = 4, HEADS = 2, BLOCKS = 8, GROUPS = LAYERS + 2, CAPACITY = 8, AHEAD = LAYERS };
+
+typedef struct bench {
+    rig *r;
+    arena *memory;
+    model model;
+    cluster_config cluster;
+    worker_config worker;
+    context_id context;
+    uint64_t digest[LAYERS * HEADS * BLOCKS];
+    kern_exchange exchange[GROUPS];
+    worker_io *io;
+} bench;
+
+static void pump(void *self)
+{
+    (void)self; /* rig_run turns nodes and clock */
+}
+
+/* prefetch_credit: blocks of PREFETCH that may be under way at once. */
+static bench *bench_open(uint32_t prefetch_credit)
+{
+    static bench all;
+    bench *b = &all;
+    *b = (bench){.memory = arena_create("io"), .context = {7, 11}};
+    b->r = rig_create(&(rig_options){.nodes = 1, .replicas = 1});
+    b->cluster = b->r->config;
+    b->cluster.landing_bytes = (uint64_t)64 * b->r->block_bytes;
+    b->cluster.inflight_max[KV_PREFETCH] = prefetch_credit;
+    b->model.layout = b->r->layout;
+    b->worker = (worker_config){.model = &b->model,
+                                .cluster = &b->cluster,
+                                .with_store = true,
+                                .pump = pump,
+                                .clock = b->r->clock,
+                                .seed = test_seed(),
+                                .verify = true};
+    EXPECT_OK(kv_transport_local_open(b->memory, b->r->hub, &b->worker.transport));
+    for (uint32_t g = 0; g < GROUPS; g++) {
+        b->exchange[g].miss = ARENA_NEW(b->memory, kern_miss, CAPACITY);
+        b->exchange[g].arrival = ARENA_NEW(b->memory, kern_arrival, CAPACITY);
+        b->exchange[g].capacity = CAPACITY;
+    }
+    io_config config = {.memory = b->memory,
+                        .worker = &b->worker,
+                        .shared = {.context = &b->context, .digest = b->digest},
+                        .seqs = 1,
+                        .layers = LAYERS,
+                        .kv_heads = HEADS,
+                        .max_blocks = BLOCKS,
+                        .block_bytes = b->r->block_bytes,
+                        .slots = 32,
+                        .groups = GROUPS,
+                        .group_capacity = CAPACITY,
+                        .exchange = b->exchange};
+    EXPECT_OK(io_create(&config, &b->io));
+    return b;
+}
+
+static void bench_close(bench *b)
+{
+    io_destroy(b->io);
+    rig_destroy(b->r);
+    arena_destroy(b->memory);
+}
+
+static void run_for(bench *b, uint64_t ns)
+{
+    for (uint64_t end = b->r->now_ns + ns; b->r->now_ns < end;) {
+        io_pause(b->io, b->r->now_ns);
+        rig_run(b->r, 50 * RIG_US);
+    }
+    io_pause(b->io, b->r->now_ns);
+}
+
+/* Blocks of layer 0 and head 0 are sealed and in the store, and nowhere else. */
+static void seal_all(bench *b)
+{
+    for (int32_t k = 0; k < BLOCKS; k++) {
+        io_command c = {.op = IO_SEALED, .block = k, .slot = io_slot_take(b->io)};
+        block_id id = io_block_id(b->io, 0, 0, 0, k);
+        rig_fill(b->r, &id, io_slot_bytes(b->io, c.slot));
+        b->digest[k] = rig_digest(b->r, &id);
+        io_send(b->io, &c);
+    }
+    run_for(b, 100 * RIG_MS);
+    io_stats stats;
+    io_stats_read(b->io, &stats);
+    EXPECT_EQ_U64(stats.stored_blocks, BLOCKS);
+}
+
+static void fetch(bench *b, int32_t group, int32_t block, uint64_t ns)
+{
+    kern_exchange *x = &b->exchange[group];
+    x->miss[0] = (kern_miss){.row = -1, .block = block};
+    atomic_store(&x->arrival[0].state, STATUS_PENDING);
+    atomic_store(&x->published, 1);
+    io_command c = {.op = IO_FETCH,
+                    .group = group,
+                    .class = group < LAYERS ? KV_DEMAND : KV_PREFETCH,
+                    .deadline_ns = b->r->now_ns + ns};
+    io_send(b->io, &c);
+    io_pause(b->io, b->r->now_ns);
+}
+
+static status state(const bench *b, int32_t group)
+{
+    return (status)atomic_load(&b->exchange[group].arrival[0].state);
+}
+
+static uint64_t late(bench *b)
+{
+    io_stats stats;
+    io_stats_read(b->io, &stats);
+    return stats.late;
+}
+
+TEST(a_demand_for_a_block_on_its_way_waits_for_that_one)
+{
+    bench *b = bench_open(4);
+    seal_all(b);
+    b->r->node[0].paused = true;
+    fetch(b, AHEAD, 3, 50 * RIG_MS);
+    fetch(b, 0, 3, 50 * RIG_MS);
+    EXPECT_EQ_U64(late(b), 1);
+    b->r->node[0].paused = false;
+    run_for(b, 5 * RIG_MS);
+    EXPECT(state(b, AHEAD) == STATUS_OK && state(b, 0) == STATUS_OK);
+    io_stats stats;
+    io_stats_read(b->io, &stats);
+    EXPECT_EQ_U64(stats.client.blocks_received, 1);
+    bench_close(b);
+}
+
+TEST(a_demand_ends_at_its_own_deadline_whatever_prefetch_brings_its_block)
+{
+    bench *b = bench_open(4);
+    seal_all(b);
+    b->r->node[0].paused = true;
+    fetch(b, AHEAD, 3, 500 * RIG_MS);
+    fetch(b, 0, 3, 50 * RIG_MS);
+    run_for(b, 49 * RIG_MS);
+    EXPECT(state(b, 0) == STATUS_PENDING);
+    run_for(b, 2 * RIG_MS);
+    EXPECT(state(b, 0) == STATUS_DEADLINE);
+    EXPECT(state(b, AHEAD) == STATUS_PENDING);
+    bench_close(b);
+}
+
+/* One prefetch has all the credit, the second waits until its deadline and is refused for good: the
+ * demand that counted on it asks by itself. */
+TEST(a_demand_outlives_a_prefetch_that_was_never_sent)
+{
+    bench *b = bench_open(1);
+    seal_all(b);
+    b->r->node[0].paused = true;
+    fetch(b, AHEAD, 2, 100 * RIG_MS);
+    fetch(b, AHEAD + 1, 3, 20 * RIG_MS);
+    fetch(b, 0, 3, 20 * RIG_MS);
+    EXPECT_EQ_U64(late(b), 1);
+    run_for(b, 21 * RIG_MS);
+    EXPECT(state(b, AHEAD + 1) == STATUS_BUSY);
+    EXPECT(state(b, 0) != STATUS_PENDING && state(b, 0) != STATUS_OK);
+    /* Nor does it leave anything behind for the next one to wait for. */
+    b->r->node[0].paused = false;
+    io_command gathered = {.op = IO_GATHERED, .group = 0};
+    io_send(b->io, &gathered);
+    run_for(b, RIG_MS);
+    fetch(b, 0, 3, 100 * RIG_MS);
+    run_for(b, 60 * RIG_MS);
+    EXPECT(state(b, 0) == STATUS_OK);
+    bench_close(b);
+}
+
+TEST_MAIN()
