@@ -168,10 +168,6 @@ static void strike_map(sim *s)
 {
     if (admin_busy(s)) return;
     uint32_t n = (uint32_t)sim_below(s, SIM_NODES);
-    uint32_t others = 0; /* one stays in: a client of a map without nodes hears of nothing more */
-    for (uint32_t i = 0; i < SIM_NODES; i++)
-        others += i != n && s->map.node[i].alive;
-    if (others == 0) return;
     s->map.node[n].alive = !s->map.node[n].alive;
     s->map.epoch += 1 + sim_below(s, 3);
     s->map_changed_ns = s->now_ns;
