@@ -29,7 +29,8 @@ typedef struct bench_options {
     uint32_t runs, steps, warm;                          /* steps: of one run */
     uint32_t nodes, replicas, threads, margin, quantum;
     uint64_t device_pool, kv_memory, host_tier, seed;
-    double churn, rtt_us, gbit;
+    double churn; /* 0: not given, the walk that was measured */
+    double rtt_us, gbit;
     bool resident, nosi_like, no_prefetch, quiet, json, help;
     bool paced; /* --rtt-us or --gbit was given */
     bench_fault fault;
@@ -110,6 +111,7 @@ typedef struct bench_span {
     uint64_t ns, steps, rows, waited_ns, fetch_ns, step_ns;
     uint64_t hits, misses, host, remote, issued, used, late, wasted, voids, parks, recomputes;
     uint64_t stored, received, agnostic, agnostic_ahead;
+    uint64_t failed_over, hedged, corrupt;
     uint64_t positions; /* sum over rows of the position */
 } bench_span;
 
@@ -140,9 +142,8 @@ typedef struct bench {
     uint64_t host_bytes;
     hist step_ns;
     double load;
-    int32_t **token; /* [batch] last token of each sequence, by request id */
-    int32_t *last_token;
-    status failed; /* of a sequence */
+    int32_t *last_token; /* [batch] by request id */
+    status failed;       /* of a sequence */
 } bench;
 
 /* Contexts for all sequences, READY but held back. IO, NO_SPACE, CANCELED. */

@@ -13,6 +13,7 @@ static const char usage[] =
     "verbs:\n"
     "  decode    answer the prompts of a batch file\n"
     "  eval      bits a byte and planted keys of a model with a selector\n"
+    "  bench     bench decode: speed of decoding, beside what bounds it\n"
     "  version   print the version\n"
     "\n"
     "examples:\n"
@@ -25,6 +26,7 @@ int main(int argc, char **argv)
     const char *verb = argc > 1 ? argv[1] : "";
     if (strcmp(verb, "decode") == 0) return worker_decode(argc - 1, argv + 1);
     if (strcmp(verb, "eval") == 0) return worker_eval(argc - 1, argv + 1);
+    if (strcmp(verb, "bench") == 0) return worker_bench(argc - 1, argv + 1);
     if (strcmp(verb, "version") == 0 || strcmp(verb, "--version") == 0)
         return printf("shoal-worker %s\n", SHOAL_VERSION) < 0;
     if (strcmp(verb, "--help") == 0 || strcmp(verb, "help") == 0) return fputs(usage, stdout) < 0;

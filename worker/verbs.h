@@ -7,5 +7,6 @@
 /* argv[0] is the verb. */
 int worker_decode(int argc, char **argv);
 int worker_eval(int argc, char **argv);
+int worker_bench(int argc, char **argv); /* argv[1] is what to measure: decode */
 
 #endif
