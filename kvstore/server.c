@@ -81,8 +81,14 @@ const char *kv_server_address(const kv_server *server)
 
 status server_send(kv_server *s, uint32_t conn, const kv_message *m)
 {
-    CHECK(s->conn[conn].peer != 0);
-    return s->transport->ops->send(s->transport, s->conn[conn].peer, m);
+    server_conn *c = &s->conn[conn];
+    CHECK(c->peer != 0);
+    status sent = s->transport->ops->send(s->transport, c->peer, m);
+    if (sent != STATUS_BUSY)
+        c->full_since_ns = 0;
+    else if (c->full_since_ns == 0)
+        c->full_since_ns = clock_now(&s->config.clock);
+    return sent;
 }
 
 status server_send_result(kv_server *s, uint32_t conn, wire_kind kind, const wire_result *result)

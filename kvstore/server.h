@@ -17,9 +17,10 @@ enum {
 };
 
 typedef struct server_conn {
-    kv_peer peer;      /* 0: free */
-    uint64_t since_ns; /* accepted */
-    uint64_t owner;    /* id in its HELLO */
+    kv_peer peer;           /* 0: free */
+    uint64_t since_ns;      /* accepted */
+    uint64_t full_since_ns; /* it takes nothing since then; 0: it does */
+    uint64_t owner;         /* id in its HELLO */
     uint32_t tenant;
     uint32_t pending; /* jobs in the queues */
     bool ready;       /* HELLO accepted */

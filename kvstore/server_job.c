@@ -2,14 +2,18 @@
  *
  * All classes share one pool of jobs. PREFETCH, REPAIR and WRITE_BACK may each hold a part of it
  * only, and when a DEMAND finds the pool full, the newest PREFETCH is answered BUSY in its place.
- * A job whose connection takes no more for now keeps its place and others go ahead. A GET is
- * answered block by block (bytes verified, slot pinned until the transport gives it back) and ends
- * with one DONE. */
+ * A job whose connection takes no more for now keeps its place and others go ahead; when it takes
+ * nothing for long its jobs go unanswered, or they would fill the pool and starve the other clients
+ * (whoever asked is used to answers that never come). A GET is answered block by block (bytes
+ * verified, slot pinned until the transport gives it back) and ends with one DONE. */
 #include "kvstore/server.h"
 
 #include <string.h>
 
-enum { BLOCKS_PER_POLL = 128 };
+enum {
+    BLOCKS_PER_POLL = 128,
+    STUCK_NS = 50 * 1000 * 1000, /* a connection that takes nothing: longer than a full window */
+};
 
 static const uint32_t class_share[KV_CLASSES] = {
     [KV_DEMAND] = SERVER_JOBS_MAX,
@@ -277,6 +281,11 @@ static status run_put(kv_server *s, job *j, uint64_t now)
     return STATUS_OK;
 }
 
+static bool is_stuck(const server_conn *c, uint64_t now)
+{
+    return c->full_since_ns != 0 && now - c->full_since_ns >= STUCK_NS;
+}
+
 bool server_jobs_run(kv_server *s, uint64_t now)
 {
     uint32_t budget = BLOCKS_PER_POLL;
@@ -287,13 +296,13 @@ bool server_jobs_run(kv_server *s, uint64_t now)
             job *j = &s->jobs[i];
             uint32_t next = j->next, ordinal = j->ordinal;
             status ran = STATUS_BUSY;
-            if (now >= j->ready_ns)
-                ran = j->kind == JOB_GET ? run_get(s, j, now, &budget) : run_put(s, j, now);
+            bool due = now >= j->ready_ns;
+            if (due) ran = j->kind == JOB_GET ? run_get(s, j, now, &budget) : run_put(s, j, now);
             moved |= ran != STATUS_BUSY || j->ordinal != ordinal;
-            if (ran == STATUS_BUSY)
+            if (ran == STATUS_BUSY && !(due && is_stuck(&s->conn[j->conn], now)))
                 before = i;
             else
-                job_remove(s, i, before); /* answered, or its peer is lost: `closed` follows */
+                job_remove(s, i, before); /* answered, given up, or lost: `closed` follows */
             i = next;
         }
         if (budget == 0) return true;

@@ -1,5 +1,6 @@
 /* What a client holds against slow nodes and changing maps: the patience of puts, maps without a
- * node alive, acknowledgements of nodes that are out, leases on full connections. */
+ * node alive, acknowledgements of nodes that are out, leases on full connections; and what a node
+ * holds against clients that ask and never listen. */
 #include <stdlib.h>
 
 #include "kvstore/client.h"
@@ -272,6 +273,94 @@ TEST(a_full_connection_does_not_cost_a_lease)
     r->node[0].paused = false;
     rig_run(r, UINT64_C(1000) * RIG_MS);
     EXPECT_EQ_U64(used(r, 0), 1);
+    rig_destroy(r);
+}
+
+/* ---- clients that do not listen -------------------------------------------------------------- */
+
+enum { DEAF = 5, DEAF_BLOCKS = 64 };
+
+typedef struct deaf {
+    arena *memory;
+    kv_transport *transport;
+    kv_peer peer;
+    bool opened;
+    wire_get_list list;
+    alignas(8) uint8_t body[WIRE_GET_BODY_MAX];
+} deaf;
+
+static void deaf_opened(void *owner, kv_peer peer)
+{
+    (void)peer;
+    ((deaf *)owner)->opened = true;
+}
+
+static void deaf_sent(void *owner, kv_peer peer, uint64_t cookie)
+{
+    (void)owner, (void)peer, (void)cookie;
+}
+
+static const kv_events deaf_events = {deaf_opened, teller_message, deaf_sent, teller_closed};
+
+/* Greets, then asks for 64 blocks as often as the connection takes it, and reads no answer. */
+static void deaf_start(rig *r, deaf *d, uint64_t owner)
+{
+    d->memory = arena_create("deaf");
+    EXPECT(kv_transport_local_open(d->memory, r->hub, &d->transport) == STATUS_OK);
+    kv_transport_bind(d->transport, &deaf_events, d);
+    const kv_transport_ops *ops = d->transport->ops;
+    EXPECT(ops->dial(d->transport, r->config.map.node[0].data, &d->peer) == STATUS_OK);
+    for (uint32_t i = 0; i < 100 && !d->opened; i++) {
+        rig_run(r, 50 * RIG_US);
+        (void)ops->poll(d->transport);
+    }
+    EXPECT(d->opened);
+    wire_hello hello = {.owner = owner,
+                        .epoch = 1,
+                        .lease_ns = r->config.lease_ns,
+                        .layout = layout_hash(&r->layout),
+                        .tenant = r->config.tenant,
+                        .block_bytes = r->block_bytes};
+    wire_head_set(&hello.head, WIRE_HELLO, 0, 0);
+    kv_message m = {.head = &hello, .head_bytes = sizeof hello};
+    EXPECT(ops->send(d->transport, d->peer, &m) == STATUS_OK);
+    for (d->list.count = 0; d->list.count < DEAF_BLOCKS; d->list.count++)
+        d->list.id[d->list.count] = rig_id(r, 1, d->list.count);
+    wire_get get = {.epoch = 1, .remaining_ns = UINT64_MAX, .class = KV_DEMAND};
+    uint32_t bytes = wire_encode_get(&d->list, &get, d->body);
+    uint64_t asked = 0;
+    do {
+        wire_head_set(&get.head, WIRE_GET, ++asked, bytes);
+        m = (kv_message){.head = &get,
+                         .head_bytes = sizeof get,
+                         .body = d->body,
+                         .body_bytes = bytes,
+                         .cookie = asked};
+    } while (ops->send(d->transport, d->peer, &m) == STATUS_OK);
+    EXPECT(asked > 100);
+}
+
+TEST(clients_that_never_listen_do_not_starve_one_that_does)
+{
+    static deaf deafs[DEAF];
+    rig *r = rig_create(&(rig_options){.nodes = 1, .replicas = 1});
+    for (uint32_t i = 0; i < DEAF_BLOCKS; i++) {
+        block_id id = rig_id(r, 1, i);
+        EXPECT(rig_put(r, &id) == STATUS_OK);
+    }
+    for (uint32_t i = 0; i < DEAF; i++)
+        deaf_start(r, &deafs[i], 100 + i);
+    rig_run(r, 10 * RIG_MS);
+    EXPECT(!kv_server_idle(r->node[0].server));
+    block_id id = rig_id(r, 1, 0), fresh = rig_id(r, 2, 0);
+    EXPECT(get_one(r, &id) == STATUS_OK);
+    EXPECT(rig_put(r, &fresh) == STATUS_OK);
+    rig_run(r, 100 * RIG_MS);
+    EXPECT(kv_server_idle(r->node[0].server));
+    for (uint32_t i = 0; i < DEAF; i++) {
+        kv_transport_close(deafs[i].transport);
+        arena_destroy(deafs[i].memory);
+    }
     rig_destroy(r);
 }
 
