@@ -131,7 +131,7 @@ static bool is_wanted(const worker_engine *e, const kern_exchange *x, uint32_t n
 bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,
                  uint32_t per_head, bool resume)
 {
-    if (!e->config.prefetch && !resume) return true;
+    if (!e->config.prefetch) return true; /* a resumed sequence's first step asks for itself */
     int32_t g = group_take(e);
     if (g < 0) return false;
     kern_exchange *x = &e->exchange[g];

@@ -1,10 +1,11 @@
 /* worker/report.c - how a run goes.
  *
- * Text is for people and may change; keys of the JSON are kept. Shares are of what was there, and 0
- * where nothing was. */
+ * The summary is one table of rows: what JSON calls a value and what people call it stand side by
+ * side, so neither can forget one. Text may change; keys of the JSON are kept. Shares are of what
+ * was there, and 0 where nothing was. */
 #include "worker/report.h"
 
-#include <stdarg.h>
+#include <string.h>
 #include <unistd.h>
 
 enum { DRAW_EVERY_NS = 200000000 };
@@ -49,197 +50,241 @@ void report_end(report *r)
     r->on = false;
 }
 
-/* ---- summaries ------------------------------------------------------------------------------- */
+/* ---- what there is to say -------------------------------------------------------------------- */
+
+/* All that rows point into. */
+typedef struct facts {
+    report_decode run;
+    worker_stats stats;
+    uint64_t nodes, pool_bytes, kv_bytes;
+    double pool_fraction, tokens_per_s, exposed_fraction;
+    const char *selector, *budget, *lookahead, *numerics, *backend;
+} facts;
 
 static double share(double part, double whole)
 {
     return whole > 0 ? part / whole : 0;
 }
 
-static uint64_t kv_bytes(const report_decode *run, const session *s)
+static const facts *facts_of(const report_decode *run, session *s)
 {
+    facts *f = ARENA_NEW(s->memory, facts, 1);
     const model_config *c = &s->model->config;
-    return run->kv_tokens * c->layers * c->kv_heads * c->head_dim * 2 * 2; /* K and V, bf16 */
+    const selection *way = &s->selection[0];
+    f->run = *run;
+    f->stats = *session_stats(s);
+    f->nodes = s->with_store ? s->cluster.map.node_count : 0;
+    f->pool_bytes = s->cluster.device_pool_bytes;
+    f->kv_bytes = run->kv_tokens * c->layers * c->kv_heads * c->head_dim * 2 * 2; /* bf16 K, V */
+    f->pool_fraction = share((double)f->pool_bytes, (double)f->kv_bytes);
+    f->tokens_per_s = share((double)run->new_tokens, run->wall_s);
+    f->exposed_fraction = share((double)f->stats.waited_ns, (double)f->stats.fetch_ns);
+    f->selector = way->name;
+    f->budget = way->budget;
+    f->lookahead = way->lookahead;
+    f->numerics = kern_numerics_id(s->backend);
+    f->backend = kern_backend_describe(s->backend);
+    return f;
 }
 
-static void add_count(text *out, const char *key, uint64_t value)
+typedef enum value_kind {
+    COUNT,   /* uint64_t */
+    COUNT32, /* uint32_t */
+    BYTES,   /* uint64_t; people read MiB */
+    SECONDS, /* double */
+    NUMBER,  /* double */
+    SHARE,   /* double; people read percent */
+    MS,      /* uint64_t in ns, given in ms */
+    P50,     /* hist in ns, its quantile in ms */
+    P99,
+    WORD, /* const char * */
+    RAW,  /* const char * that is JSON already */
+    HEX,  /* uint64_t */
+} value_kind;
+
+typedef struct fact_row {
+    const char *group, *key;   /* JSON: object and key in it; "": the summary itself */
+    const char *line, *before; /* text: the line's name, and words around the value; NULL: none */
+    const char *after;
+    value_kind kind;
+    bool store; /* a line of runs with a store only */
+    size_t offset;
+} fact_row;
+
+#define AT(member) offsetof(facts, member)
+/* clang-format off */
+static const fact_row rows[] = {
+    {"", "prompts", "prompts", "", " in all", COUNT, false, AT(run.prompts)},
+    {"", "failed", "prompts", "", " failed", COUNT, false, AT(run.failed)},
+    {"", "skipped", "prompts", "", " skipped", COUNT, false, AT(run.skipped)},
+    {"", "prompt_tokens", "tokens", "", " in", COUNT, false, AT(run.prompt_tokens)},
+    {"", "new_tokens", "tokens", "", " out", COUNT, false, AT(run.new_tokens)},
+    {"", "tokens_per_s", "tokens", "", " a second", NUMBER, false, AT(tokens_per_s)},
+    {"", "wall_s", "tokens", "in ", " s", SECONDS, false, AT(run.wall_s)},
+    {"", "selector", "selection", "", "", WORD, false, AT(selector)},
+    {"", "budget", "selection", "budget ", "", RAW, false, AT(budget)},
+    {"", "lookahead", "selection", "lookahead ", "", WORD, false, AT(lookahead)},
+    {"", "nodes", NULL, "", "", COUNT, false, AT(nodes)},
+    {"", "pool_bytes", "device pool", "", "", BYTES, false, AT(pool_bytes)},
+    {"", "kv_bytes", "device pool", "for ", " of KV", BYTES, false, AT(kv_bytes)},
+    {"", "pool_fraction", "device pool", "", "", SHARE, false, AT(pool_fraction)},
+    {"blocks", "resident", "blocks used", "", " in the pool", COUNT, false, AT(stats.blocks.resident)},
+    {"blocks", "host", "blocks used", "", " from host memory", COUNT, false, AT(stats.blocks.host)},
+    {"blocks", "remote", "blocks used", "", " from nodes", COUNT, false, AT(stats.blocks.remote)},
+    {"blocks", "recomputed", "blocks used", "", " recomputed", COUNT, false, AT(stats.blocks.recomputed)},
+    {"prefetch", "issued", "prefetched", "", " asked for", COUNT, false, AT(stats.prefetch.issued)},
+    {"prefetch", "used", "prefetched", "", " used", COUNT, false, AT(stats.prefetch.used)},
+    {"prefetch", "late", "prefetched", "", " late", COUNT, false, AT(stats.prefetch.late)},
+    {"prefetch", "wasted", "prefetched", "", " wasted", COUNT, false, AT(stats.prefetch.wasted)},
+    {"agnostic", "fetched", "known ahead", "", " needed from elsewhere", COUNT, false, AT(stats.agnostic_fetched)},
+    {"agnostic", "ahead", "known ahead", "", " there in time", COUNT, false, AT(stats.agnostic_ahead)},
+    {"stored", "blocks", "stored", "", " blocks", COUNT, true, AT(stats.stored.blocks)},
+    {"stored", "bytes", "stored", "", "", BYTES, true, AT(stats.stored.bytes)},
+    {"stored", "replicas", "stored", "", " replicas", COUNT32, true, AT(stats.stored.replicas)},
+    {"served", "blocks", "served by nodes", "", " blocks", COUNT, true, AT(stats.served.blocks)},
+    {"served", "bytes", "served by nodes", "", "", BYTES, true, AT(stats.served.bytes)},
+    {"client", "hedged", "the store", "", " hedged", COUNT, true, AT(stats.client.hedged)},
+    {"client", "failed_over", "the store", "", " failed over", COUNT, true, AT(stats.client.failed_over)},
+    {"client", "corrupt", "the store", "", " corrupt", COUNT, true, AT(stats.client.corrupt)},
+    {"client", "late_replies", NULL, "", "", COUNT, true, AT(stats.client.late_replies)},
+    {"client", "reconnects", "the store", "", " reconnects", COUNT, true, AT(stats.client.reconnects)},
+    {"client", "get_ms_p50", "a fetch", "p50 ", " ms", P50, true, AT(stats.client.get_ns)},
+    {"client", "get_ms_p99", "a fetch", "p99 ", " ms", P99, true, AT(stats.client.get_ns)},
+    {"", "fetch_exposed_fraction", "waiting", "", " of the fetches' time", SHARE, true, AT(exposed_fraction)},
+    {"", "stall_ms_max", "waiting", "longest ", " ms", MS, true, AT(stats.stall_ns_max)},
+    {"", "ttft_ms_p50", "first token", "p50 ", " ms", P50, false, AT(stats.ttft_ns)},
+    {"", "ttft_ms_p99", "first token", "p99 ", " ms", P99, false, AT(stats.ttft_ns)},
+    {"", "itl_ms_p50", "between tokens", "p50 ", " ms", P50, false, AT(stats.itl_ns)},
+    {"", "itl_ms_p99", "between tokens", "p99 ", " ms", P99, false, AT(stats.itl_ns)},
+    {"", "steps", "steps", "", "", COUNT, false, AT(stats.steps)},
+    {"", "decode_rows", NULL, "", "", COUNT, false, AT(stats.decode_rows)},
+    {"", "prefill_rows", NULL, "", "", COUNT, false, AT(stats.prefill_rows)},
+    {"", "parks", "steps", "", " parks", COUNT, false, AT(stats.parks)},
+    {"", "resumes", NULL, "", "", COUNT, false, AT(stats.resumes)},
+    {"", "void_rows", "steps", "", " void rows", COUNT, false, AT(stats.void_rows)},
+    {"", "recomputes", "steps", "", " recomputes", COUNT, false, AT(stats.recomputes)},
+    {"", "output_digest", "output digest", "", "", HEX, false, AT(run.output_digest)},
+    {"", "numerics", "output digest", "numerics ", "", WORD, false, AT(numerics)},
+    {"", "backend", NULL, "", "", WORD, false, AT(backend)},
+};
+/* clang-format on */
+enum { ROWS = sizeof rows / sizeof rows[0] };
+
+/* ---- one value ------------------------------------------------------------------------------- */
+
+static double milliseconds(const fact_row *r, const void *at)
 {
-    text_key(out, key);
-    text_format(out, "%llu", (unsigned long long)value);
+    if (r->kind == MS) return (double)*(const uint64_t *)at / 1e6;
+    return (double)hist_quantile((const hist *)at, r->kind == P50 ? 0.5 : 0.99) / 1e6;
 }
 
-static void add_number(text *out, const char *key, double value)
+static void value_json(text *out, const fact_row *r, const void *at)
 {
-    text_key(out, key);
-    text_number(out, value);
+    switch (r->kind) {
+    case COUNT:
+    case BYTES:
+        text_format(out, "%llu", (unsigned long long)*(const uint64_t *)at);
+        break;
+    case COUNT32:
+        text_format(out, "%u", *(const uint32_t *)at);
+        break;
+    case SECONDS:
+    case NUMBER:
+    case SHARE:
+        text_number(out, *(const double *)at);
+        break;
+    case MS:
+    case P50:
+    case P99:
+        text_number(out, milliseconds(r, at));
+        break;
+    case WORD:
+        text_quote_string(out, *(const char *const *)at);
+        break;
+    case RAW:
+        text_add_string(out, *(const char *const *)at);
+        break;
+    case HEX:
+        text_format(out, "\"%016llx\"", (unsigned long long)*(const uint64_t *)at);
+        break;
+    }
 }
 
-static void add_word(text *out, const char *key, const char *value)
+/* As JSON, but for what people read otherwise. */
+static void value_text(text *out, const fact_row *r, const void *at)
 {
-    text_key(out, key);
-    text_quote_string(out, value);
+    switch (r->kind) {
+    case BYTES:
+        text_format(out, "%.1f MiB", (double)*(const uint64_t *)at / (1 << 20));
+        break;
+    case SECONDS:
+    case NUMBER:
+        text_format(out, "%.1f", *(const double *)at);
+        break;
+    case SHARE:
+        text_format(out, "%.1f%%", 100 * *(const double *)at);
+        break;
+    case MS:
+    case P50:
+    case P99:
+        text_format(out, "%.2f", milliseconds(r, at));
+        break;
+    case WORD:
+        text_add_string(out, *(const char *const *)at);
+        break;
+    case HEX:
+        text_format(out, "%016llx", (unsigned long long)*(const uint64_t *)at);
+        break;
+    case COUNT:
+    case COUNT32:
+    case RAW:
+        value_json(out, r, at);
+        break;
+    }
 }
 
-static void add_traffic(text *out, const worker_stats *w)
-{
-    text_key(out, "blocks");
-    text_add_string(out, "{");
-    add_count(out, "resident", w->blocks.resident);
-    add_count(out, "host", w->blocks.host);
-    add_count(out, "remote", w->blocks.remote);
-    add_count(out, "recomputed", w->blocks.recomputed);
-    text_add_string(out, "}");
-    text_key(out, "prefetch");
-    text_add_string(out, "{");
-    add_count(out, "issued", w->prefetch.issued);
-    add_count(out, "used", w->prefetch.used);
-    add_count(out, "late", w->prefetch.late);
-    add_count(out, "wasted", w->prefetch.wasted);
-    text_add_string(out, "}");
-    text_key(out, "agnostic");
-    text_add_string(out, "{");
-    add_count(out, "fetched", w->agnostic_fetched);
-    add_count(out, "ahead", w->agnostic_ahead);
-    text_add_string(out, "}");
-    text_key(out, "stored");
-    text_add_string(out, "{");
-    add_count(out, "blocks", w->stored.blocks);
-    add_count(out, "bytes", w->stored.bytes);
-    add_count(out, "replicas", w->stored.replicas);
-    text_add_string(out, "}");
-    text_key(out, "served");
-    text_add_string(out, "{");
-    add_count(out, "blocks", w->served.blocks);
-    add_count(out, "bytes", w->served.bytes);
-    text_add_string(out, "}");
-}
-
-static void add_client(text *out, const kv_client_stats *c)
-{
-    text_key(out, "client");
-    text_add_string(out, "{");
-    add_count(out, "hedged", c->hedged);
-    add_count(out, "failed_over", c->failed_over);
-    add_count(out, "corrupt", c->corrupt);
-    add_count(out, "late_replies", c->late_replies);
-    add_count(out, "reconnects", c->reconnects);
-    add_number(out, "get_ms_p50", (double)hist_quantile(&c->get_ns, 0.5) / 1e6);
-    add_number(out, "get_ms_p99", (double)hist_quantile(&c->get_ns, 0.99) / 1e6);
-    text_add_string(out, "}");
-}
-
-static void add_times(text *out, const report_decode *run, const worker_stats *w)
-{
-    add_number(out, "ttft_ms_p50", (double)hist_quantile(&w->ttft_ns, 0.5) / 1e6);
-    add_number(out, "ttft_ms_p99", (double)hist_quantile(&w->ttft_ns, 0.99) / 1e6);
-    add_number(out, "itl_ms_p50", (double)hist_quantile(&w->itl_ns, 0.5) / 1e6);
-    add_number(out, "itl_ms_p99", (double)hist_quantile(&w->itl_ns, 0.99) / 1e6);
-    add_number(out, "tokens_per_s", share((double)run->new_tokens, run->wall_s));
-    add_number(out, "wall_s", run->wall_s);
-    add_number(out, "fetch_exposed_fraction", share((double)w->waited_ns, (double)w->fetch_ns));
-    add_number(out, "stall_ms_max", (double)w->stall_ns_max / 1e6);
-}
+/* ---- all of them ----------------------------------------------------------------------------- */
 
 void report_decode_json(text *out, const report_decode *run, session *s)
 {
-    const worker_stats *w = session_stats(s);
-    const selection *way = &s->selection[0];
+    const facts *f = facts_of(run, s);
+    const char *group = "";
     text_add_string(out, "{");
-    add_word(out, "schema", "shoal.decode/1");
-    add_count(out, "prompts", run->prompts);
-    add_count(out, "failed", run->failed);
-    add_count(out, "skipped", run->skipped);
-    add_count(out, "prompt_tokens", run->prompt_tokens);
-    add_count(out, "new_tokens", run->new_tokens);
-    add_word(out, "selector", way->name);
-    text_key(out, "budget");
-    text_add_string(out, way->budget);
-    add_word(out, "lookahead", way->lookahead);
-    add_traffic(out, w);
-    add_client(out, &w->client);
-    add_count(out, "nodes", s->with_store ? s->cluster.map.node_count : 0);
-    add_count(out, "pool_bytes", s->cluster.device_pool_bytes);
-    add_count(out, "kv_bytes", kv_bytes(run, s));
-    add_number(out, "pool_fraction",
-               share((double)s->cluster.device_pool_bytes, (double)kv_bytes(run, s)));
-    add_times(out, run, w);
-    add_count(out, "steps", w->steps);
-    add_count(out, "decode_rows", w->decode_rows);
-    add_count(out, "prefill_rows", w->prefill_rows);
-    add_count(out, "parks", w->parks);
-    add_count(out, "resumes", w->resumes);
-    add_count(out, "void_rows", w->void_rows);
-    add_count(out, "recomputes", w->recomputes);
-    text_key(out, "output_digest");
-    text_format(out, "\"%016llx\"", (unsigned long long)run->output_digest);
-    add_word(out, "numerics", kern_numerics_id(s->backend));
-    add_word(out, "backend", kern_backend_describe(s->backend));
+    text_key(out, "schema");
+    text_quote_string(out, "shoal.decode/1");
+    for (int i = 0; i < ROWS; i++) {
+        const fact_row *r = &rows[i];
+        if (strcmp(r->group, group) != 0) {
+            if (group[0] != '\0') text_add_string(out, "}");
+            if (r->group[0] != '\0') {
+                text_key(out, r->group);
+                text_add_string(out, "{");
+            }
+            group = r->group;
+        }
+        text_key(out, r->key);
+        value_json(out, r, (const char *)f + r->offset);
+    }
     text_add_string(out, "}\n");
-}
-
-static void row(text *out, const char *name, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static void row(text *out, const char *name, const char *format, ...)
-{
-    char value[160];
-    va_list list;
-    va_start(list, format);
-    (void)vsnprintf(value, sizeof value, format, list);
-    va_end(list);
-    text_format(out, "%-16s %s\n", name, value);
-}
-
-static double mebibytes(uint64_t bytes)
-{
-    return (double)bytes / (1 << 20);
-}
-
-static void rows_of_traffic(text *out, const session *s, const worker_stats *w)
-{
-    const worker_blocks *b = &w->blocks;
-    double fetched = (double)(b->host + b->remote + b->recomputed);
-    double all = fetched + (double)b->resident;
-    row(out, "blocks used",
-        "%.0f: %.2f%% in the pool, %llu from host, %llu from nodes, %llu recomputed", all,
-        100 * share((double)b->resident, all), (unsigned long long)b->host,
-        (unsigned long long)b->remote, (unsigned long long)b->recomputed);
-    row(out, "prefetched", "%llu asked for, %llu used, %llu late, %llu wasted",
-        (unsigned long long)w->prefetch.issued, (unsigned long long)w->prefetch.used,
-        (unsigned long long)w->prefetch.late, (unsigned long long)w->prefetch.wasted);
-    if (!s->with_store) return;
-    row(out, "stored", "%llu blocks, %.1f MiB, %u replicas", (unsigned long long)w->stored.blocks,
-        mebibytes(w->stored.bytes), w->stored.replicas);
-    row(out, "served by nodes", "%llu blocks, %.1f MiB", (unsigned long long)w->served.blocks,
-        mebibytes(w->served.bytes));
-    row(out, "fetch hidden", "%.1f%% of %.2f s, longest wait %.1f ms",
-        100 - 100 * share((double)w->waited_ns, (double)w->fetch_ns), (double)w->fetch_ns / 1e9,
-        (double)w->stall_ns_max / 1e6);
 }
 
 void report_decode_text(text *out, const report_decode *run, session *s)
 {
-    const worker_stats *w = session_stats(s);
-    const selection *way = &s->selection[0];
-    row(out, "prompts", "%llu answered, %llu failed, %llu skipped",
-        (unsigned long long)(run->prompts - run->failed), (unsigned long long)run->failed,
-        (unsigned long long)run->skipped);
-    row(out, "tokens", "%llu in, %llu out, %.1f a second over %.1f s",
-        (unsigned long long)run->prompt_tokens, (unsigned long long)run->new_tokens,
-        share((double)run->new_tokens, run->wall_s), run->wall_s);
-    row(out, "selection", "%s %s, lookahead %s", way->name, way->budget, way->lookahead);
-    row(out, "device pool", "%.1f MiB for %.1f MiB of KV", mebibytes(s->cluster.device_pool_bytes),
-        mebibytes(kv_bytes(run, s)));
-    rows_of_traffic(out, s, w);
-    row(out, "first token", "p50 %.1f ms, p99 %.1f ms",
-        (double)hist_quantile(&w->ttft_ns, 0.5) / 1e6,
-        (double)hist_quantile(&w->ttft_ns, 0.99) / 1e6);
-    row(out, "between tokens", "p50 %.2f ms, p99 %.2f ms",
-        (double)hist_quantile(&w->itl_ns, 0.5) / 1e6,
-        (double)hist_quantile(&w->itl_ns, 0.99) / 1e6);
-    row(out, "steps", "%llu, %llu parks, %llu void rows, %llu recomputes",
-        (unsigned long long)w->steps, (unsigned long long)w->parks,
-        (unsigned long long)w->void_rows, (unsigned long long)w->recomputes);
-    row(out, "output digest", "%016llx (%s)", (unsigned long long)run->output_digest,
-        kern_numerics_id(s->backend));
+    const facts *f = facts_of(run, s);
+    const char *line = NULL;
+    for (int i = 0; i < ROWS; i++) {
+        const fact_row *r = &rows[i];
+        if (r->line == NULL || (r->store && !s->with_store)) continue;
+        bool same = line != NULL && strcmp(line, r->line) == 0;
+        if (!same && line != NULL) text_add_string(out, "\n");
+        if (same)
+            text_add_string(out, ", ");
+        else
+            text_format(out, "%-16s ", r->line);
+        line = r->line;
+        text_add_string(out, r->before);
+        value_text(out, r, (const char *)f + r->offset);
+        text_add_string(out, r->after);
+    }
+    text_add_string(out, "\n");
 }

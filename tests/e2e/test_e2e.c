@@ -224,6 +224,7 @@ static void expect_wanted(const row *of, const outcome *o)
     if (of->wants & WANT_CORRUPT) EXPECT(s->client.corrupt + o->nodes.corrupt > 0);
     if (of->wants & WANT_RECOMPUTE) EXPECT(s->recomputes > 0 && s->blocks.recomputed > 0);
     if (of->wants & WANT_PARKS) EXPECT(s->parks > 0);
+    if (of->no_prefetch) EXPECT_EQ_U64(s->prefetch.issued, 0);
 }
 
 /* The all-in-memory run of a source that every row of that source is compared with. */

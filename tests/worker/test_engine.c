@@ -61,6 +61,19 @@ TEST(remote_blocks_give_the_bits_of_local_ones)
     EXPECT_EQ_U64(stats.stored.blocks, (PROMPT + NEW - 1) / 64 * 16);
 }
 
+TEST(without_prefetch_nothing_is_asked_for_ahead_not_even_on_resuming)
+{
+    worker_event final;
+    worker_stats stats;
+    run_setup setup = setup_of(3, 2);
+    setup.no_prefetch = true;
+    EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
+    EXPECT(stats.resumes > 0 && stats.blocks.remote > 0);
+    EXPECT_EQ_U64(stats.prefetch.issued + stats.prefetch.used + stats.prefetch.late, 0);
+    EXPECT_EQ_U64(stats.client.class[KV_PREFETCH].submitted, 0);
+    EXPECT_EQ_U64(stats.agnostic_ahead, 0);
+}
+
 TEST(flipped_replies_fail_over_and_change_nothing)
 {
     worker_event final;
