@@ -1,6 +1,8 @@
 /* Every CHECK of kvstore that a caller or a broken invariant can reach stops the program: each case
  * breaks one thing inside of a living client, node or table, in a child process, and looks for the
  * abort. Without its CHECK a case would go on, or end in another way. */
+#include <stdlib.h>
+
 #include "kvstore/client.h"
 #include "kvstore/contexts.h"
 #include "kvstore/node.h"
