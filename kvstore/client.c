@@ -626,6 +626,7 @@ void kv_client_stats_read(const kv_client *client, kv_client_stats *out_stats)
     for (uint32_t i = 0; i < CLUSTER_NODES_MAX; i++) {
         const client_node *n = &client->node[i];
         if (n->state == NODE_READY) out_stats->nodes_connected++;
+        if (n->state != NODE_OUT && n->refused) out_stats->nodes_refused++;
         if (n->state == NODE_DOWN || (n->state != NODE_OUT && now < n->suspect_until_ns))
             out_stats->nodes_suspect++;
     }

@@ -54,7 +54,8 @@ typedef struct client_node {
     uint64_t full_since_ns;   /* its connection takes nothing since then; 0: it does */
     uint64_t backoff_ns;
     bool was_ready;
-    bool scout; /* the map has no node alive: connected to hear of a newer one, nothing else */
+    bool refused; /* its last answer was a refusal that only people can mend */
+    bool scout;   /* the map has no node alive: connected to hear of a newer one, nothing else */
     kv_timer timer, lease;
 } client_node;
 

@@ -275,6 +275,7 @@ static void node_ready(kv_client *c, uint32_t i, const wire_welcome *w)
     client_node *n = &c->node[i];
     kv_timer_stop(&c->timers, &n->timer);
     n->state = NODE_READY;
+    n->refused = false;
     n->backoff_ns = 0;
     if (n->was_ready) c->stats.reconnects++;
     n->was_ready = true;
@@ -287,6 +288,13 @@ static void node_ready(kv_client *c, uint32_t i, const wire_welcome *w)
         kv_maps_send(&c->maps, c->transport, n->peer, &c->cluster.map);
     kv_timer_set(&c->timers, &n->lease, clock_now(&c->config.clock) + c->cluster.lease_ns / 3);
     c->dirty = true;
+}
+
+/* A matter for people, not for haste. */
+static void node_refused(kv_client *c, uint32_t i)
+{
+    c->node[i].refused = true;
+    c->node[i].backoff_ns = backoff_max_ns;
 }
 
 static void on_welcome(kv_client *c, uint32_t i, const kv_message *m)
@@ -304,18 +312,36 @@ static void on_welcome(kv_client *c, uint32_t i, const kv_message *m)
         return;
     }
     if (decoded != STATUS_OK)
-        LOG(ERROR, "node %s sent a malformed WELCOME", n->name);
+        LOG(WARN, "node %s sent a malformed WELCOME", n->name);
     else if (w.status == STATUS_OK)
-        LOG(ERROR, "%s is node %s, not %s as the map says", n->address, w.name, n->name);
+        LOG(WARN, "%s is node %s, not %s as the map says", n->address, w.name, n->name);
     else if (w.status == STATUS_REFUSED)
-        LOG(ERROR, "node %s refused us: it serves another block layout, version or tenant",
-            n->name);
+        LOG(WARN, "node %s refused us: it serves another block layout, version or tenant", n->name);
     else
         LOG(WARN, "node %s refused us: %s", n->name, status_sentence((status)w.status));
     if (decoded != STATUS_OK || w.status == STATUS_OK || w.status == STATUS_REFUSED)
-        n->backoff_ns = backoff_max_ns; /* a matter for people, not for haste */
+        node_refused(c, i);
     c->transport->ops->hang_up(c->transport, n->peer);
     node_down(c, i);
+}
+
+/* A node of another version answers in it: HELLO and WELCOME keep kind and version in their first
+ * two bytes whatever else changes. */
+static void on_foreign(kv_client *c, uint32_t i, const kv_message *m)
+{
+    client_node *n = &c->node[i];
+    const uint8_t *bytes = m->head;
+    bool version = m->head_bytes >= 2 && bytes[0] == WIRE_WELCOME && bytes[1] != PROTO_VERSION;
+    if (version && n->state == NODE_GREETING) {
+        LOG(WARN, "node %s speaks version %u of the protocol, this program %u", n->name, bytes[1],
+            (unsigned)PROTO_VERSION);
+        node_refused(c, i);
+        c->transport->ops->hang_up(c->transport, n->peer);
+        node_down(c, i);
+        return;
+    }
+    LOG(ERROR, "node %s sent a frame that makes no sense; closing", n->name);
+    c->transport->ops->hang_up(c->transport, n->peer);
 }
 
 static void on_map(kv_client *c, uint32_t i, const kv_message *m)
@@ -355,11 +381,10 @@ static void on_message(void *owner, kv_peer peer, const kv_message *m)
         on_welcome(c, i, m);
     else if (head.kind == WIRE_MAP)
         on_map(c, i, m);
-    else {
-        if (head.kind != WIRE_BYE)
-            LOG(ERROR, "node %s sent a frame that makes no sense; closing", c->node[i].name);
+    else if (head.kind == WIRE_BYE)
         c->transport->ops->hang_up(c->transport, peer);
-    }
+    else
+        on_foreign(c, i, m);
 }
 
 static void on_sent(void *owner, kv_peer peer, uint64_t cookie)

@@ -112,6 +112,7 @@ typedef struct kv_client_stats {
     uint64_t blocks_received; /* all that nodes sent, late and doubled ones too */
     uint32_t slots_free, slots_posted, slots_filled, slots_held; /* sum = landing_slots */
     uint32_t nodes_connected, nodes_suspect;
+    uint32_t nodes_refused; /* of another layout, version, tenant or name, by their last answer */
     hist get_ns, put_ns;
 } kv_client_stats;
 void kv_client_stats_read(const kv_client *client, kv_client_stats *out_stats);

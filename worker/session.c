@@ -241,10 +241,17 @@ bool session_store_failed(session *s, status result, const char *kept, status *o
     bool store = result == STATUS_UNREACHABLE || result == STATUS_PEER_LOST ||
                  result == STATUS_FENCED || result == STATUS_DEGRADED;
     if (!store || !s->with_store) return false;
-    bool alone = session_stats(s)->client.nodes_connected == 0;
-    *out_run = alone ? STATUS_UNREACHABLE : result;
-    LOG(ERROR, "%s: %s; %s", s->args->cluster,
-        alone ? "no node can be reached" : status_sentence(result), kept);
+    const kv_client_stats *c = &session_stats(s)->client;
+    const char *why = status_sentence(result);
+    *out_run = result;
+    if (c->nodes_connected == 0 && c->nodes_refused > 0) {
+        *out_run = STATUS_REFUSED;
+        why = "no node can be used: other block layout, protocol version, tenant or name";
+    } else if (c->nodes_connected == 0) {
+        *out_run = STATUS_UNREACHABLE;
+        why = "no node can be reached";
+    }
+    LOG(ERROR, "%s: %s; %s", s->args->cluster, why, kept);
     return true;
 }
 

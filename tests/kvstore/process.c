@@ -11,7 +11,8 @@ static uint64_t now(void)
     return clock_now(&clock_monotonic);
 }
 
-void node_spawn(node_process *n, const char *name, const char *data, const char *faults)
+static void spawn(node_process *n, const char *name, const char *data, const char *memory,
+                  const char *faults)
 {
     int out[2];
     CHECK(pipe(out) == 0);
@@ -24,7 +25,7 @@ void node_spawn(node_process *n, const char *name, const char *data, const char 
         close(out[0]);
         close(out[1]);
         execl(TEST_BINARY_DIR "/bin/shoal-kvstore", "shoal-kvstore", "--name", name, "--listen",
-              data != NULL ? data : "127.0.0.1:0", "--control", "127.0.0.1:0", "--memory", "128MiB",
+              data != NULL ? data : "127.0.0.1:0", "--control", "127.0.0.1:0", "--memory", memory,
               "--log-level", "error", faults != NULL ? "--fault" : NULL, faults, (char *)NULL);
         _exit(127);
     }
@@ -36,6 +37,16 @@ void node_spawn(node_process *n, const char *name, const char *data, const char 
     fclose(f);
     int got = sscanf(line, "ready name=%*s data=%95s control=%95s", n->data, n->control);
     if (got != 2) test_fail(__FILE__, __LINE__, "node %s did not start: \"%s\"", name, line);
+}
+
+void node_spawn(node_process *n, const char *name, const char *data, const char *faults)
+{
+    spawn(n, name, data, "128MiB", faults);
+}
+
+void node_spawn_sized(node_process *n, const char *name, const char *memory)
+{
+    spawn(n, name, NULL, memory, NULL);
 }
 
 void node_signal(node_process *n, int signal)

@@ -37,9 +37,9 @@ char *program_read(arena *memory, const char *name)
     return text;
 }
 
-pid_t program_start(const char *const *argv)
+pid_t program_start_of(const char *program, const char *const *argv)
 {
-    const char *child[PROGRAM_ARGS_MAX] = {PROGRAM};
+    const char *child[PROGRAM_ARGS_MAX] = {program};
     char expanded[PROGRAM_ARGS_MAX][512];
     int count = 1;
     for (; *argv != NULL; argv++, count++) {
@@ -55,8 +55,13 @@ pid_t program_start(const char *const *argv)
     int o = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     int e = open(err, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     if (o < 0 || e < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(126);
-    execv(PROGRAM, (char *const *)(uintptr_t)child);
+    execv(program, (char *const *)(uintptr_t)child);
     _exit(127);
+}
+
+pid_t program_start(const char *const *argv)
+{
+    return program_start_of(PROGRAM, argv);
 }
 
 static void read_into(const char *name, char *to)

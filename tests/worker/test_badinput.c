@@ -36,14 +36,27 @@ static const bad_case cases[] = {
     {"misshapen weights", "model.safetensors", "\"shape\":[256,704]", "\"shape\":[704,256]", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "model.layers.0.mlp.down_proj.weight"},
     {"weights of another size", "model.safetensors", "\"shape\":[256,704]", "\"shape\":[256,705]", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "model.layers.0.mlp.down_proj.weight"},
     {"a tensor of another name", "model.safetensors", "model.layers.0.mlp.down_proj.weight", "model.layers.0.mlp.dawn_proj.weight", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "model.layers.0.mlp.dawn_proj.weight"},
+    {"a hole between weights", "model.safetensors", "[2097152,2097664]", "[2097154,2097666]", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "a hole of 2 bytes before tensor"},
+    {"weights of another type", "model.safetensors", "\"dtype\":\"BF16\"", "\"dtype\":\"BOOL\"", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "its shape and dtype do not make"},
+    {"weights beyond the file", "model.safetensors", "[0,2097152]", "[0,9097152]", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "do not make the 9097152 bytes"},
+    {"a header that is no JSON", "model.safetensors", "{\"__metadata__\"", "[\"__metadata__\"", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "the header is not a JSON object"},
+    {"no weights", "model.safetensors", "\"model.layers.7.self_attn.v_proj.weight\"", "\"model.layers.7.self_attn.v_proj.wight\" ", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "v_proj"},
     /* config.json */
     {"a missing key", "config.json", "\"hidden_size\": 256,", "", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "hidden_size"},
     {"an unknown sparse key", "config.json", "\"kernel_size\"", "\"kernal_size\"", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "kernal_size"},
     {"a key that changes the mathematics", "config.json", "\"attention_bias\": false", "\"attention_bias\": true", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "attention_bias"},
     {"another family", "config.json", "LlamaForCausalLM", "MambaForCausalLM", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "MambaForCausalLM"},
     {"broken JSON", "config.json", "\"vocab_size\"", "vocab_size", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "not valid JSON"},
+    {"an unknown activation", "config.json", "\"silu\"", "\"relu6\"", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "relu6"},
+    {"heads that do not divide", "config.json", "\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "num_key_value_heads"},
+    {"a number that is text", "config.json", "\"num_hidden_layers\": 8", "\"num_hidden_layers\": \"8\"", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "num_hidden_layers"},
+    {"more layers than weights", "config.json", "\"num_hidden_layers\": 8", "\"num_hidden_layers\": 9", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "model.layers.8."},
+    {"rope of another kind", "config.json", "\"rope_theta\": 100000.0", "\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 2.0}, \"rope_theta\": 100000.0", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "yarn"},
+    {"a budget below the forced blocks in the model", "config.json", "\"16\": [1, 4, 10, 16]", "\"16\": [1, 4, 2, 16]", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "2 query picks are below the 6 forced blocks"},
     /* tokenizer.json */
     {"a tokenizer of another kind", "tokenizer.json", "\"type\": \"BPE\"", "\"type\": \"WordPiece\"", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "WordPiece"},
+    {"a pre-tokenizer of another kind", "tokenizer.json", "\"type\": \"Digits\"", "\"type\": \"BertPreTokenizer\"", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "BertPreTokenizer"},
+    {"fewer rows than the embedding has", "config.json", "\"vocab_size\": 4096", "\"vocab_size\": 4095", NULL, NULL, {0}, 2, NO_OUTPUT, 0, "[4096, 256], config.json asks for [4095, 256]"},
     {"half a tokenizer", "tokenizer.json", NULL, NULL, NULL, NULL, {0}, 2, NO_OUTPUT, 0, "tokenizer.json"},
     /* lines: the others are decoded */
     {"a broken line", NULL, NULL, NULL, GOOD("a") "{\"custom_id\":\n" GOOD("b"), NULL, {0}, 1, 2, 1, "not valid JSON"},
@@ -54,6 +67,10 @@ static const bad_case cases[] = {
     {"too long for the model", NULL, NULL, NULL, GOOD("a") BODY("b", "{\"prompt\":\"x\",\"max_tokens\":16384}") GOOD("c"), NULL, {0}, 1, 2, 1, "context_length_exceeded"},
     {"too long for --max-model-len", NULL, NULL, NULL, GOOD("a") BODY("b", "{\"prompt\":\"x\",\"max_tokens\":100}"), NULL, {"--max-model-len", "64"}, 1, 1, 1, "more than the 64 that fit"},
     {"a token outside the vocabulary", NULL, NULL, NULL, GOOD("a") BODY("b", "{\"prompt\":[5,4096]}"), NULL, {0}, 1, 1, 1, "token id 4096"},
+    {"a line that is no object", NULL, NULL, NULL, "[1,2]\n" GOOD("a"), NULL, {0}, 1, 1, 1, "the line must be a JSON object"},
+    {"a line of another endpoint", NULL, NULL, NULL, "{\"custom_id\":\"b\",\"method\":\"POST\",\"url\":\"/v1/embeddings\",\"body\":{\"prompt\":\"x\"}}\n" GOOD("a"), NULL, {0}, 1, 1, 1, "/v1/embeddings"},
+    {"a line without its end", NULL, NULL, NULL, GOOD("a") "{\"custom_id\":\"b\",\"met", NULL, {0}, 1, 1, 1, "not valid JSON"},
+    {"a prompt of nothing", NULL, NULL, NULL, GOOD("a") BODY("b", "{\"prompt\":\"\"}"), NULL, {0}, 1, 1, 1, "body.prompt is empty"},
     {"a field that is not supported", NULL, NULL, NULL, BODY("b", "{\"prompt\":\"x\",\"n\":2}") GOOD("a"), NULL, {0}, 1, 1, 1, "body.n may only be 1"},
     {"chat without a template", NULL, NULL, NULL, GOOD("a") "{\"custom_id\":\"b\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}}\n", NULL, {0}, 1, 1, 1, "no chat template"},
     {"a line's budget below the forced blocks", NULL, NULL, NULL, GOOD("a") BODY("b", "{\"prompt\":\"x\",\"shoal\":{\"budget\":\"1,4,6,5\"}}"), NULL, {0}, 1, 1, 1, "forced"},
@@ -63,7 +80,7 @@ static const bad_case cases[] = {
     {"a budget below the forced blocks", NULL, NULL, NULL, NULL, NULL, {"--budget", "1,4,6,5"}, 2, NO_OUTPUT, 0, "forced"},
     {"query picks below the forced blocks", NULL, NULL, NULL, NULL, NULL, {"--budget", "1,4,2,16"}, 2, NO_OUTPUT, 0, "forced"},
     {"a budget the model does not list", NULL, NULL, NULL, NULL, NULL, {"--budget", "17"}, 2, NO_OUTPUT, 0, "8, 12, 16, 24, 32"},
-    {"a pool smaller than a step needs", NULL, NULL, NULL, NULL, NULL, {"--device-pool", "64KiB"}, 1, NO_OUTPUT, 0, "--device-pool"},
+    {"a pool smaller than a step needs", NULL, NULL, NULL, NULL, NULL, {"--device-pool", "64KiB"}, 1, NO_OUTPUT, 0, "need --device-pool 5120KiB or more"},
     {"a pool without a unit", NULL, NULL, NULL, NULL, NULL, {"--device-pool", "64"}, 2, NO_OUTPUT, 0, "unit"},
     {"a pool of no number", NULL, NULL, NULL, NULL, NULL, {"--device-pool", "MiB"}, 2, NO_OUTPUT, 0, "--device-pool MiB"},
     {"more positions than the model has", NULL, NULL, NULL, NULL, NULL, {"--max-model-len", "16385"}, 2, NO_OUTPUT, 0, "16384"},
@@ -81,6 +98,9 @@ static const bad_case cases[] = {
     /* the cluster file */
     {"YAML with an unknown key", NULL, NULL, NULL, NULL, "replicas: 1\nnode_memery: 64MiB\n", {0}, 2, NO_OUTPUT, 0, "node_memery"},
     {"YAML without a unit", NULL, NULL, NULL, NULL, "worker:\n  device_pool: 64\n", {0}, 2, NO_OUTPUT, 0, "unit"},
+    {"YAML with a time without a unit", NULL, NULL, NULL, NULL, "client:\n  hedge_after: 20\n", {0}, 2, NO_OUTPUT, 0, "client.hedge_after: \"20\" has no unit"},
+    {"YAML that is none", NULL, NULL, NULL, NULL, "nodes: [\n", {0}, 2, NO_OUTPUT, 0, "cluster.yaml"},
+    {"YAML with more copies than domains", NULL, NULL, NULL, NULL, "replicas: 2\nnodes:\n- {name: n1, data: 127.0.0.1:1, control: 127.0.0.1:2}\n", {0}, 2, NO_OUTPUT, 0, "lower replicas or add nodes"},
     {"YAML without nodes", NULL, NULL, NULL, NULL, "replicas: 1\n", {0}, 2, NO_OUTPUT, 0, "node"},
 };
 /* clang-format on */
@@ -294,6 +314,10 @@ TEST(places_that_cannot_be_written_are_told_and_keep_what_they_have)
     PROGRAM_CALL(&run, "decode", "@in.jsonl", "-o", "@nowhere/out.jsonl", "--model", SMALL_MODEL);
     EXPECT_EQ_I64(run.exit_code, 1);
     EXPECT_HAS_STR(run.err, "its folder does not exist");
+    PROGRAM_CALL(&run, "decode", "@in.jsonl", "-o", test_dir(), "--model", SMALL_MODEL,
+                 "--overwrite");
+    EXPECT_EQ_I64(run.exit_code, 1);
+    EXPECT_HAS_STR(run.err, "cannot be written: Is a directory");
     PROGRAM_CALL(&run, "decode", "@in.jsonl", "-o", "/dev/full", "--model", SMALL_MODEL,
                  "--overwrite");
     EXPECT_EQ_I64(run.exit_code, 1);
