@@ -55,6 +55,11 @@ typedef struct cluster_config {
     cluster_map map;     /* nodes, replicas; epoch 1 */
     char state_dir[256]; /* pids, logs and the map file of `shoal cluster up` */
     uint32_t tenant;
+    /* network */
+    char device[64]; /* the data plane's, "eth0" or "eth0,eth1"; "": those of its addresses */
+    bool plain_data; /* it may leave loopback unencrypted, on private addresses */
+    /* of the control plane: PEM files, all or none */
+    char tls_authority[256], tls_certificate[256], tls_key[256];
     /* node */
     uint64_t node_memory_bytes; /* DRAM for blocks, a node */
     uint64_t lease_grace_ns;    /* after a worker's lease ended, before its contexts go */
@@ -87,5 +92,11 @@ status cluster_parse_bytes(const char *text, uint64_t *out_bytes);
 status cluster_parse_time(const char *text, uint64_t *out_ns);
 /* true for 127.0.0.0/8, ::1 and localhost */
 bool cluster_address_is_loopback(const char *address);
+/* Loopback, or of a private network: 10/8, 172.16/12, 192.168/16, 169.254/16, fc00::/7, fe80::/10.
+ */
+bool cluster_address_is_private(const char *address);
+/* Whether a node may listen there. REFUSED: beyond loopback without TLS for control, or with a data
+ * plane that was not allowed out (plain_data) or lies on no private address. */
+status cluster_listen_check(const cluster_config *config, const char *data, const char *control);
 
 #endif

@@ -21,8 +21,17 @@ const knob knobs[KNOB_COUNT] = {
     {"", "replicas", UNIT_COUNT, MEMBER(map.replicas), 1, CLUSTER_REPLICAS_MAX,
      "copies of a block, each in a failure domain of its own"},
     {"", "tenant", UNIT_COUNT, MEMBER(tenant), 0, UINT32_MAX, "number of the tenant whose blocks these are"},
-    {"", "state_dir", UNIT_TEXT, 0, offsetof(cluster_config, state_dir), 1, 255,
+    {"", "state_dir", UNIT_TEXT, 1, offsetof(cluster_config, state_dir), 1, 255,
      "folder of pids, logs and the map file; relative to the file"},
+    {"network", "device", UNIT_TEXT, 0, offsetof(cluster_config, device), 1, 63,
+     "network device of the data plane, or several with commas; none: those of its addresses"},
+    {"network", "plain_data", UNIT_BOOL, MEMBER(plain_data), 0, 1,
+     "the data plane may leave loopback unencrypted, on private addresses"},
+    {"tls", "authority", UNIT_TEXT, 1, offsetof(cluster_config, tls_authority), 1, 255,
+     "PEM file of who signs; the control plane beyond loopback needs all three"},
+    {"tls", "certificate", UNIT_TEXT, 1, offsetof(cluster_config, tls_certificate), 1, 255,
+     "PEM file of this host's certificate, for the addresses of its nodes"},
+    {"tls", "key", UNIT_TEXT, 1, offsetof(cluster_config, tls_key), 1, 255, "PEM file of its key"},
     {"node", "memory", UNIT_BYTES, MEMBER(node_memory_bytes), MIB, 1ull << 46, "DRAM for blocks, a node"},
     {"node", "lease_grace", UNIT_TIME, MEMBER(lease_grace_ns), 0, 86400 * SECOND,
      "after a worker's lease ended, before its contexts go"},
@@ -120,7 +129,7 @@ static void knob_set(const knob *k, cluster_config *config, uint64_t value)
 const char *knob_print(const knob *k, const cluster_config *config, char out[256])
 {
     if (k->kind == UNIT_TEXT)
-        snprintf(out, 256, "%s", config->state_dir);
+        snprintf(out, 256, "%s", (const char *)config + k->offset);
     else
         unit_print(k->kind, knob_get(k, config), out);
     return out;
@@ -141,10 +150,13 @@ typedef struct document {
 static const char *const node_keys[KNOB_NODE_COUNT] = {"name", "data", "control", "domain",
                                                        "weight"};
 
+enum { SECTIONS = 5 };
+static const char *const section_names[SECTIONS] = {"network", "tls", "node", "client", "worker"};
+
 typedef struct schema {
     cyaml_schema_field_t node[KNOB_NODE_COUNT + 1];
-    cyaml_schema_field_t section[3][KNOB_COUNT + 1]; /* node, client, worker */
-    cyaml_schema_field_t top[KNOB_COUNT + 5];
+    cyaml_schema_field_t section[SECTIONS][KNOB_COUNT + 1];
+    cyaml_schema_field_t top[KNOB_COUNT + SECTIONS + 2];
     cyaml_schema_value_t entry, root;
 } schema;
 
@@ -160,26 +172,25 @@ static cyaml_schema_field_t text_field(const char *key, size_t offset)
 /* The schema follows from the knobs, so a knob is written down once. */
 static void schema_fill(schema *s)
 {
-    static const char *const sections[3] = {"node", "client", "worker"};
     *s = (schema){0};
     for (size_t i = 0; i < KNOB_NODE_COUNT; i++)
         s->node[i] = text_field(node_keys[i], offsetof(node_text, field) + i * sizeof(char *));
     s->entry = (cyaml_schema_value_t){CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, node_text, s->node)};
-    size_t top = 0, count[3] = {0};
+    size_t top = 0, count[SECTIONS] = {0};
     for (size_t i = 0; i < KNOB_COUNT; i++) {
         cyaml_schema_field_t field =
             text_field(knobs[i].key, offsetof(document, value) + i * sizeof(char *));
         size_t section = 0;
-        while (section < 3 && strcmp(sections[section], knobs[i].section) != 0)
+        while (section < SECTIONS && strcmp(section_names[section], knobs[i].section) != 0)
             section++;
-        if (section == 3)
+        if (section == SECTIONS)
             s->top[top++] = field;
         else
             s->section[section][count[section]++] = field;
     }
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < SECTIONS; i++)
         s->top[top++] = (cyaml_schema_field_t){
-            .key = sections[i],
+            .key = section_names[i],
             .value = {CYAML_VALUE_MAPPING(CYAML_FLAG_OPTIONAL, document, s->section[i])}};
     cyaml_schema_field_t nodes =
         CYAML_FIELD_SEQUENCE("nodes", CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL, document, nodes,
@@ -237,14 +248,28 @@ static status refuse_document(const char *path, cyaml_err_t error, const finding
 
 /* ---- values ---------------------------------------------------------------------------------- */
 
+/* A relative path is taken from the folder of the file, so that every command finds the same. */
+static status apply_text(const char *path, const knob *k, const char *text, cluster_config *config)
+{
+    const char *slash = strrchr(path, '/'), *dot = k->section[0] ? "." : "";
+    bool is_path = k->bytes == 1;
+    int folder = is_path && slash && text[0] != '/' ? (int)(slash - path + 1) : 0;
+    char joined[512];
+    if (text[0] == '\0')
+        return FAIL(INVALID, "%s: %s%s%s is empty; name one, or leave it out", path, k->section,
+                    dot, k->key);
+    int n = snprintf(joined, sizeof joined, "%.*s%s", folder, path, text);
+    if (n < 0 || (uint64_t)n > k->most)
+        return FAIL(INVALID, "%s: %s%s%s: longer than %" PRIu64 " bytes%s", path, k->section, dot,
+                    k->key, k->most, is_path ? " with the file's folder" : "");
+    memcpy((char *)config + k->offset, joined, (size_t)n + 1);
+    return STATUS_OK;
+}
+
 static status apply_knob(const char *path, const knob *k, const char *text, cluster_config *config)
 {
     const char *dot = k->section[0] ? "." : "";
-    if (k->kind == UNIT_TEXT) {
-        if (text[0] == '\0')
-            return FAIL(INVALID, "%s: state_dir is empty; name a folder, or leave it out", path);
-        return STATUS_OK; /* joined to the file's folder by the caller */
-    }
+    if (k->kind == UNIT_TEXT) return apply_text(path, k, text, config);
     uint64_t value = 0;
     const char *wrong = unit_scan(k->kind, text, &value);
     if (wrong)
@@ -257,21 +282,6 @@ static status apply_knob(const char *path, const knob *k, const char *text, clus
                     unit_print(k->kind, k->most, most));
     }
     knob_set(k, config, value);
-    return STATUS_OK;
-}
-
-/* A relative state_dir is taken from the folder of the file, so that every command finds the same.
- */
-static status join_state_dir(const char *path, const char *text, cluster_config *config)
-{
-    const char *slash = strrchr(path, '/');
-    int folder = slash && text[0] != '/' ? (int)(slash - path + 1) : 0;
-    char joined[512];
-    int n = snprintf(joined, sizeof joined, "%.*s%s", folder, path, text);
-    if (n < 0 || (size_t)n >= sizeof config->state_dir)
-        return FAIL(INVALID, "%s: state_dir: longer than %zu bytes with the file's folder", path,
-                    sizeof config->state_dir - 1);
-    memcpy(config->state_dir, joined, (size_t)n + 1);
     return STATUS_OK;
 }
 
@@ -370,7 +380,6 @@ static status apply_document(const char *path, const document *text, cluster_con
     for (size_t i = 0; i < KNOB_COUNT; i++) {
         if (!text->value[i]) continue;
         TRY(apply_knob(path, &knobs[i], text->value[i], config));
-        if (knobs[i].kind == UNIT_TEXT) TRY(join_state_dir(path, text->value[i], config));
     }
     for (uint32_t i = 0; i < text->nodes_count; i++)
         TRY(apply_node(path, &text->nodes[i], &config->map));
@@ -378,6 +387,11 @@ static status apply_document(const char *path, const document *text, cluster_con
         return FAIL(INVALID,
                     "%s: client.hedge_after is not below client.fetch_deadline, so no replica "
                     "would be asked in time; lower the one or raise the other",
+                    path);
+    int pems = (config->tls_authority[0] != 0) + (config->tls_certificate[0] != 0) +
+               (config->tls_key[0] != 0);
+    if (pems != 0 && pems != 3)
+        return FAIL(INVALID, "%s: tls: authority, certificate and key go together; one is missing",
                     path);
     return check_nodes(path, &config->map);
 }
@@ -400,29 +414,73 @@ status cluster_config_load(const char *path, cluster_config *out_config)
     if (!text) return FAIL(INVALID, "%s: is empty; a file names at least its nodes", path);
     cluster_config config;
     cluster_config_default(&config);
-    status result = join_state_dir(path, config.state_dir, &config);
+    status result = apply_text(path, &knobs[KNOB_STATE_DIR], "shoal-state", &config);
     if (result == STATUS_OK) result = apply_document(path, text, &config);
     cyaml_free(&cyaml, &s.root, text, 0);
     if (result == STATUS_OK) *out_config = config;
     return result;
 }
 
-bool cluster_address_is_loopback(const char *address)
+/* The host of "host:port", "[v6]:port" or of a bare host. */
+static bool host_of(const char *address, char host[CLUSTER_ADDRESS_MAX])
 {
-    char host[CLUSTER_ADDRESS_MAX];
     const char *colon = strrchr(address, ':');
     bool has_port = colon && (address[0] == '[' ? colon[-1] == ']' : strchr(address, ':') == colon);
     size_t length = has_port ? (size_t)(colon - address) : strlen(address);
-    if (length == 0 || length >= sizeof host) return false;
+    if (length == 0 || length >= CLUSTER_ADDRESS_MAX) return false;
     memcpy(host, address, length);
     host[length] = '\0';
     if (host[0] == '[' && host[length - 1] == ']') {
         host[length - 1] = '\0';
         memmove(host, host + 1, length - 1);
     }
+    return true;
+}
+
+bool cluster_address_is_loopback(const char *address)
+{
+    char host[CLUSTER_ADDRESS_MAX];
     struct in_addr v4;
     struct in6_addr v6;
+    if (!host_of(address, host)) return false;
     if (inet_pton(AF_INET, host, &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
     if (inet_pton(AF_INET6, host, &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
     return strcmp(host, "localhost") == 0;
+}
+
+bool cluster_address_is_private(const char *address)
+{
+    char host[CLUSTER_ADDRESS_MAX];
+    struct in_addr v4;
+    struct in6_addr v6;
+    if (cluster_address_is_loopback(address)) return true;
+    if (!host_of(address, host)) return false;
+    if (inet_pton(AF_INET, host, &v4) == 1) {
+        uint32_t a = ntohl(v4.s_addr);
+        return a >> 24 == 10 || a >> 20 == 0xac1 || a >> 16 == 0xc0a8 || a >> 16 == 0xa9fe;
+    }
+    if (inet_pton(AF_INET6, host, &v6) != 1) return false;
+    return (v6.s6_addr[0] & 0xfe) == 0xfc || IN6_IS_ADDR_LINKLOCAL(&v6);
+}
+
+status cluster_listen_check(const cluster_config *config, const char *data, const char *control)
+{
+    if (!cluster_address_is_loopback(control) && config->tls_key[0] == 0)
+        return FAIL(REFUSED,
+                    "control %s is beyond loopback: refused without TLS; give tls.authority, "
+                    "certificate and key, or an address in 127.0.0.0/8",
+                    control);
+    if (cluster_address_is_loopback(data)) return STATUS_OK;
+    if (!config->plain_data)
+        return FAIL(REFUSED,
+                    "data %s is beyond loopback, and the data plane does not encrypt: refused "
+                    "without network.plain_data; use an address in 127.0.0.0/8",
+                    data);
+    if (!cluster_address_is_private(data))
+        return FAIL(
+            REFUSED,
+            "data %s is on no private network, and the data plane does not encrypt: "
+            "network.plain_data allows 10/8, 172.16/12, 192.168/16, 169.254/16 and fc00::/7",
+            data);
+    return STATUS_OK;
 }

@@ -11,13 +11,14 @@ typedef struct knob {
     const char *section; /* "" for the top level */
     const char *key;
     unit_kind kind;
-    uint8_t bytes;   /* of the member in cluster_config: 1 bool, 4 or 8; UNIT_TEXT: see state_dir */
-    uint32_t offset; /* of the member */
-    uint64_t least, most;
+    uint8_t bytes; /* of the member in cluster_config: 1 bool, 4 or 8; UNIT_TEXT: 1 a path, 0 as it
+                      stands */
+    uint32_t offset;      /* of the member */
+    uint64_t least, most; /* UNIT_TEXT: characters */
     const char *meaning;
 } knob;
 
-enum { KNOB_COUNT = 26, KNOB_NODE_COUNT = 5, KNOB_LIMIT = 40 };
+enum { KNOB_STATE_DIR = 2, KNOB_COUNT = 31, KNOB_NODE_COUNT = 5, KNOB_LIMIT = 40 };
 _Static_assert(KNOB_COUNT + KNOB_NODE_COUNT <= KNOB_LIMIT, "a person can still read all knobs");
 
 extern const knob knobs[KNOB_COUNT];

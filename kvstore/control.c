@@ -170,8 +170,11 @@ status control_open(node *n, control **out_control)
         {"/shoal.v1.Node/Drain", &shoal__v1__node_drain_request__descriptor, on_drain, c},
     };
     rpc_health_methods(c->health, methods + NODE_METHODS);
+    const cluster_config *from = &n->options->config;
+    const rpc_tls tls = {from->tls_authority, from->tls_certificate, from->tls_key};
     rpc_server_config config = {
         .address = {n->options->control},
+        .tls = from->tls_key[0] != 0 ? &tls : NULL,
         .methods = methods,
         .method_count = NODE_METHODS + RPC_HEALTH_METHODS,
     };

@@ -20,7 +20,15 @@ enum { KV_BATCH_MAX = 1024 };
 /* ---- transport seam: reliable ordered messages between two ends ------------------------------ */
 
 typedef struct kv_transport kv_transport; /* UCX or in-process; opened below, closed by its owner */
-status kv_transport_ucx_open(arena *a, bool spin, kv_transport **out_transport);
+status kv_transport_ucx_open(arena *a, bool spin, kv_transport **out_transport); /* on loopback */
+/* On these network devices, "eth0" or "eth0,eth1": it listens and dials on no other. */
+status kv_transport_ucx_open_on(arena *a, const char *devices, bool spin,
+                                kv_transport **out_transport);
+/* The devices a configuration asks for, else those that carry `listen` (a node), or from which the
+ * map's nodes are reached (listen NULL: a client). INVALID: no device carries `listen`. */
+enum { KV_DEVICES_MAX = 256 };
+status kv_devices_find(const cluster_config *config, const char *listen,
+                       char out_devices[KV_DEVICES_MAX]);
 /* A network inside this process: every transport opened on the same hub can dial the others by
  * address. Delivery happens inside poll. rtt and rate pace it when not 0 (label results simulated).
  */

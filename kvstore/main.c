@@ -21,10 +21,12 @@ static const char help[] =
     "\n"
     "Identity and addresses\n"
     "  --name NAME            the node's name in the map, [a-z0-9-]\n"
-    "  --listen HOST:PORT     data plane (UCX); port 0: any. Loopback only, until it has TLS\n"
-    "  --control HOST:PORT    control plane (gRPC: shoal.v1.Node, grpc.health.v1); port 0: any\n"
-    "  --config FILE          cluster file: map, and defaults for what is below; with --name its\n"
-    "                         addresses need not be given\n"
+    "  --listen HOST:PORT     data plane (UCX); port 0: any. Beyond loopback only as\n"
+    "                         the cluster file's network.plain_data allows\n"
+    "  --control HOST:PORT    control plane (gRPC: shoal.v1.Node, grpc.health.v1); port 0: any.\n"
+    "                         Beyond loopback only with the cluster file's tls\n"
+    "  --config FILE          cluster file: map, network, TLS, defaults for what is below; with\n"
+    "                         --name its addresses need not be given\n"
     "Memory and clients\n"
     "  --memory SIZE          for blocks, mapped at start (default 256MiB)\n"
     "  --connections N        clients at once, 1 .. 1024 (default 64)\n"
@@ -113,18 +115,17 @@ static status faults_take(const char *list, kv_faults *out)
 /* What the cluster file says about this node; flags come after and win. */
 static status config_take(const flags *f, node_options *out)
 {
-    static cluster_config config; /* large */
-    cluster_config_default(&config);
-    if (f->config != NULL) TRY(cluster_config_load(f->config, &config));
-    out->memory_bytes = config.node_memory_bytes;
-    out->lease_grace_ns = config.lease_grace_ns;
-    out->connections_max = config.node_connections_max;
-    out->spin = config.spin && f->config != NULL;
+    cluster_config *config = &out->config;
+    cluster_config_default(config);
+    if (f->config != NULL) TRY(cluster_config_load(f->config, config));
+    out->memory_bytes = config->node_memory_bytes;
+    out->lease_grace_ns = config->lease_grace_ns;
+    out->connections_max = config->node_connections_max;
+    out->spin = config->spin && f->config != NULL;
     if (f->config == NULL) return STATUS_OK;
     out->has_map = true;
-    out->map = config.map;
-    for (uint32_t i = 0; i < config.map.node_count && f->name != NULL; i++) {
-        const cluster_node *n = &config.map.node[i];
+    for (uint32_t i = 0; i < config->map.node_count && f->name != NULL; i++) {
+        const cluster_node *n = &config->map.node[i];
         if (strcmp(n->name, f->name) != 0) continue;
         memcpy(out->listen, n->data, sizeof out->listen);
         memcpy(out->control, n->control, sizeof out->control);
@@ -142,12 +143,7 @@ static status options_check(const node_options *o)
     if (o->control[0] == 0) return FAIL(INVALID, "--control is missing");
     if (o->connections_max < 1 || o->connections_max > 1024)
         return FAIL(INVALID, "--connections takes 1 to 1024");
-    if (!cluster_address_is_loopback(o->listen))
-        return FAIL(REFUSED, "--listen %s is beyond loopback: refused until the data plane has TLS",
-                    o->listen);
-    if (!cluster_address_is_loopback(o->control))
-        return FAIL(REFUSED, "--control %s is beyond loopback: refused without TLS", o->control);
-    return STATUS_OK;
+    return cluster_listen_check(&o->config, o->listen, o->control);
 }
 
 static status options_take(const flags *f, node_options *out)

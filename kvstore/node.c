@@ -62,7 +62,9 @@ static void *data_main(void *arg)
 static status server_open(node *n)
 {
     const node_options *o = n->options;
-    TRY(kv_transport_ucx_open(n->memory, o->spin, &n->transport));
+    char devices[KV_DEVICES_MAX];
+    TRY(kv_devices_find(&o->config, o->listen, devices));
+    TRY(kv_transport_ucx_open_on(n->memory, devices, o->spin, &n->transport));
     kv_server_config config = {
         .memory = n->memory,
         .transport = n->transport,
@@ -70,8 +72,8 @@ static status server_open(node *n)
         .memory_bytes = o->memory_bytes,
         .lease_grace_ns = o->lease_grace_ns,
         .connections_max = o->connections_max,
-        .epoch = o->has_map ? o->map.epoch : 0,
-        .map = o->has_map ? &o->map : NULL,
+        .epoch = o->has_map ? o->config.map.epoch : 0,
+        .map = o->has_map ? &o->config.map : NULL,
         .faults = o->faults,
     };
     snprintf(config.name, sizeof config.name, "%s", o->name);

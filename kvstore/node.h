@@ -21,7 +21,7 @@ typedef struct node_options {
     uint64_t memory_bytes, lease_grace_ns;
     uint32_t connections_max;
     bool has_map;
-    cluster_map map;
+    cluster_config config; /* map, network and TLS are used; the rest stands above */
     bool spin;
     bool json;
     log_level level;

@@ -12,6 +12,8 @@
 #ifndef KVSTORE_TRANSPORT_H
 #define KVSTORE_TRANSPORT_H
 
+#include <sys/socket.h>
+
 #include "kvstore/kvstore.h"
 #include "proto/wire.h"
 
@@ -62,6 +64,8 @@ struct kv_transport {
 
 /* Who gets the events. A transport has one owner at a time. */
 void kv_transport_bind(kv_transport *t, const kv_events *events, void *owner);
+/* "127.0.0.1:7000", "[::1]:7000", "localhost:7000": numbers only, so that nothing waits for DNS. */
+status kv_address_parse(const char *address, struct sockaddr_storage *out, socklen_t *out_bytes);
 /* poll() on wake_fd and another descriptor for at most ns_max; shared by the implementations. */
 void kv_sleep(int fd, int wake_fd, uint64_t ns_max);
 

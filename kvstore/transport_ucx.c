@@ -11,7 +11,9 @@
  * that UCX finished at once is reported by the next poll as well, so events come from poll only.
  *
  * Not here: RDMA (the seam is made for it: a message could be received into the landing slot),
- * shared memory (UCX's refuses peer error mode), TLS. */
+ * shared memory (UCX's refuses peer error mode), TLS: which addresses may be listened to is decided
+ * by the caller (cluster_listen_check), on which devices by ucx's NET_DEVICES, which we always set:
+ * its data connections would listen on every one. */
 #include "kvstore/transport.h"
 
 #include <arpa/inet.h>
@@ -84,7 +86,6 @@ static const struct setting {
     const char *name, *value;
 } settings[] = {
     {"TLS", "tcp"},
-    {"NET_DEVICES", "lo"}, /* UCX would listen on every interface: not before there is TLS */
     {"SOCKADDR_TLS_PRIORITY", "tcp"},
     {"RNDV_THRESH", "inf"},
     {"ZCOPY_THRESH", "inf"}, /* 1.13 aborts the sender when a peer goes during a zero-copy send */
@@ -114,7 +115,7 @@ static ucs_log_func_rc_t ucx_log(const char *file, unsigned line, const char *fu
     return UCS_LOG_FUNC_RC_STOP;
 }
 
-static status context_open(ucx *t)
+static status context_open(ucx *t, const char *devices)
 {
     ucp_config_t *config;
     /* So that a restarted node gets its port back at once. UCX 1.13 reads the options of its
@@ -128,6 +129,8 @@ static status context_open(ucx *t)
             LOG(ERROR, "UCX does not take %s=%s: %s", settings[i].name, settings[i].value,
                 ucs_status_string(s));
     }
+    if (s == UCS_OK && (s = ucp_config_modify(config, "NET_DEVICES", devices)) != UCS_OK)
+        LOG(ERROR, "UCX does not take the devices %s: %s", devices, ucs_status_string(s));
     ucp_params_t params = {
         .field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED,
         .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
@@ -172,6 +175,12 @@ static status worker_open(ucx *t)
 
 status kv_transport_ucx_open(arena *a, bool spin, kv_transport **out_transport)
 {
+    return kv_transport_ucx_open_on(a, "lo", spin, out_transport);
+}
+
+status kv_transport_ucx_open_on(arena *a, const char *devices, bool spin,
+                                kv_transport **out_transport)
+{
     static atomic_bool log_taken;
     if (!atomic_exchange(&log_taken, true)) ucs_log_push_handler(ucx_log);
     ucx *t = ARENA_NEW(a, ucx, 1);
@@ -184,39 +193,9 @@ status kv_transport_ucx_open(arena *a, bool spin, kv_transport **out_transport)
         ops[i].next = t->op_free;
         t->op_free = &ops[i];
     }
-    TRY(context_open(t));
+    TRY(context_open(t, devices));
     TRY(worker_open(t));
     *out_transport = &t->base;
-    return STATUS_OK;
-}
-
-/* "127.0.0.1:7000", "[::1]:7000", "localhost:7000": numbers only, so that nothing waits for DNS. */
-static status address_parse(const char *address, struct sockaddr_storage *out, socklen_t *out_bytes)
-{
-    char host[CLUSTER_ADDRESS_MAX];
-    const char *colon = strrchr(address, ':');
-    size_t length = colon == NULL ? 0 : (size_t)(colon - address);
-    if (length == 0 || length >= sizeof host || colon[1] == 0)
-        return FAIL(INVALID, "\"%s\" is not HOST:PORT", address);
-    memcpy(host, address, length);
-    host[length] = 0;
-    const char *name = host;
-    if (host[0] == '[' && host[length - 1] == ']') {
-        host[length - 1] = 0;
-        name++;
-    }
-    struct addrinfo hints = {
-        .ai_family = AF_UNSPEC,
-        .ai_socktype = SOCK_STREAM,
-        .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV,
-    };
-    struct addrinfo *found;
-    if (strcmp(name, "localhost") == 0) name = "127.0.0.1";
-    if (getaddrinfo(name, colon + 1, &hints, &found) != 0)
-        return FAIL(INVALID, "\"%s\" is not a numeric HOST:PORT", address);
-    memcpy(out, found->ai_addr, found->ai_addrlen);
-    *out_bytes = found->ai_addrlen;
-    freeaddrinfo(found);
     return STATUS_OK;
 }
 
@@ -284,7 +263,7 @@ static status ucx_dial(kv_transport *base, const char *address, kv_peer *out_pee
     ucx *t = (ucx *)base;
     struct sockaddr_storage storage;
     socklen_t bytes;
-    if (address_parse(address, &storage, &bytes) != STATUS_OK) return STATUS_UNREACHABLE;
+    if (kv_address_parse(address, &storage, &bytes) != STATUS_OK) return STATUS_UNREACHABLE;
     conn *c = conn_new(t);
     if (c == NULL) return STATUS_BUSY;
     ucp_ep_params_t params = {
@@ -326,7 +305,7 @@ static status ucx_listen(kv_transport *base, const char *address,
     CHECK(t->listener == NULL);
     struct sockaddr_storage storage;
     socklen_t bytes;
-    TRY(address_parse(address, &storage, &bytes));
+    TRY(kv_address_parse(address, &storage, &bytes));
     ucp_listener_params_t params = {
         .field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR | UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
         .sockaddr = {.addr = (const struct sockaddr *)&storage, .addrlen = bytes},

@@ -17,11 +17,18 @@ typedef struct ask_answer {
     uint64_t misses, corrupt, busy, dropped_blocks;
 } ask_answer;
 
+/* A node and how it is asked: with TLS when the configuration has it. */
+typedef struct ask_whom {
+    const cluster_config *config;
+    const char *control;
+    uint32_t timeout_ms;
+} ask_whom;
+
 const char *ask_state_name(ask_state state); /* "serving" */
 /* grpc.health.v1: true when the node as a whole says SERVING. */
-bool ask_health(const char *control, uint32_t timeout_ms);
+bool ask_health(const ask_whom *whom);
 /* Status and Stats together. UNREACHABLE or DEADLINE when the node does not answer. */
-status ask_node(const char *control, uint32_t timeout_ms, ask_answer *out_answer);
-status ask_drain(const char *control, uint32_t timeout_ms);
+status ask_node(const ask_whom *whom, ask_answer *out_answer);
+status ask_drain(const ask_whom *whom);
 
 #endif

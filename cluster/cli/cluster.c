@@ -2,8 +2,8 @@
  *
  * `up` is idempotent: nodes that run stay, missing ones are started, and it returns when each says
  * SERVING. If one does not, those that this call started are stopped again. Two calls at a time
- * exclude each other by a lock on the configuration file. Nothing listens beyond loopback, since
- * the nodes' connections are not encrypted: such a file is refused. */
+ * exclude each other by a lock on the configuration file. What cluster_listen_check refuses is
+ * refused here, before a node is started. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -89,14 +89,7 @@ static status check_addresses(const cluster_config *config, const char *path)
         return FAIL(INVALID, "%s: names no nodes; add some under nodes:", path);
     for (uint32_t i = 0; i < config->map.node_count; i++) {
         const cluster_node *node = &config->map.node[i];
-        const char *far = !cluster_address_is_loopback(node->data)      ? node->data
-                          : !cluster_address_is_loopback(node->control) ? node->control
-                                                                        : NULL;
-        if (far)
-            return FAIL(REFUSED,
-                        "%s: node %s: %s is beyond loopback, and nodes do not encrypt yet; use "
-                        "addresses in 127.0.0.0/8 or [::1]",
-                        path, node->name, far);
+        TRY(cluster_listen_check(config, node->data, node->control));
     }
     return STATUS_OK;
 }
@@ -146,15 +139,15 @@ static status await_serving(launch *l, uint64_t timeout_ns)
     for (uint32_t i = 0; i < map->node_count;) {
         cli_progress("nodes serving: %" PRIu32 " of %" PRIu32 ", waiting for %s", l->serving_count,
                      map->node_count, map->node[i].name);
-        if (ask_health(map->node[i].control, 250)) {
+        const ask_whom whom = {l->config, map->node[i].control, 250};
+        if (ask_health(&whom)) {
             l->serving[i++] = true;
             l->serving_count++;
             continue;
         }
         /* One that ran before may have been told to drain: it stays as it is. */
         ask_answer answer;
-        if (!l->ours[i] && ask_node(map->node[i].control, 250, &answer) == STATUS_OK &&
-            answer.state == ASK_DRAINING) {
+        if (!l->ours[i] && ask_node(&whom, &answer) == STATUS_OK && answer.state == ASK_DRAINING) {
             i++;
             continue;
         }

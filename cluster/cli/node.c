@@ -108,8 +108,8 @@ status cli_node_status(const cli_call *call)
         if (!c.chosen[i]) continue;
         const cluster_node *node = &c.config.map.node[i];
         ask_answer answer = {0};
-        reached +=
-            ask_node(node->control, (uint32_t)(call->timeout_ns / 1000000), &answer) == STATUS_OK;
+        const ask_whom whom = {&c.config, node->control, (uint32_t)(call->timeout_ns / 1000000)};
+        reached += ask_node(&whom, &answer) == STATUS_OK;
         pid_t pid = daemon_find(c.config.state_dir, node->name).pid;
         if (call->json)
             print_json(node, &answer, pid);
@@ -133,7 +133,8 @@ status cli_node_drain(const cli_call *call)
     for (uint32_t i = 0; i < c.config.map.node_count; i++) {
         if (!c.chosen[i]) continue;
         const cluster_node *node = &c.config.map.node[i];
-        bool ok = ask_drain(node->control, (uint32_t)(call->timeout_ns / 1000000)) == STATUS_OK;
+        const ask_whom whom = {&c.config, node->control, (uint32_t)(call->timeout_ns / 1000000)};
+        bool ok = ask_drain(&whom) == STATUS_OK;
         reached += ok;
         if (call->json)
             printf("{\"schema\":\"shoal.drain/1\",\"name\":\"%s\",\"state\":\"%s\"}\n", node->name,

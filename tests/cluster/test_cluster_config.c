@@ -41,7 +41,8 @@ TEST(every_knob_reaches_its_member)
 {
     cluster_config got;
     static const char text[] =
-        "replicas: 2\ntenant: 7\nstate_dir: /tmp/x\n"
+        "replicas: 2\ntenant: 7\nstate_dir: /tmp/x\nnetwork: {device: eth7, plain_data: true}\n"
+        "tls: {authority: /a.pem, certificate: /b.pem, key: k.pem}\n"
         "node: {memory: 1GiB, lease_grace: 31s, connections: 65}\n"
         "client:\n  fetch_deadline: 201ms\n  hedge_after: 21ms\n  put_deadline: 6s\n"
         "  connect_deadline: 3s\n  suspect: 1100ms\n  lease: 11s\n  landing: 33MiB\n"
@@ -53,6 +54,13 @@ TEST(every_knob_reaches_its_member)
     EXPECT_OK(cluster_config_load(file_of(text, sizeof text - 1), &got));
     EXPECT(got.map.replicas == 2 && got.tenant == 7);
     EXPECT_EQ_STR(got.state_dir, "/tmp/x");
+    EXPECT_EQ_STR(got.device, "eth7");
+    EXPECT(got.plain_data);
+    EXPECT_EQ_STR(got.tls_authority, "/a.pem");
+    EXPECT_EQ_STR(got.tls_certificate, "/b.pem");
+    char want[512];
+    snprintf(want, sizeof want, "%s/k.pem", test_dir());
+    EXPECT_EQ_STR(got.tls_key, want);
     EXPECT_EQ_U64(got.node_memory_bytes, 1ull << 30);
     EXPECT_EQ_U64(got.lease_grace_ns, 31000000000ull);
     EXPECT_EQ_U64(got.node_connections_max, 65);
@@ -106,6 +114,12 @@ static const struct bad { const char *text, *words; } bad[] = {
     {"replicas: 5\n", "replicas: 5 is out of range"},
     {"tenant: 4294967296\n", "tenant: 4294967296 is out of range"},
     {"state_dir: \"\"\n", "state_dir is empty"},
+    {"network: {device: \"\"}\n", "network.device is empty"},
+    {"network: {plain_data: 2}\n", "network.plain_data: \"2\" is neither true nor false"},
+    {"network: {device: a123456789a123456789a123456789a123456789a123456789a123456789a123456789}\n",
+     "network.device: longer than 63 bytes"},
+    {"tls: {key: a.pem}\n", "tls: authority, certificate and key go together"},
+    {"tls: {ca: a.pem}\n", "unknown key \"ca\""},
     {"replicas: 3\n" NODES, "3 copies need as many failure domains and the nodes have 2"},
     {NODES "- {name: n1, data: 127.0.0.1:1, control: 127.0.0.1:2}\n", "two nodes are named n1"},
     {NODES "- {name: n3, data: 127.0.0.1:7101, control: 127.0.0.1:2}\n", "n1 and n3 share an address"},
@@ -190,13 +204,46 @@ TEST(knobs_print_as_they_are_written)
     char text[256];
     cluster_config_default(&config);
     EXPECT_EQ_STR(knob_print(&knobs[0], &config, text), "1");
-    EXPECT_EQ_STR(knob_print(&knobs[3], &config, text), "256MiB");
-    EXPECT_EQ_STR(knob_print(&knobs[6], &config, text), "200ms");
+    EXPECT_EQ_STR(knob_print(&knobs[8], &config, text), "256MiB");
+    EXPECT_EQ_STR(knob_print(&knobs[11], &config, text), "200ms");
     for (size_t i = 0; i < KNOB_COUNT; i++) {
         if (knobs[i].kind == UNIT_TEXT) continue;
         uint64_t value = knob_get(&knobs[i], &config);
         EXPECT_MSG(value >= knobs[i].least && value <= knobs[i].most, "%s", knobs[i].key);
     }
+}
+
+TEST(beyond_loopback_control_needs_tls_and_plain_data_must_be_allowed)
+{
+    static const char near[] = "127.0.0.1:1", far[] = "10.1.2.3:1", wide[] = "8.8.8.8:1";
+    cluster_config c;
+    cluster_config_default(&c);
+    EXPECT_OK(cluster_listen_check(&c, near, "[::1]:2"));
+    EXPECT_STATUS(cluster_listen_check(&c, near, far), STATUS_REFUSED);
+    EXPECT_HAS_STR(log_last_error(), "refused without TLS");
+    EXPECT_STATUS(cluster_listen_check(&c, far, near), STATUS_REFUSED);
+    EXPECT_HAS_STR(log_last_error(), "refused without network.plain_data");
+    snprintf(c.tls_key, sizeof c.tls_key, "/k.pem");
+    EXPECT_OK(cluster_listen_check(&c, near, wide));
+    EXPECT_STATUS(cluster_listen_check(&c, far, far), STATUS_REFUSED);
+    c.plain_data = true;
+    EXPECT_OK(cluster_listen_check(&c, far, far));
+    EXPECT_STATUS(cluster_listen_check(&c, wide, far), STATUS_REFUSED);
+    EXPECT_HAS_STR(log_last_error(), "on no private network");
+}
+
+TEST(private_addresses_are_told_from_public_ones)
+{
+    static const char *const inside[] = {"127.0.0.1:1",   "10.0.0.1:1",     "172.16.0.1:1",
+                                         "172.31.9.9",    "192.168.1.1:80", "169.254.1.1:1",
+                                         "[fd00::1]:700", "[fe80::1]:7",    "[::1]:1"};
+    static const char *const outside[] = {
+        "0.0.0.0:1",   "11.0.0.1:1", "172.32.0.1:1", "172.15.0.1", "192.169.1.1:80", "[2001::1]:1",
+        "example.org", "",           "[::]:1"};
+    for (size_t i = 0; i < sizeof inside / sizeof *inside; i++)
+        EXPECT_MSG(cluster_address_is_private(inside[i]), "%s", inside[i]);
+    for (size_t i = 0; i < sizeof outside / sizeof *outside; i++)
+        EXPECT_MSG(!cluster_address_is_private(outside[i]), "%s", outside[i]);
 }
 
 TEST_MAIN()

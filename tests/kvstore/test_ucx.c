@@ -125,4 +125,33 @@ TEST(a_taken_port_is_refused_with_a_sentence)
     arena_destroy(a);
 }
 
+TEST(devices_are_those_asked_for_or_those_of_the_addresses)
+{
+    cluster_config c;
+    char devices[KV_DEVICES_MAX];
+    cluster_config_default(&c);
+    EXPECT_OK(kv_devices_find(&c, "127.0.0.1:0", devices));
+    EXPECT_EQ_STR(devices, "lo");
+    EXPECT_OK(kv_devices_find(&c, NULL, devices)); /* no nodes: loopback */
+    EXPECT_EQ_STR(devices, "lo");
+    c.map.node_count = 2; /* both on one device: named once */
+    snprintf(c.map.node[0].data, sizeof c.map.node[0].data, "127.0.0.1:7101");
+    snprintf(c.map.node[1].data, sizeof c.map.node[1].data, "127.3.2.1:7102");
+    EXPECT_OK(kv_devices_find(&c, NULL, devices));
+    EXPECT_EQ_STR(devices, "lo");
+    EXPECT_STATUS(kv_devices_find(&c, "192.0.2.77:7101", devices), STATUS_INVALID); /* TEST-NET-1 */
+    EXPECT_HAS_STR(log_last_error(), "no network device here carries 192.0.2.77");
+    snprintf(c.device, sizeof c.device, "eth8,eth9");
+    EXPECT_OK(kv_devices_find(&c, "192.0.2.77:7101", devices));
+    EXPECT_EQ_STR(devices, "eth8,eth9");
+}
+
+TEST(a_transport_on_a_device_that_is_not_there_is_refused)
+{
+    kv_transport *t;
+    arena *a = arena_create("ucx");
+    EXPECT(kv_transport_ucx_open_on(a, "nodevice7", false, &t) != STATUS_OK ||
+           t->ops->listen(t, "127.0.0.1:0", (char[CLUSTER_ADDRESS_MAX]){0}) != STATUS_OK);
+}
+
 TEST_MAIN()
