@@ -21,8 +21,8 @@
  * about 16 bits; sums are float32. Source: NOSA, arXiv 2510.13602 (bias u in the logit); online
  * softmax: Milakov and Gimelshein, arXiv 1805.02867.
  *
- * Not here: rows of one sequence that share keys (prefill) are computed one by one. */
-#include "kernels/cuda.cuh"
+ * Not here: rows of a prompt, which share keys (prefill.cu), where the device has the products. */
+#include "kernels/prefill.cuh"
 
 namespace
 {
@@ -629,6 +629,8 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
     const uint32_t d = args->summary.head_dim;
+    if (args->prefill && cuda_prefill_can(cuda_stream_of(stream), args))
+        return cuda_prefill(cuda_stream_of(stream), args);
     attend_params p = {};
     p.a = *args;
     p.kv_heads = args->summary.kv_heads;

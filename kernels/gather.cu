@@ -24,13 +24,6 @@ struct gather_params {
     uint32_t block_bytes;
 };
 
-__device__ __forceinline__ int32_t load_acquire(const int32_t *from)
-{
-    int32_t v;
-    asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
-    return v;
-}
-
 __device__ void fail_miss(const gather_params &p, uint32_t i, const kern_miss &miss, int32_t why)
 {
     const uint64_t list = (uint64_t)miss.seq * p.table.kv_heads + miss.kv_head;
@@ -51,13 +44,16 @@ struct alignas(16) gather_item {
     int32_t state;
 };
 
-struct gather_shared {
+/* Small, so that a CTA finds room beside one of attend.cu. */
+template <uint32_t BLOCKS> struct gather_shared {
     xxh_shared xxh;
+    uint64_t sum[2][BLOCKS][8]; /* of the block that is stored, and of the one before */
     gather_item item[32];
 };
 
 /* Items first, first + step, ... of this CTA, by the lanes of warp 0; returns how many. */
-__device__ uint32_t fetch_items(const gather_params &p, gather_shared &s, uint32_t first,
+template <uint32_t BLOCKS>
+__device__ uint32_t fetch_items(const gather_params &p, gather_shared<BLOCKS> &s, uint32_t first,
                                 uint32_t published)
 {
     __syncthreads();
@@ -82,37 +78,37 @@ __device__ uint32_t fetch_items(const gather_params &p, gather_shared &s, uint32
     return min(32u, first < published ? (published - first - 1) / gridDim.x + 1 : 0);
 }
 
-/* Pieces of 16 KiB in a row over all items of the CTA: the loads of one are under way while the one
- * before is hashed and stored. Warp 0 finishes a digest while the others go on. */
-template <bool VERIFY>
+/* Items in a row, the loads of each begun while the one before is stored. Warp 0 finishes a digest
+ * while the others go on. */
+template <bool VERIFY, uint32_t BLOCKS>
 __global__ void __launch_bounds__(XXH_THREADS, 4)
     gather_kernel(const __grid_constant__ gather_params p)
 {
-    __shared__ gather_shared s;
+    __shared__ gather_shared<BLOCKS> s;
     static_assert(sizeof(kern_miss) == 32 && sizeof(kern_arrival) == 32, "read as two uint4 each");
     const uint32_t published = (uint32_t)load_acquire(p.published);
     const uint32_t blocks = p.block_bytes / XXH_BLOCK;
-    const uint32_t pieces = (blocks + XXH_PIECE_BLOCKS - 1) / XXH_PIECE_BLOCKS;
     xxh_begin(s.xxh);
     for (uint32_t base = blockIdx.x; base < published; base += 32 * gridDim.x) {
         const uint32_t items = fetch_items(p, s, base, published);
-        xxh_piece now, next;
-        if (s.item[0].state == STATUS_OK) xxh_load(now, s.item[0].source, 0, blocks);
-        for (uint32_t k = 0; k < items * pieces; k++) {
-            const uint32_t n = k / pieces, first = k % pieces * XXH_PIECE_BLOCKS;
-            const uint32_t after = (k + 1) / pieces;
-            if (after < items && s.item[after].state == STATUS_OK)
-                xxh_load(next, s.item[after].source, (k + 1) % pieces * XXH_PIECE_BLOCKS, blocks);
+        xxh_piece piece = {};
+        if (s.item[0].state == STATUS_OK) xxh_load(piece, s.item[0].source, 0, blocks);
+        for (uint32_t n = 0; n < items; n++) {
             const gather_item &item = s.item[n];
-            if (item.state == STATUS_OK)
-                xxh_store<VERIFY>(s.xxh, s.xxh.sum[n % 2], now,
-                                  p.pool + (uint64_t)item.miss.slot * p.block_bytes, first, blocks,
-                                  item.seed);
-            now = next;
-            if (!VERIFY || after == n) continue;
+            const uint8_t *next = nullptr;
+            if (n + 1 < items && s.item[n + 1].state == STATUS_OK) next = s.item[n + 1].source;
+            if (item.state != STATUS_OK) {
+                if (next) xxh_load(piece, next, 0, blocks);
+                if (VERIFY) __syncthreads(); /* sums are used by turns */
+                continue;
+            }
+            xxh_move<VERIFY>(s.xxh, s.sum[n % 2], piece, item.source,
+                             p.pool + (uint64_t)item.miss.slot * p.block_bytes, p.block_bytes,
+                             item.seed, next);
+            if (!VERIFY) continue;
             __syncthreads();
-            if (threadIdx.x >= 8 || item.state != STATUS_OK) continue;
-            const uint64_t digest = xxh_finish(s.xxh, s.xxh.sum[n % 2], p.block_bytes, item.seed);
+            if (threadIdx.x >= 8) continue;
+            const uint64_t digest = xxh_finish(s.xxh, s.sum[n % 2], p.block_bytes, item.seed);
             if (threadIdx.x == 0 && digest != item.digest)
                 fail_miss(p, base + n * gridDim.x, item.miss, STATUS_CORRUPT);
         }
@@ -135,9 +131,11 @@ extern "C" status cuda_gather(kern_stream *stream, const kern_gather_args *args)
     p.row_status = args->row_status;
     p.block_bytes = args->block_bytes;
     cudaStream_t handle = cuda_stream_of(stream)->handle;
-    if (args->verify)
-        gather_kernel<true><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
+    if (!args->verify)
+        gather_kernel<false, 1><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
+    else if (args->block_bytes <= 32 * XXH_BLOCK)
+        gather_kernel<true, 32><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
     else
-        gather_kernel<false><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
+        gather_kernel<true, XXH_BLOCKS_MAX><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
     return cuda_launched("gather");
 }

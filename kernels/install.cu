@@ -19,13 +19,6 @@ struct install_params {
     uint32_t block_bytes, step, keep_step;
 };
 
-__device__ __forceinline__ int32_t load_acquire(const int32_t *from)
-{
-    int32_t v;
-    asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
-    return v;
-}
-
 /* Rank (0: free; used_step + 1) and entry in one number; NONE when nothing may go. */
 __device__ unsigned long long least_entry(const install_params &p, uint64_t place, uint32_t entries,
                                           unsigned long long *shared)
@@ -53,8 +46,8 @@ __device__ unsigned long long least_entry(const install_params &p, uint64_t plac
 }
 
 template <bool VERIFY>
-__device__ int32_t install_one(const install_params &p, xxh_shared &s, uint32_t i, kern_miss &miss,
-                               unsigned long long *shared)
+__device__ int32_t install_one(const install_params &p, xxh_shared &s, xxh_sums sum, uint32_t i,
+                               kern_miss &miss, unsigned long long *shared)
 {
     const uint64_t place = (uint64_t)miss.seq * p.table.kv_heads + miss.kv_head;
     int32_t *entry_of = p.table.entry_of + place * p.table.max_blocks;
@@ -72,7 +65,7 @@ __device__ int32_t install_one(const install_params &p, xxh_shared &s, uint32_t 
         block_of[entry] = -1;
     }
     const uint64_t digest =
-        xxh_copy<VERIFY>(s, (const uint8_t *)p.arrival[i].source,
+        xxh_copy<VERIFY>(s, sum, (const uint8_t *)p.arrival[i].source,
                          p.pool + (uint64_t)slot * p.block_bytes, p.block_bytes, p.arrival[i].seed);
     if (VERIFY && digest != p.arrival[i].digest) return STATUS_CORRUPT;
     if (threadIdx.x == 0) {
@@ -90,6 +83,7 @@ __global__ void __launch_bounds__(XXH_THREADS)
     install_kernel(const __grid_constant__ install_params p)
 {
     __shared__ xxh_shared s;
+    __shared__ uint64_t sum[XXH_BLOCKS_MAX][8];
     __shared__ unsigned long long shared[XXH_THREADS / 32];
     const uint32_t published = (uint32_t)load_acquire(p.published);
     xxh_begin(s);
@@ -105,7 +99,7 @@ __global__ void __launch_bounds__(XXH_THREADS)
             const int32_t state = load_acquire(&p.arrival[i].state);
             __syncthreads();
             if (state != STATUS_OK) continue;
-            const int32_t done = install_one<VERIFY>(p, s, i, miss, shared);
+            const int32_t done = install_one<VERIFY>(p, s, sum, i, miss, shared);
             if (threadIdx.x == 0) {
                 p.miss[i] = miss;
                 p.arrival[i].state = done;

@@ -260,7 +260,8 @@ typedef struct kern_gather_args {    /* copy each arrived block into its slot an
 
 typedef struct kern_attend_args {    /* softmax over the selection with bias u, canonical order, one
                                       * partial for every KERN_GROUP_ENTRIES entries. Tokens beyond
-                                      * row_pos and masked parts weigh 0 */
+                                      * row_pos and masked parts weigh 0. With `prefill` a backend
+                                      * may use an order of its own: ascending blocks, one state */
     const float *q;                  /* [R, Hq, D] rotated, row_stride */
     const int32_t *block, *slot, *count; /* [R, Hk, M], [R, Hk, M], [R, Hk] */
     const uint8_t *mask;             /* [R, Hk, M] */
@@ -271,6 +272,8 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     float *out;                      /* [R, Hq, D] dense */
     uint64_t row_stride;
     uint32_t rows, heads, max_select, block_bytes;
+    bool prefill;                    /* rows are consecutive tokens of one sequence under one
+                                      * selector, and a block has one slot in all their lists */
 } kern_attend_args;
 
 typedef struct kern_install_args {   /* between steps: put arrived blocks (prefetched, resumed, staged

@@ -1,11 +1,11 @@
 /* kernels/plan.cu - diff the selection against the block table, choose victims, hand out entries,
- * list the misses for whoever fetches them. Two launches:
+ * list the misses for whoever fetches them. One launch:
  *
  *   plan     one CTA a (sequence, KV head): its rows in order. Entries are ranked once a row by
  *            (free first, least recently used, least important, lowest); each miss takes the least.
  *            Misses go to the workspace.
- *   publish  one CTA: the misses in order of row, head and entry into the exchange, which the host
- * sees, then their number (release).
+ *   publish  the CTA that ends last: the misses in order of row, head and entry into the exchange,
+ *            which the host sees, then their number (release).
  *
  * Integers and comparisons only: the outcome is the CPU's, but for rows that do not fit. There the
  * CPU leaves the later heads of the void row alone, here they are planned; no token depends on it.
@@ -15,13 +15,14 @@
 namespace
 {
 
-constexpr uint32_t THREADS = 128, ENTRIES_MAX = 24000, PUBLISH_THREADS = 1024;
+constexpr uint32_t THREADS = 128, ENTRIES_MAX = 24000;
 constexpr uint64_t TAKEN = ~0ull; /* rank of an entry that may not be given away */
 
 struct plan_params {
     kern_plan_args a;
     kern_miss *miss;   /* [rows, kv_heads, max_select] in the workspace */
     uint32_t *missing; /* [rows, kv_heads] */
+    uint32_t *done;    /* counter of CTAs */
     kern_miss *out_miss;
     kern_arrival *arrival;
     int32_t *published;
@@ -238,11 +239,34 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
     if (published > 0) (void)atomicAdd(a.row_misses + row, published);
 }
 
-__global__ void __launch_bounds__(THREADS) plan_kernel(const __grid_constant__ plan_params p)
+/* Misses of all lists, in their order, by one CTA. */
+__device__ void publish(const plan_params &p, plan_shared &s)
 {
-    extern __shared__ __align__(16) uint8_t shared_bytes[];
-    __shared__ plan_shared s;
-    unsigned long long *rank = reinterpret_cast<unsigned long long *>(shared_bytes);
+    const uint32_t lists = p.a.rows * p.a.table.kv_heads;
+    uint32_t base = 0;
+    for (uint32_t first = 0; first < lists; first += THREADS) {
+        const uint32_t list = first + threadIdx.x;
+        const uint32_t count = list < lists ? __ldcg(p.missing + list) : 0;
+        const uint32_t at = base + cta_scan(s, count);
+        for (uint32_t i = 0; i < count && at + i < p.capacity; i++) {
+            const uint4 *from =
+                reinterpret_cast<const uint4 *>(p.miss + (uint64_t)list * p.a.max_select + i);
+            uint4 *to = reinterpret_cast<uint4 *>(p.out_miss + at + i);
+            to[0] = __ldcg(from), to[1] = __ldcg(from + 1);
+            p.arrival[at + i].state = STATUS_PENDING;
+        }
+        base += s.all;
+    }
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence_system();
+        *(volatile int32_t *)p.published = (int32_t)min(base, p.capacity);
+    }
+}
+
+__device__ void plan_rows(const plan_params &p, plan_shared &s, unsigned long long *rank)
+{
     const kern_plan_args &a = p.a;
     const uint32_t first = blockIdx.x, head = blockIdx.y;
     const int32_t seq = a.row_seq[first];
@@ -266,42 +290,22 @@ __global__ void __launch_bounds__(THREADS) plan_kernel(const __grid_constant__ p
     }
 }
 
-__global__ void __launch_bounds__(PUBLISH_THREADS)
-    publish_kernel(const __grid_constant__ plan_params p)
+__global__ void __launch_bounds__(THREADS) plan_kernel(const __grid_constant__ plan_params p)
 {
-    __shared__ uint32_t warp_total[PUBLISH_THREADS / 32];
-    const uint32_t lists = p.a.rows * p.a.table.kv_heads;
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t base = 0;
-    for (uint32_t first = 0; first < lists; first += PUBLISH_THREADS) {
-        const uint32_t list = first + threadIdx.x;
-        const uint32_t count = list < lists ? p.missing[list] : 0;
-        uint32_t up = count, below = 0, all = 0;
-#pragma unroll
-        for (int i = 1; i < 32; i <<= 1) {
-            const uint32_t other = __shfl_up_sync(~0u, up, i);
-            if (lane >= (uint32_t)i) up += other;
-        }
-        __syncthreads();
-        if (lane == 31) warp_total[warp] = up;
-        __syncthreads();
-        for (uint32_t w = 0; w < PUBLISH_THREADS / 32; w++) {
-            if (w < warp) below += warp_total[w];
-            all += warp_total[w];
-        }
-        const uint32_t at = base + below + up - count;
-        for (uint32_t i = 0; i < count && at + i < p.capacity; i++) {
-            p.out_miss[at + i] = p.miss[(uint64_t)list * p.a.max_select + i];
-            p.arrival[at + i].state = STATUS_PENDING;
-        }
-        base += all;
-    }
-    __threadfence_system();
+    extern __shared__ __align__(16) uint8_t shared_bytes[];
+    __shared__ plan_shared s;
+    plan_rows(p, s, reinterpret_cast<unsigned long long *>(shared_bytes));
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence_system();
-        *(volatile int32_t *)p.published = (int32_t)min(base, p.capacity);
+        __threadfence(); /* for all: what the barrier has ordered before it */
+        s.all = atomicAdd(p.done, 1) + 1 == gridDim.x * gridDim.y;
+        if (s.all) *p.done = 0;
     }
+    __syncthreads();
+    if (!s.all) return;
+    __threadfence();
+    __syncthreads(); /* s.all has been read */
+    publish(p, s);
 }
 
 } // namespace
@@ -321,6 +325,7 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     p.a = *args;
     p.miss = reinterpret_cast<kern_miss *>(s->workspace);
     p.missing = reinterpret_cast<uint32_t *>(p.miss + lists * args->max_select);
+    p.done = s->counters;
     p.out_miss = args->exchange->miss;
     p.arrival = args->exchange->arrival;
     p.published = (int32_t *)&args->exchange->published;
@@ -330,6 +335,5 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
                                   (int)(ENTRIES_MAX * sizeof(unsigned long long))));
     const dim3 grid(args->rows, args->table.kv_heads);
     plan_kernel<<<grid, THREADS, bytes, s->handle>>>(p);
-    publish_kernel<<<1, PUBLISH_THREADS, 0, s->handle>>>(p);
     return cuda_launched("plan");
 }

@@ -9,9 +9,10 @@ namespace
 __global__ void __launch_bounds__(XXH_THREADS) seal_kernel(const __grid_constant__ kern_seal_args a)
 {
     __shared__ xxh_shared s;
+    __shared__ uint64_t sum[XXH_BLOCKS_MAX][8];
     const uint32_t i = blockIdx.x;
     xxh_begin(s);
-    const uint64_t digest = xxh_copy<true>(s, a.pool + (uint64_t)a.slot[i] * a.block_bytes,
+    const uint64_t digest = xxh_copy<true>(s, sum, a.pool + (uint64_t)a.slot[i] * a.block_bytes,
                                            a.copy ? a.copy[i] : nullptr, a.block_bytes, a.seed[i]);
     if (threadIdx.x == 0) a.digest[i] = digest;
 }

@@ -7,16 +7,17 @@
  *
  * Bound: latency. Top-k is a search for the k-th largest key, two bits a round below those that all
  * keys share: each thread counts its keys at or above three bounds, the counts meet by one barrier.
- * No atomics, so equal exponents (scores are much alike) cost nothing, and importance, which is
- * bf16 and full of ties, ends early. Ties at the bound are then taken in ascending order by a scan.
- */
+ * No atomics, so equal exponents (scores are much alike) cost nothing. As soon as the keys between
+ * the bounds are few, they are ranked against each other in one step, smaller blocks first among
+ * equals. Importance is bf16 and full of ties: when bits run out before, ties at the bound are
+ * taken in ascending order by a scan. */
 #include "kernels/cuda.cuh"
 #include "kernels/selector.h"
 
 namespace
 {
 
-constexpr uint32_t BLOCKS_MAX = 40000;
+constexpr uint32_t BLOCKS_MAX = 40000, CANDIDATES = 128;
 
 enum part : uint8_t { PART_NONE, PART_SETTLED, PART_QUERY };
 
@@ -51,6 +52,8 @@ template <uint32_t THREADS> struct select_cta {
 
     struct select_shared {
         uint32_t warp[2][WARPS], second[2][WARPS];
+        uint64_t candidate[CANDIDATES];
+        uint32_t candidates;
     };
 
     /* Sum of one number a thread, known to all. Alternates buffers, so one barrier a call is
@@ -110,6 +113,32 @@ template <uint32_t THREADS> struct select_cta {
         return below + up - x;
     }
 
+    /* Keys in [low, high) are few: mark the `want` best of them. */
+    __device__ static void mark_ranked(select_shared &s, const uint32_t *key, uint32_t count,
+                                       uint64_t low, uint64_t high, uint32_t want, part mark,
+                                       part *parts)
+    {
+        if (threadIdx.x == 0) s.candidates = 0;
+        __syncthreads();
+        for (uint32_t b = threadIdx.x; b < count; b += THREADS) {
+            const uint32_t k = key[b];
+            if (k == 0 || k < low) continue;
+            if (k >= high)
+                parts[b] = mark;
+            else
+                s.candidate[atomicAdd(&s.candidates, 1)] = (uint64_t)k << 32 | ~b;
+        }
+        __syncthreads();
+        const uint32_t n = s.candidates;
+        if (threadIdx.x >= n) return;
+        const uint64_t mine = s.candidate[threadIdx.x];
+        uint32_t rank = 0;
+#pragma unroll 8
+        for (uint32_t i = 0; i < n; i++)
+            rank += s.candidate[i] > mine;
+        if (rank < want) parts[~(uint32_t)mine] = mark;
+    }
+
     /* Mark the `want` best of the blocks below `count` that are not marked yet. key: scratch. */
     __device__ static void mark_best(select_shared &s, uint32_t &turn, const float *value,
                                      uint32_t count, uint32_t want, part mark, part *parts,
@@ -128,10 +157,16 @@ template <uint32_t THREADS> struct select_cta {
         const uint32_t eligible = cta_sum(s, turn, mine);
         uint32_t bound = 1, above = eligible; /* bound: the largest with >= want keys at or above */
         if (eligible > want) {
+            uint64_t high = 1ull << 32; /* keys at or above it are marked for sure: */
+            uint32_t sure = 0;
             ones = cta_or(s, turn, ones);
             const int top = 31 - __clz((ones & cta_or(s, turn, zeros)) | 1);
             bound = top >= 31 ? 0 : (ones >> (top + 1)) << (top + 1); /* bits that all keys share */
             for (int bit = top & ~1; bit >= 0 && above != want; bit -= 2) {
+                if (above - sure <= CANDIDATES) {
+                    mark_ranked(s, key, count, bound, high, want - sure, mark, parts);
+                    return;
+                }
                 const uint32_t t1 = bound | 1u << bit, t2 = bound | 2u << bit,
                                t3 = bound | 3u << bit;
                 uint32_t n12 = 0, n3 = 0;
@@ -141,12 +176,15 @@ template <uint32_t THREADS> struct select_cta {
                     n3 += k >= t3;
                 }
                 cta_sum_two(s, turn, n12, n3);
-                if (n3 >= want)
+                if (n3 >= want) {
                     bound = t3, above = n3;
-                else if (n12 >> 16 >= want)
-                    bound = t2, above = n12 >> 16;
-                else if ((n12 & 0xffff) >= want)
-                    bound = t1, above = n12 & 0xffff;
+                } else if (n12 >> 16 >= want) {
+                    bound = t2, above = n12 >> 16, high = t3, sure = n3;
+                } else if ((n12 & 0xffff) >= want) {
+                    bound = t1, above = n12 & 0xffff, high = t2, sure = n12 >> 16;
+                } else {
+                    high = t1, sure = n12 & 0xffff;
+                }
             }
         }
         if (above <= want) {

@@ -35,10 +35,12 @@ static __device__ const uint64_t XXH_START[8] = {XXH_P32_3, XXH_P64_1, XXH_P64_2
                                                  XXH_P64_4, XXH_P32_2, XXH_P64_5, XXH_P32_1};
 
 struct xxh_shared {
-    uint64_t secret[24];                /* unseeded: xxh_begin */
-    uint64_t sum[2][XXH_BLOCKS_MAX][8]; /* of each 1 KiB block; two inputs may be under way */
+    uint64_t secret[24]; /* unseeded: xxh_begin */
     uint64_t digest;
 };
+
+/* Sums of the 1 KiB blocks of an input, in shared memory. */
+typedef uint64_t (*xxh_sums)[8];
 
 /* Once a kernel, by all threads of the CTA. */
 __device__ __forceinline__ void xxh_begin(xxh_shared &s)
@@ -71,6 +73,14 @@ __device__ __forceinline__ void xxh_take(uint64_t &a0, uint64_t &a1, uint64_t v0
 __device__ __forceinline__ uint64_t xxh_fold(uint64_t a, uint64_t b)
 {
     return (a * b) ^ __umul64hi(a, b);
+}
+
+/* A word that the host wrote last of what it stands for. */
+__device__ __forceinline__ int32_t load_acquire(const int32_t *from)
+{
+    int32_t v;
+    asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
 }
 
 /* Loads that may come from pinned host memory: past the caches, each byte once. */
@@ -109,9 +119,8 @@ __device__ __forceinline__ void xxh_block_sum(xxh_shared &s, uint64_t (&sum)[8],
 }
 
 /* Lanes 0 .. 7 of one warp: the accumulators through all blocks, then the avalanche. */
-__device__ __forceinline__ uint64_t xxh_finish(const xxh_shared &s,
-                                               const uint64_t (&sum)[XXH_BLOCKS_MAX][8],
-                                               uint32_t bytes, uint64_t seed)
+__device__ __forceinline__ uint64_t xxh_finish(const xxh_shared &s, xxh_sums sum, uint32_t bytes,
+                                               uint64_t seed)
 {
     const uint32_t lane = threadIdx.x % 8, blocks = bytes / XXH_BLOCK;
     uint64_t acc = XXH_START[lane];
@@ -153,9 +162,9 @@ __device__ __forceinline__ void xxh_load(xxh_piece &p, const uint8_t *from, uint
 
 /* Store the piece (NULL: not), and add its blocks' sums when VERIFY. */
 template <bool VERIFY>
-__device__ __forceinline__ void xxh_store(xxh_shared &s, uint64_t (&sum)[XXH_BLOCKS_MAX][8],
-                                          const xxh_piece &p, uint8_t *to, uint32_t first,
-                                          uint32_t blocks, uint64_t seed)
+__device__ __forceinline__ void xxh_store(xxh_shared &s, xxh_sums sum, const xxh_piece &p,
+                                          uint8_t *to, uint32_t first, uint32_t blocks,
+                                          uint64_t seed)
 {
 #pragma unroll
     for (uint32_t i = 0; i < 2; i++) {
@@ -167,23 +176,39 @@ __device__ __forceinline__ void xxh_store(xxh_shared &s, uint64_t (&sum)[XXH_BLO
     }
 }
 
-/* By a CTA of XXH_THREADS: copy `bytes` to another place (NULL: only read them), and return their
- * digest under `seed` to every thread when VERIFY. */
+/* By a CTA of XXH_THREADS: move a block of `bytes` (to NULL: only read it), its stripes' sums into
+ * `sum` when VERIFY. `now` holds the block's first piece; the first of the block at `next` (NULL:
+ * none) is loaded into it meanwhile, so that loads never stop between blocks. */
 template <bool VERIFY>
-__device__ uint64_t xxh_copy(xxh_shared &s, const uint8_t *from, uint8_t *to, uint32_t bytes,
-                             uint64_t seed)
+__device__ __forceinline__ void xxh_move(xxh_shared &s, xxh_sums sum, xxh_piece &now,
+                                         const uint8_t *from, uint8_t *to, uint32_t bytes,
+                                         uint64_t seed, const uint8_t *next)
 {
     const uint32_t blocks = bytes / XXH_BLOCK;
-    if (VERIFY) __syncthreads(); /* the previous digest has been read */
     for (uint32_t first = 0; first < blocks; first += XXH_PIECE_BLOCKS) {
-        xxh_piece piece;
-        xxh_load(piece, from, first, blocks);
-        xxh_store<VERIFY>(s, s.sum[0], piece, to, first, blocks, seed);
+        xxh_piece after = now;
+        if (first + XXH_PIECE_BLOCKS < blocks)
+            xxh_load(after, from, first + XXH_PIECE_BLOCKS, blocks);
+        else if (next)
+            xxh_load(after, next, 0, blocks);
+        xxh_store<VERIFY>(s, sum, now, to, first, blocks, seed);
+        now = after;
     }
+}
+
+/* Move one block, and return its digest under `seed` to every thread when VERIFY. */
+template <bool VERIFY>
+__device__ uint64_t xxh_copy(xxh_shared &s, xxh_sums sum, const uint8_t *from, uint8_t *to,
+                             uint32_t bytes, uint64_t seed)
+{
+    xxh_piece piece = {};
+    if (VERIFY) __syncthreads(); /* the previous digest has been read */
+    xxh_load(piece, from, 0, bytes / XXH_BLOCK);
+    xxh_move<VERIFY>(s, sum, piece, from, to, bytes, seed, nullptr);
     if (!VERIFY) return 0;
     __syncthreads();
     if (threadIdx.x < 8) {
-        const uint64_t digest = xxh_finish(s, s.sum[0], bytes, seed);
+        const uint64_t digest = xxh_finish(s, sum, bytes, seed);
         if (threadIdx.x == 0) s.digest = digest;
     }
     __syncthreads();

@@ -101,6 +101,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows, cons
         .heads = e->heads,
         .max_select = e->max_select,
         .block_bytes = e->block_bytes,
+        .prefill = true,
     };
     TRY(kern_attend(e->stream, &attend));
     if (e->row_pos[rows.first + rows.count - 1] + 1 == (int32_t)s->prefill_count)

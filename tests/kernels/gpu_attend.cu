@@ -143,6 +143,87 @@ void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows
     check_same(text, again.down(), first);
 }
 
+/* A stretch of one prompt: the last `rows` tokens of sequence 2. Lists keep a few blocks in common
+ * and are in two ascending parts, as select leaves them. */
+void prefill_lists(attend_lists &l, scene &s, random_source &r, uint32_t max_select, bool parts)
+{
+    const size_t lists = (size_t)s.rows * s.kv_heads;
+    const uint32_t blocks = (s.tokens + KERN_BLOCK - 1) / KERN_BLOCK;
+    const size_t block_bytes = 2 * KERN_BLOCK * s.dim * 2;
+    l.max_select = max_select, l.slots = s.kv_heads * blocks + 3;
+    l.block.resize(lists * max_select), l.slot.resize(lists * max_select), l.count.resize(lists);
+    l.mask.resize(lists * max_select), l.pool.resize(l.slots * block_bytes);
+    uint16_t *values = (uint16_t *)l.pool.host.data();
+    for (size_t i = 0; i < l.pool.host.size() / 2; i++)
+        values[i] = kern_f32_to_bf16(r.normal());
+    for (uint32_t i = 0; i < s.rows; i++)
+        s.row_seq.host[i] = 2, s.row_pos.host[i] = (int32_t)(s.tokens - s.rows + i);
+    for (size_t i = 0; i < lists; i++) {
+        const uint32_t head = (uint32_t)(i % s.kv_heads);
+        const uint32_t current = (uint32_t)s.row_pos.host[i / s.kv_heads] / KERN_BLOCK;
+        const uint32_t count = std::min(max_select, current + 1), late = count / 3;
+        std::vector<int32_t> all(current);
+        for (uint32_t b = 0; b < current; b++)
+            all[b] = (int32_t)b;
+        for (uint32_t b = 1; b < current; b++)
+            std::swap(all[b], all[b + r.below(current - b)]);
+        all.resize(count - 1);
+        all.push_back((int32_t)current);
+        std::sort(all.begin(), all.end() - late), std::sort(all.end() - late, all.end());
+        l.count.host[i] = (int32_t)count;
+        for (uint32_t e = 0; e < max_select; e++) {
+            const uint8_t some = (uint8_t)(1 + r.below(15));
+            l.block.host[i * max_select + e] = e < count ? all[e] : -1;
+            l.slot.host[i * max_select + e] =
+                e < count ? (int32_t)(((uint32_t)all[e] * 5 + 1) % blocks + head * blocks) : -1;
+            l.mask.host[i * max_select + e] = (uint8_t)(e >= count ? 0 : parts ? some : 15);
+        }
+    }
+    const uint32_t last = s.tokens - 1; /* NaN where no row may look */
+    for (uint32_t head = 0; head < s.kv_heads; head++)
+        for (uint32_t t = last % KERN_BLOCK + 1; t < KERN_BLOCK; t++) {
+            const size_t slot = (size_t)(last / KERN_BLOCK * 5 + 1) % blocks + head * blocks;
+            uint16_t *k = values + slot * block_bytes / 2;
+            for (uint32_t d = 0; d < s.dim; d++)
+                k[(size_t)t * s.dim + d] = k[(size_t)(KERN_BLOCK + t) * s.dim + d] = 0x7fc1;
+        }
+    s.row_seq.up(), s.row_pos.up();
+    l.block.up(), l.slot.up(), l.count.up(), l.mask.up(), l.pool.up();
+}
+
+/* tokens / 64 has no common divisor with 5, so that blocks have slots of their own. */
+void prefill_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
+                  uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts)
+{
+    scene s;
+    attend_lists l;
+    make_scene(s, r, rows, heads, kv_heads, dim, tokens);
+    prefill_lists(l, s, r, max_select, parts);
+    mirror<float> out((size_t)rows * heads * dim), ref(out.host.size()), again(out.host.size());
+    out.poison();
+    kern_attend_args gpu = attend_args(s, l, out.device, true);
+    gpu.prefill = true;
+    expect_ok(kern_attend(b.gpu, &gpu), name);
+    kern_attend_args host = attend_args(s, l, ref.host.data(), false);
+    expect_ok(kern_attend(b.ref, &host), name);
+    b.sync();
+    const std::vector<float> first = out.down();
+    char text[160];
+    snprintf(text, sizeof text, "prefill %s against ref", name);
+    check_close(text, first, ref.host, 4e-3);
+    again.poison(); /* chunks of 1, 2, 3, ... rows: other tiles, other neighbours */
+    kern_attend_args alone = gpu;
+    alone.out = again.device;
+    for (uint32_t row = 0, size = 1; row < rows; row += size, size++) {
+        const kern_attend_args some = attend_rows(alone, row, std::min(size, rows - row));
+        expect_ok(kern_attend(b.gpu, &some), name);
+        if (row + size >= rows) break;
+    }
+    b.sync();
+    snprintf(text, sizeof text, "prefill %s: chunks do not show in the bits", name);
+    check_same(text, again.down(), first);
+}
+
 /* The same rows repeated until every super has a CTA: the split by supers against the one by
  * groups. */
 void attend_wide(gpu_bench &b, random_source &r, uint32_t copies)
@@ -271,6 +352,8 @@ void check_attention(gpu_bench &b, random_source &r, bool small)
                 false);
     attend_case(b, r, "D 64 G 4 sparse, parts", 5, 8, 2, 64, small ? 1000 : 6001, small ? 9 : 40,
                 true);
+    prefill_case(b, r, "D 128 G 16 sparse", 29, 32, 2, 128, small ? 1500 : 9000, 12, false);
+    prefill_case(b, r, "D 64 G 4 sparse, parts", 45, 8, 2, 64, small ? 1000 : 6001, 9, true);
     if (small) {
         score_case(b, r, "D 128 G 16", 2, 16, 1, 128, 18000);
         score_case(b, r, "D 64 G 4", 3, 8, 2, 64, 4000);
@@ -280,6 +363,9 @@ void check_attention(gpu_bench &b, random_source &r, bool small)
     attend_case(b, r, "D 128 G 4 dense", 4, 32, 8, 128, 20000, 313, false);
     attend_case(b, r, "D 64 G 24", 3, 24, 1, 64, 5000, 30, true);
     attend_wide(b, r, 120);
+    prefill_case(b, r, "D 128 G 16 full", 300, 32, 2, 128, 5001, 79, false);
+    prefill_case(b, r, "D 128 G 5 full", 65, 10, 2, 128, 3001, 47, false);
+    prefill_case(b, r, "D 64 G 1 sparse", 150, 2, 2, 64, 70001, 40, true);
     score_case(b, r, "D 128 G 16, 128K", 3, 32, 2, 128, 131072);
     score_case(b, r, "D 128 G 16, 16K", 5, 32, 2, 128, 16384);
     score_case(b, r, "D 64 G 5, odd length", 5, 10, 2, 64, 12345);

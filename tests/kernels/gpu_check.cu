@@ -1,7 +1,7 @@
 /* tests/kernels/gpu_check.cu - every op of the CUDA backend against `ref`, and its bits against
  * themselves.
  *
- *   gpu_check [--small] [--seed N]
+ *   gpu_check [--small] [--seed N] [--only model|blocks|table|attention]
  *
  * Prints one line a check and last "N passed, N failed". Exit 0, 1, or 77 without a usable GPU.
  * --small: the rows that compute-sanitizer can afford. */
@@ -15,13 +15,16 @@ int main(int count, char **words)
 {
     bool small = false;
     uint64_t seed = (uint64_t)time(nullptr);
+    std::string only;
     for (int i = 1; i < count; i++) {
         if (strcmp(words[i], "--small") == 0) {
             small = true;
         } else if (strcmp(words[i], "--seed") == 0 && i + 1 < count) {
             seed = strtoull(words[++i], nullptr, 10);
+        } else if (strcmp(words[i], "--only") == 0 && i + 1 < count) {
+            only = words[++i];
         } else {
-            fprintf(stderr, "usage: gpu_check [--small] [--seed N]\n");
+            fprintf(stderr, "usage: gpu_check [--small] [--seed N] [--only PART]\n");
             return 2;
         }
     }
@@ -38,11 +41,12 @@ int main(int count, char **words)
     printf("%s, %s, seed %llu\n", kern_backend_describe(b.gpu_backend),
            kern_numerics_id(b.gpu_backend), (unsigned long long)seed);
     random_source r = {seed};
-    check_model(b, r, small);
-    check_blocks(b, r, small);
-    check_table(b, r, small);
-    check_attention(b, r, small);
-    if (!small) check_far_slots(b, r);
+    const auto wanted = [&only](const char *part) { return only.empty() || only == part; };
+    if (wanted("model")) check_model(b, r, small);
+    if (wanted("blocks")) check_blocks(b, r, small);
+    if (wanted("table")) check_table(b, r, small);
+    if (wanted("attention")) check_attention(b, r, small);
+    if (wanted("attention") && !small) check_far_slots(b, r);
     kern_stream_destroy(b.gpu);
     kern_stream_destroy(b.ref);
     kern_backend_close(b.gpu_backend);
