@@ -309,6 +309,15 @@ static status local_send(kv_transport *base, kv_peer peer, const kv_message *mes
     return result;
 }
 
+/* When a record may be delivered: it has arrived and our line has taken it. 0: no pacing. */
+static uint64_t due_at(const local *t, const record *r)
+{
+    uint64_t due = r->arrive_ns;
+    if (due == 0 || t->hub->bytes_per_s == 0) return due;
+    uint64_t taken = t->rx_free_ns + line_ns(t->hub, r->head_bytes + r->body_bytes);
+    return taken > due ? taken : due;
+}
+
 /* Deliver the next record if one has arrived. */
 static bool deliver_one(local *t, cable *l, uint32_t end, uint64_t now)
 {
@@ -317,13 +326,9 @@ static bool deliver_one(local *t, cable *l, uint32_t end, uint64_t now)
     uint64_t next = atomic_load_explicit(&in->delivered, memory_order_relaxed);
     if (next == atomic_load_explicit(&in->sent, memory_order_seq_cst)) return false;
     const record *r = &in->records[next % RECORDS];
-    uint64_t due = r->arrive_ns;
-    if (due != 0) {
-        uint64_t line = line_ns(t->hub, r->head_bytes + r->body_bytes);
-        if (t->hub->bytes_per_s != 0 && due < t->rx_free_ns + line) due = t->rx_free_ns + line;
-        if (now < due) return false;
-        t->rx_free_ns = due;
-    }
+    uint64_t due = due_at(t, r);
+    if (now < due) return false;
+    if (due != 0) t->rx_free_ns = due;
     atomic_fetch_add(&me->busy, 1);
     bool open = !atomic_load(&l->end[!end].closed) && !atomic_load(&me->closed);
     if (open) {
@@ -441,8 +446,7 @@ static uint64_t due_in(local *t, uint64_t now)
         if (!l->end[end].opened_told && (end == 1 || l->accepted)) return 0;
         if (out->acked != out->delivered) return 0;
         if (in->delivered == in->sent) continue;
-        uint64_t due = in->records[in->delivered % RECORDS].arrive_ns;
-        if (t->hub->bytes_per_s != 0 && due < t->rx_free_ns) due = t->rx_free_ns;
+        uint64_t due = due_at(t, &in->records[in->delivered % RECORDS]);
         if (due <= now) return 0;
         if (due - now < soonest) soonest = due - now;
     }

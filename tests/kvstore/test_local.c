@@ -299,6 +299,33 @@ TEST(sleep_ends_when_something_is_due_and_not_before)
     net_close();
 }
 
+TEST(sleep_waits_for_the_line_that_another_message_takes)
+{
+    enum { BODY = 60000 - 1 }; /* 300 ms each at 200,000 bytes a second */
+    const uint64_t long_ns = UINT64_C(20000) * MS;
+    static uint8_t body[BODY];
+    net_open(clock_monotonic, 0, 0);
+    end third = {.peer = 0};
+    EXPECT(kv_transport_local_open(memory, hub, &third.transport) == STATUS_OK);
+    kv_transport_bind(third.transport, &test_events, &third);
+    dial();
+    EXPECT(third.transport->ops->dial(third.transport, "local:1", &third.peer) == STATUS_OK);
+    both();
+    (void)third.transport->ops->poll(third.transport);
+    kv_hub_pace(hub, 0, 200 * 1000);
+    kv_message m = {"x", 1, body, BODY, 0};
+    EXPECT(send_bytes(0, 1, BODY, 1) == STATUS_OK);
+    EXPECT(third.transport->ops->send(third.transport, third.peer, &m) == STATUS_OK);
+    while (ends[1].messages == 0) {
+        (void)wait_of(1, -1, long_ns);
+        (void)poll_of(1);
+    }
+    EXPECT_EQ_U64(ends[1].messages, 1);
+    EXPECT(wait_of(1, -1, long_ns) >= 100 * MS);
+    kv_transport_close(third.transport);
+    net_close();
+}
+
 TEST(sleep_ends_when_the_descriptor_that_was_given_is_readable)
 {
     const uint64_t long_ns = UINT64_C(20000) * MS;
