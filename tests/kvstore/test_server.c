@@ -417,6 +417,7 @@ TEST(puts_and_drops_are_counted_by_how_they_ended_and_a_full_store_hints)
     wire_drop drop = {.epoch = EPOCH, .context = {1, 1}};
     peer_says(&p, 1, WIRE_DROP, &drop, sizeof drop, 50, NULL, 0);
     peer_says(&p, 1, WIRE_DROP, &drop, sizeof drop, 51, NULL, 0);
+    peer_says(&p, 1, WIRE_DROP, &drop, sizeof drop, 52, NULL, 0);
     kv_server_poll(node);
     EXPECT(answer_to(1, WIRE_DROP_DONE, 50).status == STATUS_OK);
     EXPECT(answer_to(1, WIRE_DROP_DONE, 51).status == STATUS_NOT_FOUND);

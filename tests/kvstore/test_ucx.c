@@ -94,6 +94,42 @@ TEST(messages_cross_whole_and_a_closed_end_is_told)
     arena_destroy(a);
 }
 
+TEST(who_hangs_up_is_told_when_it_is_over_and_an_idle_connection_sleeps)
+{
+    arena *a = arena_create("ucx test");
+    kv_transport *server, *client;
+    peer_log at_server = {0}, at_client = {0};
+    char address[CLUSTER_ADDRESS_MAX];
+    kv_peer peer;
+    EXPECT(kv_transport_ucx_open(a, false, &server) == STATUS_OK);
+    EXPECT(kv_transport_ucx_open(a, false, &client) == STATUS_OK);
+    kv_transport_bind(server, &log_events, &at_server);
+    kv_transport_bind(client, &log_events, &at_client);
+    EXPECT(server->ops->listen(server, "127.0.0.1:0", address) == STATUS_OK);
+    EXPECT(client->ops->dial(client, address, &peer) == STATUS_OK);
+    EXPECT(until(client, server, &at_client.opened, 1));
+    EXPECT(until(server, client, &at_server.opened, 1));
+    /* Of twenty sleeps of 20 ms one at least is not cut short: nothing is left to do. */
+    uint64_t longest = 0;
+    for (uint32_t i = 0; i < 20; i++) {
+        while (client->ops->poll(client))
+            continue;
+        uint64_t start = clock_now(&clock_monotonic);
+        client->ops->wait(client, -1, 20 * 1000 * 1000);
+        uint64_t slept = clock_now(&clock_monotonic) - start;
+        if (slept > longest) longest = slept;
+    }
+    EXPECT_GE_U64(longest, 19 * 1000 * 1000);
+    client->ops->hang_up(client, peer);
+    EXPECT(until(client, server, &at_client.closed, 1));
+    EXPECT(until(server, client, &at_server.closed, 1));
+    kv_message m = {"late", 4, NULL, 0, 0};
+    EXPECT(client->ops->send(client, peer, &m) == STATUS_PEER_LOST);
+    kv_transport_close(client);
+    kv_transport_close(server);
+    arena_destroy(a);
+}
+
 TEST(a_dial_to_nobody_is_closed_soon)
 {
     arena *a = arena_create("ucx test");
