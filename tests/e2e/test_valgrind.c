@@ -89,9 +89,10 @@ TEST(a_node_and_a_worker_end_without_a_lost_byte)
     needs_valgrind();
     node_process n = node_under_valgrind();
     cluster_write(&n);
+    static const char sentence[] = "The cat sat on the mat. ";
     char prompt[600] = "", line[800];
-    while (strlen(prompt) < 480)
-        strcat(prompt, "The cat sat on the mat. ");
+    for (size_t at = 0; at < 480; at += sizeof sentence - 1)
+        memcpy(prompt + at, sentence, sizeof sentence);
     snprintf(line, sizeof line,
              "{\"custom_id\":\"a\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":"
              "{\"prompt\":\"%s\",\"max_tokens\":2,\"temperature\":0}}\n",
