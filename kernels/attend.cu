@@ -629,8 +629,9 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
     const uint32_t d = args->summary.head_dim;
-    if (args->prefill && cuda_prefill_can(cuda_stream_of(stream), args))
-        return cuda_prefill(cuda_stream_of(stream), args);
+    if (args->prefill &&
+        cuda_prefill_can(cuda_stream_of(stream), args->heads / args->summary.kv_heads, d))
+        return cuda_prefill_attend(cuda_stream_of(stream), args);
     attend_params p = {};
     p.a = *args;
     p.kv_heads = args->summary.kv_heads;

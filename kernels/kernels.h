@@ -194,6 +194,7 @@ typedef struct kern_score_args {     /* out[r,h,j] = sum over G heads of softmax
     float *out;                      /* [R, Hk, W] */
     uint64_t row_stride;
     uint32_t rows, heads;
+    bool prefill;                    /* as in kern_attend_args */
 } kern_score_args;
 
 typedef struct kern_pool_args {      /* windows -> selection blocks, then forcing.

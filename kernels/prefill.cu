@@ -25,7 +25,7 @@
 namespace
 {
 
-constexpr int GROUPS = 2, THREADS = 128 * GROUPS, ROWS = 64 * GROUPS;
+constexpr int THREADS = PREFILL_THREADS, ROWS = PREFILL_ROWS;
 constexpr uint32_t UNITE_THREADS = 256, UNITE_BLOCKS = 1024;
 
 /* A block of a tile's union. full: all rows of the tile read all of it. */
@@ -40,10 +40,8 @@ struct prefill_params {
     prefill_entry *entry; /* [tiles, kv_heads, room] */
     uint8_t *mask;        /* [tiles, kv_heads, room, tokens of a tile] */
     uint32_t *count;      /* [tiles, kv_heads] */
-    uint32_t first_row, rows, kv_heads, group_heads;
-    uint32_t padded_heads; /* group_heads up to a power of two */
-    uint32_t tile_tokens, tiles, room;
-    float scale; /* log2(e) / sqrt(D) */
+    prefill_shape shape;
+    uint32_t first_row, rows, kv_heads, tile_tokens, tiles, room; /* rows, tiles: of the launch */
 };
 
 /* ---- widen ----------------------------------------------------------------------------------- */
@@ -150,7 +148,7 @@ __global__ void __launch_bounds__(UNITE_THREADS)
 
 template <int D> struct prefill_shared {
     constexpr static int STAGES = D == 128 ? 5 : 8;
-    uint8_t query[GROUPS][D / 64][64 * 128];            /* panels of bf16 */
+    uint8_t query[2][D / 64][64 * 128];                 /* panels of bf16 */
     uint8_t stage[STAGES][2][D / 64][KERN_BLOCK * 128]; /* K, V */
     float bias[STAGES][KERN_BLOCK];
 };
@@ -187,7 +185,7 @@ template <int D> struct prefill_cta {
         last = p.a.row_pos[min(first + p.tile_tokens, end) - 1];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            token[h] = (row + 8 * h) / p.padded_heads;
+            token[h] = (row + 8 * h) / p.shape.padded_heads;
             const uint32_t r = first + token[h];
             pos[h] = r < end ? p.a.row_pos[r] : -1;
             max[h] = -INFINITY, sum[h] = 0.0f;
@@ -195,27 +193,6 @@ template <int D> struct prefill_cta {
 #pragma unroll
         for (int i = 0; i < D / 2; i++)
             acc[i] = 0.0f;
-    }
-
-    /* q of the tile's rows, rounded; rows that stand for no head or no token are 0. */
-    __device__ void load_query()
-    {
-        for (uint32_t c = threadIdx.x; c < ROWS * D / 8; c += THREADS) {
-            const uint32_t m = c / (D / 8), chunk = c % (D / 8), g = m % p.padded_heads;
-            const uint32_t r = tile * p.tile_tokens + m / p.padded_heads;
-            uint32_t v[4] = {};
-            if (g < p.group_heads && r < p.rows) {
-                const float *q = p.a.q + (uint64_t)(p.first_row + r) * p.a.row_stride +
-                                 (uint64_t)(head * p.group_heads + g) * D + chunk * 8;
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const __nv_bfloat162 two = __floats2bfloat162_rn(q[2 * i], q[2 * i + 1]);
-                    v[i] = *reinterpret_cast<const uint32_t *>(&two);
-                }
-            }
-            uint8_t *to = s.query[m / 64][chunk / 8] + m % 64 * 128;
-            *(uint4 *)(to + ((chunk % 8) ^ (m & 7)) * 16) = make_uint4(v[0], v[1], v[2], v[3]);
-        }
     }
 
     /* Start copying entry j. Rows beyond the tile's last arrive as zeros: what stands in the pool
@@ -289,10 +266,10 @@ template <int D> struct prefill_cta {
         for (int n = 0; n < 8; n++) {
             float2 b = make_float2(0.0f, 0.0f);
             if (biased) b = *(const float2 *)(add + 8 * n + 2 * (lane % 4));
-            logit[4 * n] = fmaf(logit[4 * n], p.scale, b.x);
-            logit[4 * n + 1] = fmaf(logit[4 * n + 1], p.scale, b.y);
-            logit[4 * n + 2] = fmaf(logit[4 * n + 2], p.scale, b.x);
-            logit[4 * n + 3] = fmaf(logit[4 * n + 3], p.scale, b.y);
+            logit[4 * n] = fmaf(logit[4 * n], p.shape.scale, b.x);
+            logit[4 * n + 1] = fmaf(logit[4 * n + 1], p.shape.scale, b.y);
+            logit[4 * n + 2] = fmaf(logit[4 * n + 2], p.shape.scale, b.x);
+            logit[4 * n + 3] = fmaf(logit[4 * n + 3], p.shape.scale, b.y);
         }
         const prefill_entry e = entry[j];
         if (!e.full) hide(e, j);
@@ -347,10 +324,10 @@ template <int D> struct prefill_cta {
             float total = sum[h] + __shfl_xor_sync(~0u, sum[h], 1);
             total += __shfl_xor_sync(~0u, total, 2);
             const float by = total > 0.0f ? 1.0f / total : 0.0f;
-            const uint32_t g = (row + 8 * h) % p.padded_heads;
-            if (pos[h] < 0 || g >= p.group_heads) continue;
+            const uint32_t g = (row + 8 * h) % p.shape.padded_heads;
+            if (pos[h] < 0 || g >= p.shape.group_heads) continue;
             const uint64_t r = p.first_row + tile * p.tile_tokens + token[h];
-            float *out = p.a.out + (r * p.a.heads + head * p.group_heads + g) * D;
+            float *out = p.a.out + (r * p.a.heads + head * p.shape.group_heads + g) * D;
 #pragma unroll
             for (int n = 0; n < D / 8; n++)
                 *(float2 *)(out + 8 * n + 2 * (lane % 4)) =
@@ -366,7 +343,8 @@ template <int D> struct prefill_cta {
             if (j < entries) issue(j);
             copy_async_commit();
         }
-        load_query();
+        prefill_load_query<D>(s.query, p.shape, p.a.q, p.a.row_stride,
+                              p.first_row + tile * p.tile_tokens, head);
         copy_async_wait<STAGES - 2>();
         wgmma_publish();
         __syncthreads();
@@ -459,23 +437,13 @@ template <int D> status prefill_rows(cuda_stream *stream, prefill_params &p)
 
 } // namespace
 
-bool cuda_prefill_can(const cuda_stream *stream, const kern_attend_args *args)
-{
-    const uint32_t d = args->summary.head_dim, heads = args->heads / args->summary.kv_heads;
-    return cuda_device_of(stream->base.backend)->major == 9 && heads <= 16 && (d == 64 || d == 128);
-}
-
-status cuda_prefill(cuda_stream *stream, const kern_attend_args *args)
+status cuda_prefill_attend(cuda_stream *stream, const kern_attend_args *args)
 {
     const uint32_t d = args->summary.head_dim;
     prefill_params p = {};
     p.a = *args;
-    p.kv_heads = args->summary.kv_heads;
-    p.group_heads = args->heads / p.kv_heads;
-    p.padded_heads = 1;
-    while (p.padded_heads < p.group_heads)
-        p.padded_heads *= 2;
-    p.tile_tokens = ROWS / p.padded_heads;
-    p.scale = CUDA_LOG2E / sqrtf((float)d);
+    p.shape = prefill_shape_of(args->rows, args->heads, args->summary.kv_heads, d);
+    p.kv_heads = p.shape.kv_heads;
+    p.tile_tokens = p.shape.tile_tokens;
     return d == 64 ? prefill_rows<64>(stream, p) : prefill_rows<128>(stream, p);
 }

@@ -13,8 +13,10 @@
  * Where a row has more than 16 CTAs, or the device has no clusters (before sm_90), the same kernel
  * runs twice, (max, sum) through the workspace, and reads the keys twice. The bits are the same.
  *
+ * Rows of a prompt go to prefill_score.cu where the device has the products.
+ *
  * Bits: the structure depends on a window's index only. q is split into two bf16 (high + low). */
-#include "kernels/cuda.cuh"
+#include "kernels/prefill.cuh"
 #include "kernels/selector.h"
 
 #include <cooperative_groups.h>
@@ -367,6 +369,10 @@ template <int D> status score_rows(cuda_stream *stream, score_params &p)
 extern "C" status cuda_score(kern_stream *stream, const kern_score_args *args)
 {
     if (args->rows == 0 || args->summary.max_windows == 0) return STATUS_OK;
+    if (args->prefill &&
+        cuda_prefill_can(cuda_stream_of(stream), args->heads / args->summary.kv_heads,
+                         args->summary.head_dim))
+        return cuda_prefill_score(cuda_stream_of(stream), args);
     score_params p = {};
     p.a = *args;
     p.kv_heads = args->summary.kv_heads;

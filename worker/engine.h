@@ -96,6 +96,7 @@ typedef struct pick_rows {
     const int32_t *seq, *pos, *selector; /* [count] */
     const float *q;                      /* [count, Hq, D], stride floats between rows */
     uint64_t stride;
+    bool prefill; /* a stretch of one prompt */
 } pick_rows;
 
 struct worker_engine {

@@ -75,6 +75,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows, cons
     pick_rows of = pick_rows_of(e, rows, pick_q != NULL ? pick_q + (size_t)offset * width : q,
                                 pick_q != NULL ? width : e->qkv_stride);
     pick_buffers *p = &e->prefill;
+    of.prefill = true;
     TRY(select_rows(e, layer, &of, p, 0));
     for (size_t at = 0; at < (size_t)rows.count * e->kv_heads; at++) {
         uint32_t h = (uint32_t)(at % e->kv_heads);

@@ -31,6 +31,7 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .row_stride = rows->stride,
         .rows = rows->count,
         .heads = e->heads,
+        .prefill = rows->prefill,
     };
     kern_pool_args pool = {
         .scores = score.out,

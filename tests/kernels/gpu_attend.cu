@@ -313,6 +313,42 @@ void score_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows,
     check_same(text, again.down(), first);
 }
 
+/* A stretch of a prompt: rows of sequence 1 at ascending positions. */
+void score_prefill(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
+                   uint32_t kv_heads, uint32_t dim, uint32_t tokens)
+{
+    scene s;
+    make_scene(s, r, rows, heads, kv_heads, dim, tokens);
+    s.selectors.host[0].query = 12, s.selectors.host[0].total = 20;
+    for (uint32_t i = 0; i < rows; i++)
+        s.row_seq.host[i] = 1, s.row_pos.host[i] = (int32_t)(tokens - rows + i);
+    s.selectors.up(), s.row_seq.up(), s.row_pos.up();
+    mirror<float> out((size_t)rows * kv_heads * s.windows), ref(out.host.size());
+    mirror<float> again(out.host.size());
+    out.poison(), again.poison();
+    kern_score_args gpu = score_args(s, out.device, true);
+    gpu.prefill = true;
+    expect_ok(kern_score(b.gpu, &gpu), name);
+    kern_score_args host = score_args(s, ref.host.data(), false);
+    expect_ok(kern_score(b.ref, &host), name);
+    b.sync();
+    const std::vector<float> first = out.down();
+    char text[160];
+    snprintf(text, sizeof text, "prefill score %s against ref", name);
+    check_close(text, first, ref.host, 4e-3);
+    for (uint32_t row = 0, size = 1; row < rows; row += size, size++) {
+        kern_score_args some = gpu;
+        some.q += row * some.row_stride;
+        some.row_seq += row, some.row_pos += row, some.row_selector += row;
+        some.out = again.device + (size_t)row * kv_heads * s.windows;
+        some.rows = std::min(size, rows - row);
+        expect_ok(kern_score(b.gpu, &some), name);
+    }
+    b.sync();
+    snprintf(text, sizeof text, "prefill score %s: chunks do not show in the bits", name);
+    check_same(text, again.down(), first);
+}
+
 /* Keys of a short summary laid out in a long one: two passes instead of a cluster, the same bits.
  */
 void score_two_pass(gpu_bench &b, random_source &r)
@@ -354,6 +390,8 @@ void check_attention(gpu_bench &b, random_source &r, bool small)
                 true);
     prefill_case(b, r, "D 128 G 16 sparse", 29, 32, 2, 128, small ? 1500 : 9000, 12, false);
     prefill_case(b, r, "D 64 G 4 sparse, parts", 45, 8, 2, 64, small ? 1000 : 6001, 9, true);
+    score_prefill(b, r, "D 128 G 16", 29, 32, 2, 128, small ? 3000 : 20000);
+    score_prefill(b, r, "D 64 G 4", 45, 8, 2, 64, small ? 2000 : 9001);
     if (small) {
         score_case(b, r, "D 128 G 16", 2, 16, 1, 128, 18000);
         score_case(b, r, "D 64 G 4", 3, 8, 2, 64, 4000);
@@ -369,6 +407,7 @@ void check_attention(gpu_bench &b, random_source &r, bool small)
     score_case(b, r, "D 128 G 16, 128K", 3, 32, 2, 128, 131072);
     score_case(b, r, "D 128 G 16, 16K", 5, 32, 2, 128, 16384);
     score_case(b, r, "D 64 G 5, odd length", 5, 10, 2, 64, 12345);
+    score_prefill(b, r, "D 64 G 7", 31, 14, 2, 64, 7777);
     score_two_pass(b, r);
 }
 

@@ -101,6 +101,7 @@ struct prompt {
         a.q = q.device, a.row_seq = seq.device, a.row_pos = pos.device + first;
         a.row_selector = selector.device, a.selectors = selectors.device, a.summary = summary;
         a.out = scores.at, a.row_stride = HEADS * DIM, a.rows = CHUNK, a.heads = HEADS;
+        a.prefill = true;
         expect_ok(kern_score(k.b.gpu, &a), "score");
     }
 
@@ -159,6 +160,7 @@ void nosa_prompt(bench &k, uint32_t tokens, const std::string &name, double full
     };
     timed("score", [&](uint32_t first) { p.score(k, first); });
     timed("pool + select", [&](uint32_t first) { p.select(k, first); });
+    timed("attend", [&](uint32_t first) { p.attend(k, first, SPARSE_MAX, false); });
     timed("all", [&](uint32_t first) {
         p.score(k, first);
         p.select(k, first);
