@@ -137,6 +137,18 @@ status kern_validate_append(const kern_backend *b, const kern_append_args *a)
     return check_range(b, "position", a->row_pos, a->rows, INT32_MAX);
 }
 
+/* Rows of a prompt are consecutive tokens of one sequence. */
+static status check_prefill(const kern_backend *b, const char *op, const int32_t *row_seq,
+                            const int32_t *row_pos, uint32_t rows)
+{
+    if (!b->host_memory) return STATUS_OK;
+    for (uint32_t r = 1; r < rows; r++)
+        REQUIRE(row_seq[r] == row_seq[0] && row_pos[r] == row_pos[r - 1] + 1,
+                "%s: prefill row %u is position %d of sequence %d, after %d of %d", op, r,
+                row_pos[r], row_seq[r], row_pos[r - 1], row_seq[0]);
+    return STATUS_OK;
+}
+
 status kern_validate_score(const kern_backend *b, const kern_score_args *a)
 {
     const kern_summary *s = &a->summary;
@@ -144,7 +156,8 @@ status kern_validate_score(const kern_backend *b, const kern_score_args *a)
     TRY(check_heads("score", a->heads, s->kv_heads, s->head_dim));
     REQUIRE(a->row_stride >= (uint64_t)a->heads * s->head_dim, "score: rows overlap");
     TRY(check_selectors(b, "score", a->row_selector, a->selectors, a->rows));
-    return check_rows(b, s, a->row_seq, a->row_pos, a->rows);
+    TRY(check_rows(b, s, a->row_seq, a->row_pos, a->rows));
+    return a->prefill ? check_prefill(b, "score", a->row_seq, a->row_pos, a->rows) : STATUS_OK;
 }
 
 /* Rows' selection blocks fit N. */
@@ -281,6 +294,7 @@ status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
             "attend: blocks of %u bytes for dimension %u", a->block_bytes, s->head_dim);
     TRY(check_rows(b, s, a->row_seq, a->row_pos, a->rows));
     TRY(check_range(b, "selector", a->row_selector, a->rows, KERN_SELECTORS_MAX));
+    if (a->prefill) TRY(check_prefill(b, "attend", a->row_seq, a->row_pos, a->rows));
     if (!b->host_memory) return STATUS_OK;
     for (uint64_t i = 0; i < (uint64_t)a->rows * s->kv_heads; i++)
         REQUIRE(a->count[i] >= 0 && (uint32_t)a->count[i] <= a->max_select,

@@ -113,8 +113,8 @@ static attend_context *make_context(op_fixture *f)
     int32_t *count = ARENA_NEW(f->memory, int32_t, lists);
     int32_t *settled = ARENA_NEW(f->memory, int32_t, lists);
     uint8_t *mask = ARENA_NEW(f->memory, uint8_t, lists * entries);
-    c->score =
-        (kern_score_args){q, seq, pos, which, selector, summary, scores, stride, rows, heads};
+    c->score = (kern_score_args){q,      seq,    pos,  which, selector, summary,
+                                 scores, stride, rows, heads, false};
     c->pool = (kern_pool_args){scores,  seq,   pos,        which, selector,
                                summary, query, importance, rows,  blocks};
     c->select = (kern_select_args){query, importance, pos,  which, selector, block,  mask,
