@@ -55,6 +55,7 @@ static const flag flags[] = {
     {"--overwrite", NULL, "replace an output file that exists", AT(overwrite), 0, 0, FLAG_SWITCH, ARGS_DECODE, false},
     {"--resume", NULL, "go on behind the lines an output file has", AT(resume), 0, 0, FLAG_SWITCH, ARGS_DECODE, false},
     {"--deterministic", NULL, "lines in input order, without times and counters: cmp compares runs", AT(deterministic), 0, 0, FLAG_SWITCH, ARGS_DECODE, false},
+    {"--profile", NULL, "also say where the time of steps went, op by op", AT(profile), 0, 0, FLAG_SWITCH, ARGS_DECODE, false},
     {"--format", "text|json", "of the summary on standard output (default text)", AT(format), 0, 0, FLAG_FORMAT, BOTH, false},
     {"--quiet", NULL, "no progress bar", AT(quiet), 0, 0, FLAG_SWITCH, BOTH, false},
     {"--log-level", "error|warn|info|debug", "of the log on standard error (default warn)", AT(log_level), 0, 0, FLAG_STRING, BOTH, true},

@@ -26,7 +26,7 @@ typedef struct args {
         threads;                         /* UINT32_MAX: not given */
     uint32_t tokens, limit, decode_from; /* eval; UINT32_MAX: all */
     uint64_t seed;                       /* of request ids and jitter, never of tokens */
-    bool no_prefetch, no_verify, overwrite, resume, deterministic, quiet;
+    bool no_prefetch, no_verify, overwrite, resume, deterministic, profile, quiet;
     bool help;
 } args;
 

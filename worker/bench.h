@@ -13,6 +13,7 @@
 #define WORKER_BENCH_H
 
 #include "worker/engine.h"
+#include "worker/profile.h"
 #include "worker/text.h"
 #include "worker/trace.h"
 
@@ -31,7 +32,7 @@ typedef struct bench_options {
     uint64_t device_pool, kv_memory, host_tier, seed;
     double churn; /* 0: not given, the walk that was measured */
     double rtt_us, gbit;
-    bool resident, nosi_like, no_prefetch, quiet, json, help;
+    bool resident, nosi_like, no_prefetch, profile, quiet, json, help;
     bool paced; /* --rtt-us or --gbit was given */
     bench_fault fault;
 } bench_options;
@@ -132,6 +133,8 @@ typedef struct bench {
     bench_store *store;
     worker_engine *engine;
     trace *trace;
+    profile profile;                     /* of all runs */
+    profile_op (*run_op)[KERN_OP_COUNT]; /* --profile: [runs] */
     uint32_t batch, max_len, new_tokens;
     worker_stats *stats, *stats_before;
     bench_ceilings ceilings;

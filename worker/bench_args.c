@@ -37,6 +37,7 @@ static const flag_row rows[] = {
     {"--warm", "N", "steps before the first run (default 32)", AT(warm), FLAG_TYPE_WHOLE, 0, 1 << 16},
     {"--threads", "N", "compute threads (default: one a core)", AT(threads), FLAG_TYPE_WHOLE, 1, 1024},
     {"--seed", "N", "of weights, contexts and request ids (default 1)", AT(seed), FLAG_TYPE_SEED, 0, 0},
+    {"--profile", NULL, "also say where the time of a step goes, op by op", AT(profile), FLAG_TYPE_ON, 0, 0},
     {"--trace", "FILE", "timeline of the last run's first 8 steps, Chrome trace JSON", AT(trace), FLAG_TYPE_TEXT, 0, 0},
     {"--label", "TEXT", "put before the case's name in rows", AT(label), FLAG_TYPE_TEXT, 0, 0},
     {"--commit", "ID", "put into rows", AT(commit), FLAG_TYPE_TEXT, 0, 0},
@@ -143,6 +144,7 @@ static status check_rest(const flag_set *set, const bench_options *o)
         TRY(refuse(set, "--churn", "real text has its own"));
         TRY(refuse(set, "--fault", "faults are for contexts that were made up; e2e has them"));
     }
+    if (o->profile) TRY(refuse(set, "--trace", "a step is watched by --profile"));
     if (o->fault != FAULT_NONE && o->runs < 3)
         return FAIL(INVALID, "--fault needs --runs 3 or more: before, in and after the trouble");
     return STATUS_OK;

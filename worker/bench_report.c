@@ -232,6 +232,24 @@ static void decode_row(const bench *b, text *out, const per_run *runs, const ben
     row_end(b, out);
 }
 
+/* A row an op that ran: its ms a step. */
+static void profile_rows(const bench *b, text *out)
+{
+    for (uint32_t op = 0; op < KERN_OP_COUNT; op++) {
+        double ms[BENCH_RUNS_MAX], calls = 0;
+        for (uint32_t i = 0; i < b->options.runs; i++) {
+            ms[i] = (double)b->run_op[i][op].ns * 1e-6 / (double)b->run[i].steps;
+            calls = (double)b->run_op[i][op].calls / (double)b->run[i].steps;
+        }
+        if (calls == 0) continue;
+        row_begin(b, out, &(row){"op", "ms", ms, false, 0});
+        text_key(out, "op");
+        text_quote_string(out, kern_op_name(op));
+        number(out, "calls_a_step", calls);
+        row_end(b, out);
+    }
+}
+
 static void report_json(const bench *b, text *out, const per_run *runs, const bench_span *all,
                         const bench_bound *bound)
 {
@@ -251,6 +269,7 @@ static void report_json(const bench *b, text *out, const per_run *runs, const be
     number(out, "fetch_ms", (double)all->fetch_ns * 1e-6 / (double)all->steps);
     number(out, "stall_ms_max", (double)b->stats->stall_ns_max * 1e-6);
     row_end(b, out);
+    if (b->options.profile) profile_rows(b, out);
 }
 
 /* ---- table ----------------------------------------------------------------------------------- */
@@ -312,6 +331,16 @@ static void report_text(const bench *b, text *out, const per_run *runs, const be
                 "steady state", (unsigned long long)all->steps, (unsigned long long)all->rows,
                 (unsigned long long)all->voids, (unsigned long long)all->parks,
                 (unsigned long long)b->off_walk);
+    if (b->options.profile) {
+        profile p = {.whole_ns = all->ns};
+        for (uint32_t i = 0; i < b->options.runs; i++)
+            for (uint32_t op = 0; op < KERN_OP_COUNT; op++) {
+                p.op[op].calls += b->run_op[i][op].calls;
+                p.op[op].ns += b->run_op[i][op].ns;
+            }
+        text_add_string(out, "\n");
+        profile_text(out, &p, all->steps);
+    }
 }
 
 void bench_report(bench *b, FILE *to)

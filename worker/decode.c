@@ -9,7 +9,9 @@
 #include "worker/verbs.h"
 
 #include "worker/answer.h"
+#include "worker/engine.h"
 #include "worker/json.h"
+#include "worker/profile.h"
 #include "worker/report.h"
 
 #include <ctype.h>
@@ -57,6 +59,7 @@ typedef struct decode {
     char where[128]; /* "in.jsonl line 3" */
     uint64_t lines;  /* in the file */
     report_decode run;
+    profile profile;
     report report;
 } decode;
 
@@ -450,6 +453,18 @@ static status open_all(decode *d)
     return STATUS_OK;
 }
 
+/* Counts from the engine's first op to its last. */
+static void add_profile(decode *d, text *out)
+{
+    const worker_stats *w = session_stats(&d->session);
+    if (d->args->format == FORMAT_JSON) {
+        profile_json(out, &d->profile, w->steps);
+    } else {
+        text_add_string(out, "\n");
+        profile_text(out, &d->profile, w->steps);
+    }
+}
+
 static status summarize(decode *d)
 {
     d->run.wall_s = report_seconds(&d->report);
@@ -461,6 +476,7 @@ static status summarize(decode *d)
     } else {
         report_decode_text(&out, &d->run, &d->session);
     }
+    if (d->args->profile) add_profile(d, &out);
     FILE *to = strcmp(d->args->output, "-") == 0 ? stderr : stdout;
     if (fputs(out.bytes, to) < 0 || fflush(to) != 0)
         return FAIL(IO, "the summary cannot be written");
@@ -523,7 +539,9 @@ int worker_decode(int argc, char **argv)
     s = open_all(d);
     if (s == STATUS_OK) {
         report_begin(&d->report, a.quiet);
+        if (a.profile) profile_start(&d->profile, d->session.engine->stream);
         s = run(d);
+        if (a.profile) profile_stop(&d->profile);
         report_end(&d->report);
         if (s != STATUS_OK) keep_held(d);
         if (s == STATUS_OK) s = finish(d);

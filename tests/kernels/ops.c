@@ -223,10 +223,9 @@ static double cpu_seconds(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-/* Processor seconds of one run, median of PERF_RUNS, each long enough to time. */
-static double median_seconds(op_fixture *f)
+/* Processor seconds of one run, PERF_RUNS times, each long enough to time; sorted. */
+static void sample_seconds(op_fixture *f, double sample[PERF_RUNS])
 {
-    double sample[PERF_RUNS];
     uint32_t repeats = 1;
     for (int i = -1; i < PERF_RUNS; i++) {
         const double start = cpu_seconds();
@@ -239,7 +238,6 @@ static double median_seconds(op_fixture *f)
             sample[i] = each;
     }
     qsort(sample, PERF_RUNS, sizeof sample[0], by_value);
-    return sample[PERF_RUNS / 2];
 }
 
 static bool perf_case(const op_case *c, const char *isa, bool json)
@@ -247,16 +245,22 @@ static bool perf_case(const op_case *c, const char *isa, bool json)
     const kern_config config = {"cpu", 1, isa};
     op_fixture f;
     if (fixture_open(c, &config, &f) != STATUS_OK) return false;
-    const double seconds = median_seconds(&f);
+    double sample[PERF_RUNS];
+    sample_seconds(&f, sample);
+    const double seconds = sample[PERF_RUNS / 2];
     const double gflops = f.flops / seconds * 1e-9, gbytes = f.bytes / seconds * 1e-9;
-    if (json)
+    if (json) {
         printf(
             "{\"schema\":\"shoal.ops/1\",\"op\":\"%s\",\"case\":\"%s\",\"us\":%.3f,\"gflops\":%.2f,"
-            "\"gbytes\":%.2f,\"backend\":\"%s\"}\n",
+            "\"gbytes\":%.2f,\"backend\":\"%s\",\"runs_us\":[",
             c->op, c->dims, seconds * 1e6, gflops, gbytes, kern_backend_describe(f.backend));
-    else
+        for (int i = 0; i < PERF_RUNS; i++)
+            printf("%s%.3f", i > 0 ? "," : "", sample[i] * 1e6);
+        printf("]}\n");
+    } else {
         printf("%-10s %-58s %10.2f us %8.2f GF/s %8.2f GB/s\n", c->op, c->dims, seconds * 1e6,
                gflops, gbytes);
+    }
     fixture_close(&f);
     return true;
 }

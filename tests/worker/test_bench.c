@@ -120,6 +120,35 @@ TEST(the_engine_misses_what_the_walk_was_set_to)
     }
 }
 
+TEST(a_profile_counts_every_op_and_no_more_time_than_the_steps_took)
+{
+    PROGRAM_CALL(&run, "bench", "decode", "--model", TINY, "--contexts", "2K", "--batch", "2",
+                 "--budget", "1,4,10,16", "--runs", "2", "--steps", "8", "--quiet", "--profile",
+                 "-o", "json");
+    EXPECT_MSG(run.exit_code == 0, "%s", run.err);
+    cJSON *step = row_of("step_bound");
+    double whole[2], ops[2] = {0};
+    for (int i = 0; i < 2; i++)
+        whole[i] = cJSON_GetArrayItem(json_get(step, "runs"), i)->valuedouble;
+    char *rest = NULL;
+    double products = 0;
+    for (char *line = strtok_r(run.out, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        cJSON *row = cJSON_Parse(line);
+        if (strcmp(json_get(row, "bench")->valuestring, "op") == 0) {
+            for (int i = 0; i < 2; i++)
+                ops[i] += cJSON_GetArrayItem(json_get(row, "runs"), i)->valuedouble;
+            if (strcmp(json_get(row, "op")->valuestring, "linear") == 0)
+                products = number_of(row, "calls_a_step");
+        }
+        cJSON_Delete(row);
+    }
+    EXPECT(products == 2 * 5 + 1); /* layers x (q, kv, o, gate and up, down), and the head */
+    for (int i = 0; i < 2; i++)
+        EXPECT_MSG(ops[i] > 0 && ops[i] <= whole[i], "run %d: %g of %g ms", i, ops[i], whole[i]);
+    cJSON_Delete(step);
+}
+
 TEST(a_simulated_store_is_labelled_and_its_round_trip_shows)
 {
     PROGRAM_CALL(&run, "bench", "decode", "--model", TINY, "--contexts", "2K,3000", "--batch", "3",

@@ -1,0 +1,98 @@
+/* Where the time of steps goes, op by op. What the ops do not account for is the engine's own:
+ * planning rows, taking events, the clock itself. */
+#include "worker/profile.h"
+
+#include <string.h>
+
+static void on_begin(void *self, uint32_t op, const void *args)
+{
+    profile *p = self;
+    (void)op;
+    (void)args;
+    p->begun_ns = clock_now(&clock_monotonic);
+}
+
+static void on_end(void *self, uint32_t op, const void *args)
+{
+    profile *p = self;
+    (void)args;
+    (void)kern_stream_sync(p->stream); /* what it reports the step's own sync reports again */
+    p->op[op].calls++;
+    p->op[op].ns += clock_now(&clock_monotonic) - p->begun_ns;
+}
+
+void profile_start(profile *p, kern_stream *stream)
+{
+    CHECK(stream != NULL);
+    *p = (profile){.stream = stream, .watch = {on_begin, on_end, p}};
+    p->started_ns = clock_now(&clock_monotonic);
+    kern_stream_watch(stream, &p->watch);
+}
+
+void profile_stop(profile *p)
+{
+    kern_stream_watch(p->stream, NULL);
+    p->whole_ns = clock_now(&clock_monotonic) - p->started_ns;
+}
+
+static uint64_t in_ops(const profile *p)
+{
+    uint64_t sum = 0;
+    for (uint32_t op = 0; op < KERN_OP_COUNT; op++)
+        sum += p->op[op].ns;
+    return sum;
+}
+
+static uint64_t beside_ops(const profile *p)
+{
+    const uint64_t ops = in_ops(p);
+    return p->whole_ns > ops ? p->whole_ns - ops : 0;
+}
+
+void profile_json(text *out, const profile *p, uint64_t steps)
+{
+    text_add_string(out, "{\"schema\":\"shoal.profile/1\"");
+    text_format(out, ",\"steps\":%llu", (unsigned long long)steps);
+    text_key(out, "whole_ms");
+    text_number(out, (double)p->whole_ns * 1e-6);
+    text_key(out, "beside_ops_ms");
+    text_number(out, (double)beside_ops(p) * 1e-6);
+    text_key(out, "ops");
+    text_add_string(out, "{");
+    for (uint32_t op = 0; op < KERN_OP_COUNT; op++) {
+        if (p->op[op].calls == 0) continue;
+        text_key(out, kern_op_name(op));
+        text_format(out, "{\"calls\":%llu,\"ms\":", (unsigned long long)p->op[op].calls);
+        text_number(out, (double)p->op[op].ns * 1e-6);
+        text_add_string(out, "}");
+    }
+    text_add_string(out, "}}\n");
+}
+
+static void line(text *out, const char *name, const profile_op *op, double steps, double step_ns)
+{
+    text_format(out, "%-12s %9.1f calls %10.2f us a step %6.1f%%", name, (double)op->calls / steps,
+                (double)op->ns * 1e-3 / steps, 100 * (double)op->ns / step_ns);
+    if (op->calls > 0)
+        text_format(out, " %9.2f us a call", (double)op->ns * 1e-3 / (double)op->calls);
+    text_add_string(out, "\n");
+}
+
+void profile_text(text *out, const profile *p, uint64_t steps)
+{
+    const double count = steps > 0 ? (double)steps : 1,
+                 all = p->whole_ns > 0 ? (double)p->whole_ns : 1;
+    bool shown[KERN_OP_COUNT] = {false};
+    for (;;) { /* the largest first */
+        uint32_t most = KERN_OP_COUNT;
+        for (uint32_t op = 0; op < KERN_OP_COUNT; op++)
+            if (!shown[op] && p->op[op].calls > 0 &&
+                (most == KERN_OP_COUNT || p->op[op].ns > p->op[most].ns))
+                most = op;
+        if (most == KERN_OP_COUNT) break;
+        shown[most] = true;
+        line(out, kern_op_name(most), &p->op[most], count, all);
+    }
+    line(out, "beside ops", &(profile_op){0, beside_ops(p)}, count, all);
+    line(out, "a step", &(profile_op){0, p->whole_ns}, count, all);
+}

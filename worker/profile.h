@@ -1,0 +1,38 @@
+/* worker/profile.h - where the time of steps goes, op by op.
+ *
+ * Flow:    ops (kern_watch) -> [profile] -> `decode --profile`, `bench decode --profile`.
+ * Threads: the step thread.
+ * Memory:  its own struct; the stream is borrowed while it runs.
+ *
+ * An op's time runs from its call to the end of its work: on a device that works behind its stream
+ * the stream is brought to rest after each op, so that its time is its own and not its launch's.
+ * Such steps are slower than unwatched ones; on host backends an op costs two looks at the clock
+ * more, about 0.1 us. `wait` is time that a step had nothing to do. */
+#ifndef WORKER_PROFILE_H
+#define WORKER_PROFILE_H
+
+#include "worker/text.h"
+
+#include "kernels/kernels.h"
+
+typedef struct profile_op {
+    uint64_t calls, ns;
+} profile_op;
+
+typedef struct profile {
+    profile_op op[KERN_OP_COUNT];
+    kern_stream *stream;
+    kern_watch watch;
+    uint64_t begun_ns;             /* of the op that runs */
+    uint64_t started_ns, whole_ns; /* of the profile; set by profile_stop */
+} profile;
+
+/* Counts from zero until profile_stop; nothing else may watch the stream meanwhile. */
+void profile_start(profile *p, kern_stream *stream);
+void profile_stop(profile *p);
+/* One object, {"schema":"shoal.profile/1","steps":...,"whole_ms":...,"ops":{...}} and a newline, or
+ * a table. "Beside ops" is what was left of the time between start and stop. */
+void profile_json(text *out, const profile *p, uint64_t steps);
+void profile_text(text *out, const profile *p, uint64_t steps);
+
+#endif
