@@ -137,6 +137,27 @@ TEST(the_first_word_is_hello_or_the_connection_ends)
     node_close();
 }
 
+TEST(another_version_is_refused_by_name_and_nonsense_is_not_answered)
+{
+    node_open();
+    peer_opened(&p, 1);
+    wire_hello h = {.owner = 5};
+    wire_head_set(&h.head, WIRE_HELLO, 0, 0);
+    kv_message m = {&h, sizeof h - 8, NULL, 0, 0}; /* ours, but cut short */
+    p.base.events->message(p.base.owner, 1, &m);
+    EXPECT(p.hang_ups == 1 && p.count == 0);
+    h.head.version++;
+    p.base.events->message(p.base.owner, 1, &m);
+    EXPECT(p.hang_ups == 2 && p.count == 1);
+    wire_welcome w;
+    memcpy(&w, p.sent[0].head, sizeof w);
+    EXPECT(w.head.kind == WIRE_WELCOME && w.status == STATUS_REFUSED);
+    h.head.kind = WIRE_LEASE; /* only HELLO is the same in every version */
+    p.base.events->message(p.base.owner, 1, &m);
+    EXPECT(p.hang_ups == 3 && p.count == 1);
+    node_close();
+}
+
 TEST(who_says_nothing_for_five_seconds_is_hung_up_on)
 {
     node_open();

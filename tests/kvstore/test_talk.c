@@ -499,6 +499,30 @@ TEST(a_newer_map_lets_what_failed_be_tried_again_and_an_older_one_changes_nothin
     client_close();
 }
 
+/* A put under the old map, a newer map, and then the answer of the first node to the old one. */
+static uint32_t puts_after_answer(status s)
+{
+    client_open(2, 2);
+    all_ready();
+    (void)put(id_of(1, 0), UINT64_C(5000) * MS);
+    uint64_t request = head_of(peer_last(&p, 1, WIRE_PUT, 0)).request;
+    cluster_map map = map_of(EPOCH + 1, 2, 2);
+    map_say(2, &map);
+    kv_client_poll(client);
+    EXPECT_EQ_U64(peer_count(&p, 1, WIRE_PUT, 0), 1);
+    result(1, WIRE_PUT_DONE, request, s, 0);
+    kv_client_poll(client);
+    uint32_t count = peer_count(&p, 1, WIRE_PUT, 0);
+    client_close();
+    return count;
+}
+
+TEST(a_put_fenced_for_its_old_map_is_sent_again_under_the_new_one)
+{
+    EXPECT_EQ_U64(puts_after_answer(STATUS_FENCED), 2);
+    EXPECT_EQ_U64(puts_after_answer(STATUS_NO_SPACE), 1);
+}
+
 TEST(a_get_that_every_node_answered_is_asked_anew_under_a_newer_map)
 {
     client_open(2, 1);
