@@ -213,6 +213,27 @@ TEST(a_node_without_room_is_asked_again_soon_and_one_that_refuses_is_not)
     client_close();
 }
 
+TEST(a_node_of_another_version_is_refused_while_it_is_greeted)
+{
+    client_open(1, 1);
+    peer_opened(&p, 1);
+    wire_welcome w = {.incarnation = 1, .epoch = EPOCH, .name = "n0"};
+    wire_head_set(&w.head, WIRE_WELCOME, 0, 0);
+    w.head.version++;
+    kv_message m = {&w, sizeof w, NULL, 0, 0};
+    p.base.events->message(p.base.owner, 1, &m);
+    EXPECT_EQ_U64(stats().nodes_refused, 1);
+    EXPECT_EQ_U64(p.hang_ups, 1);
+    EXPECT(client->node[0].state == NODE_DOWN);
+    client_close();
+    client_open(1, 1);
+    all_ready();
+    p.base.events->message(p.base.owner, 1, &m);
+    EXPECT_EQ_U64(stats().nodes_refused, 0); /* it was agreed with: this is nonsense */
+    EXPECT_EQ_U64(p.hang_ups, 1);
+    client_close();
+}
+
 TEST(a_node_of_another_name_is_not_taken_for_the_one_in_the_map)
 {
     client_open(1, 1);
@@ -521,6 +542,22 @@ TEST(a_put_fenced_for_its_old_map_is_sent_again_under_the_new_one)
 {
     EXPECT_EQ_U64(puts_after_answer(STATUS_FENCED), 2);
     EXPECT_EQ_U64(puts_after_answer(STATUS_NO_SPACE), 1);
+}
+
+TEST(an_acknowledgement_outlives_a_map_that_keeps_its_node)
+{
+    client_open(2, 2);
+    all_ready();
+    (void)put(id_of(1, 0), UINT64_C(5000) * MS);
+    result(1, WIRE_PUT_DONE, head_of(peer_last(&p, 1, WIRE_PUT, 0)).request, STATUS_OK, 0);
+    cluster_map map = map_of(EPOCH + 1, 2, 2);
+    map_say(2, &map);
+    kv_client_poll(client);
+    EXPECT_EQ_U64(peer_count(&p, 0, WIRE_PUT, 0), 2);
+    result(2, WIRE_PUT_DONE, head_of(peer_last(&p, 2, WIRE_PUT, 0)).request, STATUS_OK, 0);
+    status s;
+    EXPECT(completed(&s) && s == STATUS_OK);
+    client_close();
 }
 
 TEST(a_get_that_every_node_answered_is_asked_anew_under_a_newer_map)
