@@ -246,6 +246,24 @@ TEST(a_node_of_another_name_is_not_taken_for_the_one_in_the_map)
     client_close();
 }
 
+TEST(nonsense_and_goodbyes_of_a_node_end_the_connection)
+{
+    static const wire_kind kinds[] = {WIRE_BYE, WIRE_LEASE};
+    for (uint32_t i = 0; i < 2; i++) {
+        client_open(1, 1);
+        all_ready();
+        union {
+            wire_bye bye;
+            wire_lease lease;
+        } frame = {.lease = {.epoch = EPOCH, .lease_ns = 1}};
+        peer_says(&p, 1, kinds[i], &frame, i == 0 ? sizeof frame.bye : sizeof frame.lease, 0, NULL,
+                  0);
+        EXPECT_EQ_U64(p.hang_ups, 1);
+        EXPECT_EQ_U64(client->stats.late_replies, 0);
+        client_close();
+    }
+}
+
 TEST(a_greeting_that_takes_too_long_is_given_up)
 {
     client_open(1, 1);

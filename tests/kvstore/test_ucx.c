@@ -184,10 +184,12 @@ TEST(devices_are_those_asked_for_or_those_of_the_addresses)
 
 TEST(a_transport_on_a_device_that_is_not_there_is_refused)
 {
-    kv_transport *t;
+    kv_transport *t = NULL;
     arena *a = arena_create("ucx");
     EXPECT(kv_transport_ucx_open_on(a, "nodevice7", false, &t) != STATUS_OK ||
            t->ops->listen(t, "127.0.0.1:0", (char[CLUSTER_ADDRESS_MAX]){0}) != STATUS_OK);
+    kv_transport_close(t);
+    arena_destroy(a);
 }
 
 TEST_MAIN()
