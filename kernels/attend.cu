@@ -3,12 +3,14 @@
  * Bound: every selected block is read once, 2 * 64 * D bf16; with G = 16 heads on a KV head that is
  * 16 flops a byte, far below the card's ratio, so the bound is memory. The design serves the loads:
  *
- *   The groups (8 entries) of all rows and KV heads stand in one line; two CTAs an SM share it out
- * evenly, whatever the lengths of the lists, and each streams its stretch without a gap: the first
- * blocks of the next group are under way while the last one is folded. CTA = 4 warps; warp w owns
- * tokens 16 w .. 16 w + 15 of every block (one bit of the mask), so its copies need no barrier: K
- * and V rows go to its own swizzled shared memory by cp.async, three blocks ahead, and from there
- * by ldmatrix into mma. Where a block lies in the pool makes no difference.
+ *   The groups (8 entries) of all rows and KV heads stand in one line; two CTAs an SM share three
+ * quarters of it out evenly, whatever the lengths of the lists, and take the rest group by group by
+ * ticket, so that a slow SM, or one that another kernel shares, does less. Each streams its stretch
+ * without a gap: the first blocks of the next group are under way while the last one is folded. CTA
+ * = 4 warps; warp w owns tokens 16 w .. 16 w + 15 of every block (one bit of the mask), so its
+ * copies need no barrier: K and V rows go to its own swizzled shared memory by cp.async, three
+ * blocks ahead, and from there by ldmatrix into mma. Where a block lies in the pool makes no
+ * difference.
  *
  * Order (DESIGN: one order of summation): a warp folds its rows of 8 consecutive entries (online
  * softmax), the CTA folds its 4 warps in order: that is a group's partial. 8 groups fold in order
@@ -27,15 +29,19 @@
 namespace
 {
 
+/* Of the line, what is shared out in advance; measured. */
+template <int D> constexpr uint64_t STATIC_PERCENT = D == 128 ? 75 : 100;
+
 constexpr int WARPS = 4, THREADS = 32 * WARPS, ROWS = 16, STAGES = 3;
 constexpr uint32_t SUPER_GROUPS = 8, UNITS = 32, ENTRIES = UNITS * KERN_GROUP_ENTRIES;
-constexpr uint32_t ITEMS_MAX = 4096; /* lists times head tiles of one launch */
-constexpr int FOLD = 32;             /* columns folded at a time */
+constexpr uint32_t ITEMS_MAX = 4096;   /* lists times head tiles of one launch */
+constexpr int FOLD = 32;               /* columns folded at a time */
+constexpr uint32_t DYNAMIC_MAX = 1024; /* groups handed out by ticket */
 
 struct attend_params {
     kern_attend_args a;
-    float *partial;     /* 8 groups for each CTA that begins a split super, then supers of items */
-    uint32_t *arrived;  /* counters: split supers by CTA, then items */
+    float *partial; /* 8 groups of split supers for each stretch, then for tickets; items' supers */
+    uint32_t *arrived;  /* counters: tickets, CTAs that are done; split supers, then items */
     uint32_t first_row; /* of this launch */
     uint32_t items, kv_heads, group_heads, tiles, supers;
     float scale; /* log2(e) / sqrt(D) */
@@ -60,7 +66,7 @@ template <int D> struct attend_shared {
     int32_t block[ENTRIES], slot[ENTRIES];
     uint8_t mask[ENTRIES];
     uint32_t warp_total[WARPS];
-    uint32_t last;
+    uint32_t last, ticket;
 };
 
 /* Softmax state of one row, as held by one thread: D / 8 of its columns. */
@@ -399,10 +405,11 @@ template <int D> struct attend_cta {
             store_row(item, state);
             return;
         }
-        float *base = partial_at<D>(p, gridDim.x * SUPER_GROUPS + (uint64_t)item * p.supers);
+        float *base =
+            partial_at<D>(p, gridDim.x * SUPER_GROUPS + DYNAMIC_MAX + (uint64_t)item * p.supers);
         partial_store<D>(base + unit.group / SUPER_GROUPS * (uint64_t)(ROWS * (D + 2)), state,
                          threadIdx.x / 8, threadIdx.x % 8);
-        if (!arrive_last<D>(s, p.arrived + gridDim.x + item, 1, supers)) return;
+        if (!arrive_last<D>(s, p.arrived + 2 + gridDim.x + DYNAMIC_MAX + item, 1, supers)) return;
         row_state<D> total;
         fold_partials(total, base, supers);
         store_row(item, total);
@@ -411,7 +418,8 @@ template <int D> struct attend_cta {
 
 /* The line of all groups, shared out among the CTAs. */
 struct attend_line {
-    uint32_t total, begin, end; /* this CTA's stretch */
+    uint32_t total, large, dynamic; /* groups; of a CTA's first stretch; where tickets begin */
+    uint32_t begin, end;            /* this CTA's stretch */
     uint32_t item_first, item_last,
         before; /* items that this thread counts, and groups before them */
 };
@@ -422,11 +430,6 @@ __device__ __forceinline__ uint32_t groups_of(const attend_params &p, uint32_t i
     const uint32_t count =
         (uint32_t)max(p.a.count[list], 1); /* an empty list still has an output */
     return (count + KERN_GROUP_ENTRIES - 1) / KERN_GROUP_ENTRIES;
-}
-
-__device__ __forceinline__ uint32_t stretch_end(uint32_t total, uint32_t cta)
-{
-    return (uint32_t)((uint64_t)total * (cta + 1) / gridDim.x);
 }
 
 template <int D> __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
@@ -453,21 +456,26 @@ template <int D> __device__ attend_line measure_line(const attend_params &p, att
         if (w < threadIdx.x / 32) line.before += s.warp_total[w];
         line.total += s.warp_total[w];
     }
-    line.begin = blockIdx.x == 0 ? 0 : stretch_end(line.total, blockIdx.x - 1);
-    line.end = stretch_end(line.total, blockIdx.x);
+    line.large = (uint32_t)((uint64_t)line.total * STATIC_PERCENT<D> / (100 * gridDim.x));
+    if (line.total - line.large * gridDim.x > DYNAMIC_MAX)
+        line.large = (line.total - DYNAMIC_MAX + gridDim.x - 1) / gridDim.x;
+    line.dynamic = line.large * gridDim.x;
+    line.begin = line.large * blockIdx.x;
+    line.end = line.begin + line.large;
     return line;
 }
 
-/* The CTA that begins the split super whose first group stands at `first`: its partials stand
- * there. */
-__device__ uint32_t owner_of(uint32_t total, uint32_t first)
+/* Where the partials of the split super whose first group stands at `first` meet: which counter,
+ * and the place of its first. */
+__device__ __forceinline__ uint32_t owner_of(const attend_line &line, uint32_t first,
+                                             uint32_t &place)
 {
-    uint32_t cta = (uint32_t)((uint64_t)first * gridDim.x / total);
-    while (stretch_end(total, cta) <= first)
-        cta++;
-    while (cta > 0 && stretch_end(total, cta - 1) > first)
-        cta--;
-    return cta;
+    if (first < line.dynamic) {
+        place = first / line.large * SUPER_GROUPS;
+        return first / line.large;
+    }
+    place = gridDim.x * SUPER_GROUPS + first - line.dynamic;
+    return gridDim.x + first - line.dynamic;
 }
 
 /* Units [base, base + units) of the line and their entries into shared memory. */
@@ -522,18 +530,40 @@ __device__ __forceinline__ uint32_t next_entry(const attend_shared<D> &s, uint32
     return unit * KERN_GROUP_ENTRIES;
 }
 
+/* A group by ticket, when the stretch is done; false: none is left. The last CTA to learn that puts
+ * the tickets back. */
+template <int D>
+__device__ bool next_stretch(const attend_params &p, attend_shared<D> &s, attend_line &line,
+                             uint32_t &base)
+{
+    if (threadIdx.x == 0) {
+        s.ticket = atomicAdd(p.arrived, 1);
+        if (s.ticket >= line.total - line.dynamic) {
+            __threadfence();
+            if (atomicAdd(p.arrived + 1, 1) + 1 == gridDim.x) p.arrived[0] = p.arrived[1] = 0;
+        }
+    }
+    __syncthreads();
+    const uint32_t ticket = s.ticket;
+    if (ticket >= line.total - line.dynamic) return false;
+    line.begin = base = line.dynamic + ticket;
+    line.end = base + 1;
+    return true;
+}
+
 template <int D>
 __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constant__ attend_params p)
 {
     extern __shared__ __align__(128) uint8_t shared_bytes[];
     attend_shared<D> &s = *reinterpret_cast<attend_shared<D> *>(shared_bytes);
     attend_cta<D> cta(p, s);
-    const attend_line line = measure_line<D>(p, s);
+    attend_line line = measure_line<D>(p, s);
     row_state<D> state, group;
     state_clear(state);
     cta.clear();
     uint32_t item = UINT32_MAX, given = 0; /* given: partials of a split super that are ours */
-    for (uint32_t base = line.begin; base < line.end; base += UNITS) {
+    for (uint32_t base = line.begin;; base += UNITS) {
+        if (base >= line.end && !next_stretch<D>(p, s, line, base)) break;
         const uint32_t units = min(line.end - base, UNITS);
         load_units<D>(p, s, line, base, units);
         uint32_t ahead = 0, issued = 0, done = 0;
@@ -577,13 +607,14 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
                 if (ends) cta.finish_super(unit, state);
                 continue;
             }
-            const uint32_t owner = owner_of(line.total, start);
-            float *partials = partial_at<D>(p, (uint64_t)owner * SUPER_GROUPS);
+            uint32_t where;
+            const uint32_t owner = owner_of(line, start, where);
+            float *partials = partial_at<D>(p, where);
             partial_store<D>(partials + (unit.group - first_group) * (uint64_t)(ROWS * (D + 2)),
                              group, threadIdx.x / 8, threadIdx.x % 8);
             given++;
             if (!ends && place + 1 < line.end) continue;
-            const bool last = arrive_last<D>(s, p.arrived + owner, given, members);
+            const bool last = arrive_last<D>(s, p.arrived + 2 + owner, given, members);
             given = 0;
             if (!last) continue;
             cta.fold_partials(state, partials, members);
@@ -601,7 +632,7 @@ template <int D> status attend_rows(cuda_stream *stream, attend_params &p)
     const uint64_t items_row = (uint64_t)p.kv_heads * p.tiles;
     const uint64_t partial_bytes = ROWS * (D + 2) * sizeof(float);
     const uint64_t ctas = 2 * (uint64_t)cuda_device_of(stream->base.backend)->sms;
-    const uint64_t room = CUDA_WORKSPACE_BYTES / partial_bytes - ctas * SUPER_GROUPS;
+    const uint64_t room = CUDA_WORKSPACE_BYTES / partial_bytes - ctas * SUPER_GROUPS - DYNAMIC_MAX;
     const size_t bytes = sizeof(attend_shared<D>);
     uint64_t wave = ITEMS_MAX / items_row;
     if (p.supers > 1 && wave > room / (items_row * p.supers)) wave = room / (items_row * p.supers);
