@@ -291,11 +291,11 @@ def group_fetch(bench):
     for rtt in (0, 50, 200, 1000):
         exposed = {}
         for how, flags in (('no prefetch', ['--no-prefetch']), ('prefetch', []), ('lookahead mid', ['--lookahead', 'mid'])):
-            for row in worker_bench(bench, '--batch', 2, '--contexts', '8K', '--runs', RUNS, '--steps', 24, '--warm', 8,
+            for row in worker_bench(bench, '--batch', 1, '--contexts', '8K', '--runs', RUNS, '--steps', 48, '--warm', 8,
                                     '--budget', 16, '--nodes', 3, '--rtt-us', rtt, *flags):
                 if row['bench'] == 'exposed':
                     exposed[how] = row
-                    row['case'] = f'small model, 8K, batch 2, nosa16, RTT {rtt} us, {how}'
+                    row['case'] = f'small model, 8K, batch 1, nosa16, RTT {rtt} us, {how}'
                     bench.keep('fetch', row)
         base = exposed.get('no prefetch')
         for how in ('prefetch', 'lookahead mid'):
