@@ -12,7 +12,7 @@ enum {
     UNITS = 16 / VN_LANES, /* units of a panel */
     ROW_BLOCK = 96,        /* rows of a task */
     STRIP = 4,             /* panels of a task at most */
-    SMALL_WORK = 1 << 17,  /* products below which nobody is woken */
+    SMALL_WORK = 1 << 18,  /* products below which nobody is woken: 7 us, and waking takes 1 to 5 */
 };
 
 typedef struct linear_job {
