@@ -39,6 +39,13 @@ void kv_hub_pace(kv_hub *hub, uint64_t rtt_ns, uint64_t bytes_per_s);
 status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transport);
 void kv_transport_close(kv_transport *transport);
 
+/* The loopback network of this host, measured in about a second: plain sockets, and the UCX
+ * transport that clients and nodes use. GB are 10^9 bytes. IO with a sentence. */
+typedef struct kv_loopback {
+    double tcp_gbs, transport_gbs, transport_rtt_us;
+} kv_loopback;
+status kv_loopback_measure(kv_loopback *out_loopback);
+
 /* ---- client ---------------------------------------------------------------------------------- */
 
 typedef struct kv_client kv_client;

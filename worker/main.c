@@ -14,6 +14,7 @@ static const char usage[] =
     "  decode    answer the prompts of a batch file\n"
     "  eval      bits a byte and planted keys of a model with a selector\n"
     "  bench     bench decode: speed of decoding, beside what bounds it\n"
+    "  doctor    measure this host and say what is misconfigured\n"
     "  version   print the version\n"
     "\n"
     "examples:\n"
@@ -27,6 +28,7 @@ int main(int argc, char **argv)
     if (strcmp(verb, "decode") == 0) return worker_decode(argc - 1, argv + 1);
     if (strcmp(verb, "eval") == 0) return worker_eval(argc - 1, argv + 1);
     if (strcmp(verb, "bench") == 0) return worker_bench(argc - 1, argv + 1);
+    if (strcmp(verb, "doctor") == 0) return worker_doctor(argc - 1, argv + 1);
     if (strcmp(verb, "version") == 0 || strcmp(verb, "--version") == 0)
         return printf("shoal-worker %s\n", SHOAL_VERSION) < 0;
     if (strcmp(verb, "--help") == 0 || strcmp(verb, "help") == 0) return fputs(usage, stdout) < 0;

@@ -8,5 +8,6 @@
 int worker_decode(int argc, char **argv);
 int worker_eval(int argc, char **argv);
 int worker_bench(int argc, char **argv); /* argv[1] is what to measure: decode */
+int worker_doctor(int argc, char **argv);
 
 #endif

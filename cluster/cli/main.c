@@ -35,9 +35,9 @@ static const cli_verb verbs[] = {
 enum { VERB_COUNT = sizeof verbs / sizeof *verbs };
 
 /* Nouns that the worker program serves: their help and flags are its own. */
-static const char *const worker_nouns[] = {"decode", "eval", "bench"};
-static const char *const noun_names[] = {"cluster", "node", "config", "version",
-                                         "decode",  "eval", "bench",  "help"};
+static const char *const worker_nouns[] = {"decode", "eval", "bench", "doctor"};
+static const char *const noun_names[] = {"cluster", "node",  "config", "version", "decode",
+                                         "eval",    "bench", "doctor", "help"};
 enum { NOUN_COUNT = sizeof noun_names / sizeof *noun_names };
 
 static void help_all(FILE *to)
@@ -46,6 +46,8 @@ static void help_all(FILE *to)
                 "usage: shoal NOUN [VERB] [ARGS] [--flags]\n\nwork:\n"
                 "  decode            answer a file of prompts (run by shoal-worker)\n"
                 "  eval              measure a model on cases with known answers\n"
+                "  bench decode      measure how fast a batch decodes, beside what bounds it\n"
+                "  doctor            measure this host and say what is misconfigured\n"
                 "\nstore:\n");
     for (size_t i = 0; i < VERB_COUNT; i++) {
         char name[32];

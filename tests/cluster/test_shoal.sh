@@ -79,10 +79,13 @@ mv fake/shoal-kvstore fake/other
 expect 0 "0 nodes stopped" shoal cluster down
 [ ! -e state ] && ok || bad "down leaves $(ls state)"
 
-# decode and eval are the worker's, with the verb as its first argument.
+# decode, eval, bench and doctor are the worker's, with the verb as its first argument.
 printf '#!/bin/sh\necho "worker: $*"; exit 5\n' >fake/shoal-worker && chmod +x fake/shoal-worker
 expect 5 "worker: decode in.jsonl --output out.jsonl" fake/shoal decode in.jsonl --output out.jsonl
 expect 5 "worker: eval --help" fake/shoal eval --help
+expect 5 "worker: bench decode --model m -o json" fake/shoal bench decode --model m -o json
+expect 5 "worker: doctor --quick" fake/shoal doctor --quick
+expect 2 'did you mean "doctor"?' shoal docter
 
 # A noun of somebody else's is a program in PATH, with its arguments and its exit code.
 mkdir extra && printf '#!/bin/sh\necho "hello $1"; exit 7\n' >extra/shoal-greet && chmod +x extra/shoal-greet

@@ -192,4 +192,13 @@ TEST(a_transport_on_a_device_that_is_not_there_is_refused)
     arena_destroy(a);
 }
 
+TEST(the_loopback_network_is_measured)
+{
+    kv_loopback seen = {0};
+    EXPECT(kv_loopback_measure(&seen) == STATUS_OK);
+    EXPECT(seen.tcp_gbs > 0.01 && seen.transport_gbs > 0.01 && seen.transport_rtt_us > 0.5);
+    printf("loopback: TCP %.2f GB/s, UCX %.2f GB/s, round trip %.1f us\n", seen.tcp_gbs,
+           seen.transport_gbs, seen.transport_rtt_us);
+}
+
 TEST_MAIN()
