@@ -339,7 +339,7 @@ static void take_events(bench *b)
     worker_event event;
     while (worker_next_event(b->engine, &event)) {
         if (event.kind == WORKER_FINISHED) {
-            b->failed = event.result != STATUS_OK ? event.result : STATUS_CANCELED;
+            b->failed = event.result != STATUS_OK ? event.result : STATUS_PENDING;
         } else if (b->made) {
             int32_t want = bench_weights_next(b->weights, b->last_token[event.id]);
             b->off_walk += event.sampled.token != want;
@@ -359,7 +359,8 @@ static status step_once(bench *b, bool timed)
         take_events(b);
         if (b->failed != STATUS_OK)
             return FAIL(INTERNAL, "a sequence ended before it should: %s",
-                        status_sentence(b->failed));
+                        b->failed == STATUS_PENDING ? "all its tokens are made"
+                                                    : status_sentence(b->failed));
         if (done == STATUS_PENDING) continue;
         if (done != STATUS_OK) return done;
         if (timed) hist_add(&b->step_ns, end - begin);
@@ -415,24 +416,37 @@ static uint64_t span_open(bench *b)
     return clock_now(&clock_monotonic);
 }
 
+/* Turns without steps until whoever fits the pool has its first blocks there: otherwise the first
+ * sequences would run ahead while the last still wait for a slow store. */
+static status resume_all(bench *b)
+{
+    worker_engine *e = b->engine;
+    uint32_t quiet = 0;
+    while (quiet < 2) { /* one sequence gets its entries a turn */
+        uint32_t resuming = 0, before = e->pool_free;
+        if (session_interrupted()) return FAIL(CANCELED, "interrupted while the pool was filled");
+        sched_turn(e);
+        for (uint32_t i = 0; i < e->seqs; i++)
+            resuming += e->seq[i].state == SEQ_RESUMING;
+        quiet = resuming == 0 && e->pool_free == before ? quiet + 1 : 0;
+        if (resuming > 0) io_pause(e->io, clock_now(&e->config.clock) + 1000000);
+    }
+    return STATUS_OK;
+}
+
 /* From the release of the contexts until every sequence that the pool holds has made a token. */
 static status first_fill(bench *b)
 {
     worker_engine *e = b->engine;
     uint64_t begun = span_open(b);
     bench_release(b);
-    if (b->options.resident) {
-        for (uint32_t i = 0; i < b->batch; i++)
-            sched_turn(e); /* one sequence gets its entries a turn */
-        TRY(bench_bring_all(b));
-    }
+    TRY(resume_all(b));
+    if (b->options.resident) TRY(bench_bring_all(b));
     for (bool waiting = true; waiting;) {
         TRY(step_once(b, false));
         waiting = false;
-        for (uint32_t i = 0; i < e->seqs; i++) {
-            const sequence *s = &e->seq[i];
-            waiting |= s->state == SEQ_RESUMING || (s->state == SEQ_ACTIVE && s->ran == 0);
-        }
+        for (uint32_t i = 0; i < e->seqs; i++)
+            waiting |= e->seq[i].state == SEQ_ACTIVE && e->seq[i].ran == 0;
     }
     span_close(b, begun, &b->first);
     return STATUS_OK;
