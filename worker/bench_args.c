@@ -161,7 +161,7 @@ static void settle(const flag_set *set, bench_options *o)
     if (o->nodes == 0 && needs_nodes && o->cluster == NULL) o->nodes = 3;
     if (o->replicas == 0) o->replicas = o->fault != FAULT_NONE ? 2 : 1;
     if (o->nosi_like) o->margin = 0, o->no_prefetch = true;
-    if (o->resident) o->margin = 1u << 24, o->no_prefetch = true;
+    if (o->resident) o->margin = 1u << 24;
     o->json = strcmp(o->format, "json") == 0;
 }
 
