@@ -225,6 +225,8 @@ void client_complete(kv_client *c, uint32_t i, status result)
     else
         stats->done_failed++;
     uint64_t now = clock_now(&c->config.clock);
+    if (now > r->deadline_ns && now - r->deadline_ns > c->stats.late_ns_max)
+        c->stats.late_ns_max = now - r->deadline_ns;
     hist_add(r->kind == KV_KIND_GET ? &c->stats.get_ns : &c->stats.put_ns, now - r->submit_ns);
 }
 

@@ -124,6 +124,7 @@ typedef struct kv_class_stats {
 typedef struct kv_client_stats {
     kv_class_stats class[KV_CLASSES];
     uint64_t hedged, failed_over, corrupt, late_replies, reconnects, put_replicas_acked;
+    uint64_t late_ns_max;     /* longest that a completion came after its deadline */
     uint64_t blocks_received; /* all that nodes sent, late and doubled ones too */
     uint32_t slots_free, slots_posted, slots_filled, slots_held; /* sum = landing_slots */
     uint32_t nodes_connected, nodes_suspect;

@@ -148,6 +148,7 @@ static const fact_row rows[] = {
     {"client", "corrupt", "the store", "", " corrupt", COUNT, true, AT(stats.client.corrupt)},
     {"client", "late_replies", NULL, "", "", COUNT, true, AT(stats.client.late_replies)},
     {"client", "reconnects", "the store", "", " reconnects", COUNT, true, AT(stats.client.reconnects)},
+    {"client", "late_ms_max", NULL, "", "", MS, true, AT(stats.client.late_ns_max)},
     {"client", "get_ms_p50", "a fetch", "p50 ", " ms", P50, true, AT(stats.client.get_ns)},
     {"client", "get_ms_p99", "a fetch", "p99 ", " ms", P99, true, AT(stats.client.get_ns)},
     {"", "fetch_exposed_fraction", "waiting", "", " of the fetches' time", SHARE, true, AT(exposed_fraction)},

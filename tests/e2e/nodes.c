@@ -20,6 +20,8 @@ static struct {
     pid_t pid[NODES_MAX];
     cluster_node node[NODES_MAX];
     char memory[32], faults[128];
+    nodes_site site; /* config_path NULL: loopback */
+    cluster_config config;
 } all;
 
 static uint16_t free_port(void)
@@ -43,11 +45,15 @@ static void run_node(uint32_t i, int out)
     const char *argv[] = {path,        "--name",   n->name,    "--listen", n->data,
                           "--control", n->control, "--memory", all.memory, "--log-level",
                           "error",     NULL,       NULL,       NULL};
-    if (all.faults[0] != 0) {
-        argv[11] = "--fault";
-        argv[12] = all.faults;
+    const char *there[] = {path,          "--name", n->name, "--config", all.site.config_path,
+                           "--log-level", "error",  NULL,    NULL,       NULL};
+    bool away = all.site.config_path != NULL;
+    if (all.faults[0] != 0 && (!away || (all.site.faulty >> i & 1) != 0)) {
+        *(away ? &there[7] : &argv[11]) = "--fault";
+        *(away ? &there[8] : &argv[12]) = all.faults;
     }
-    execv(path, (char *const *)argv);
+    if (away) all.site.enter(i);
+    execv(path, (char *const *)(away ? there : argv));
     _exit(127);
 }
 
@@ -98,6 +104,24 @@ void nodes_start(uint32_t count, uint32_t replicas, const char *memory, const ch
     }
 }
 
+void nodes_start_at(const nodes_site *site, const char *faults)
+{
+    memset(&all, 0, sizeof all);
+    all.site = *site;
+    snprintf(all.faults, sizeof all.faults, "%s", faults == NULL ? "" : faults);
+    EXPECT_OK(cluster_config_load(site->config_path, &all.config));
+    all.count = all.config.map.node_count;
+    EXPECT(all.count <= NODES_MAX);
+    memcpy(all.node, all.config.map.node, all.count * sizeof all.node[0]);
+    for (uint32_t i = 0; i < all.count; i++)
+        start(i);
+}
+
+pid_t nodes_pid(uint32_t i)
+{
+    return all.pid[i];
+}
+
 void nodes_signal(uint32_t i, int signal)
 {
     EXPECT(i < all.count && all.pid[i] > 0 && kill(all.pid[i], signal) == 0);
@@ -116,30 +140,45 @@ void nodes_restart(uint32_t i)
     start(i);
 }
 
+status nodes_count_one(uint32_t i, uint32_t timeout_ms, node_counts *out_counts)
+{
+    const cluster_config *c = &all.config;
+    const rpc_tls tls = {c->tls_authority, c->tls_certificate, c->tls_key};
+    rpc_client *client;
+    TRY(rpc_client_create(all.node[i].control, c->tls_key[0] != 0 ? &tls : NULL, &client));
+    Shoal__V1__NodeStatsRequest request = SHOAL__V1__NODE_STATS_REQUEST__INIT;
+    struct ProtobufCMessage *reply;
+    status s = rpc_client_call(client, "/shoal.v1.Node/Stats", (struct ProtobufCMessage *)&request,
+                               &shoal__v1__node_stats__descriptor, timeout_ms, &reply);
+    rpc_client_destroy(client);
+    if (s != STATUS_OK) return s;
+    const Shoal__V1__NodeStats *stats = (const Shoal__V1__NodeStats *)reply;
+    node_counts counts = {
+        .corrupt = stats->corrupt, .misses = stats->misses, .connections = stats->connections};
+    for (size_t k = 0; k < stats->n_classes; k++) {
+        const Shoal__V1__NodeClassStats *class = stats->classes[k];
+        bool write = class->traffic_class == SHOAL__V1__TRAFFIC_CLASS__TRAFFIC_WRITE_BACK ||
+                     class->traffic_class == SHOAL__V1__TRAFFIC_CLASS__TRAFFIC_REPAIR;
+        *(write ? &counts.stored : &counts.served) += class->blocks_ok;
+    }
+    protobuf_c_message_free_unpacked(reply, NULL);
+    *out_counts = counts;
+    return STATUS_OK;
+}
+
 void nodes_counts(node_counts *out_sum)
 {
     *out_sum = (node_counts){0};
     for (uint32_t i = 0; i < all.count; i++) {
-        rpc_client *client;
+        node_counts one;
         if (all.pid[i] == 0) continue;
-        EXPECT(rpc_client_create(all.node[i].control, NULL, &client) == STATUS_OK);
-        Shoal__V1__NodeStatsRequest request = SHOAL__V1__NODE_STATS_REQUEST__INIT;
-        struct ProtobufCMessage *reply;
-        status s =
-            rpc_client_call(client, "/shoal.v1.Node/Stats", (struct ProtobufCMessage *)&request,
-                            &shoal__v1__node_stats__descriptor, 5000, &reply);
-        EXPECT_MSG(s == STATUS_OK, "node %u does not answer: %s", i, log_last_error());
-        const Shoal__V1__NodeStats *stats = (const Shoal__V1__NodeStats *)reply;
-        for (size_t k = 0; k < stats->n_classes; k++) {
-            const Shoal__V1__NodeClassStats *c = stats->classes[k];
-            bool write = c->traffic_class == SHOAL__V1__TRAFFIC_CLASS__TRAFFIC_WRITE_BACK ||
-                         c->traffic_class == SHOAL__V1__TRAFFIC_CLASS__TRAFFIC_REPAIR;
-            *(write ? &out_sum->stored : &out_sum->served) += c->blocks_ok;
-        }
-        out_sum->corrupt += stats->corrupt;
-        out_sum->misses += stats->misses;
-        protobuf_c_message_free_unpacked(reply, NULL);
-        rpc_client_destroy(client);
+        EXPECT_MSG(nodes_count_one(i, 5000, &one) == STATUS_OK, "node %u does not answer: %s", i,
+                   log_last_error());
+        out_sum->served += one.served;
+        out_sum->stored += one.stored;
+        out_sum->corrupt += one.corrupt;
+        out_sum->misses += one.misses;
+        out_sum->connections += one.connections;
     }
 }
 

@@ -12,7 +12,7 @@ static uint64_t now(void)
 }
 
 static void spawn(node_process *n, const char *name, const char *data, const char *memory,
-                  const char *faults)
+                  const char *flag, const char *value)
 {
     int out[2];
     CHECK(pipe(out) == 0);
@@ -26,7 +26,7 @@ static void spawn(node_process *n, const char *name, const char *data, const cha
         close(out[1]);
         execl(TEST_BINARY_DIR "/bin/shoal-kvstore", "shoal-kvstore", "--name", name, "--listen",
               data != NULL ? data : "127.0.0.1:0", "--control", "127.0.0.1:0", "--memory", memory,
-              "--log-level", "error", faults != NULL ? "--fault" : NULL, faults, (char *)NULL);
+              "--log-level", "error", flag, value, (char *)NULL);
         _exit(127);
     }
     close(out[1]);
@@ -41,12 +41,17 @@ static void spawn(node_process *n, const char *name, const char *data, const cha
 
 void node_spawn(node_process *n, const char *name, const char *data, const char *faults)
 {
-    spawn(n, name, data, "128MiB", faults);
+    spawn(n, name, data, "128MiB", faults != NULL ? "--fault" : NULL, faults);
 }
 
 void node_spawn_sized(node_process *n, const char *name, const char *memory)
 {
-    spawn(n, name, NULL, memory, NULL);
+    spawn(n, name, NULL, memory, NULL, NULL);
+}
+
+void node_spawn_grace(node_process *n, const char *name, const char *lease_grace)
+{
+    spawn(n, name, NULL, "32MiB", "--lease-grace", lease_grace);
 }
 
 void node_signal(node_process *n, int signal)

@@ -16,6 +16,8 @@ typedef struct node_process {
 /* Start shoal-kvstore and read its ready line. data NULL: any port. */
 void node_spawn(node_process *n, const char *name, const char *data, const char *faults);
 void node_spawn_sized(node_process *n, const char *name, const char *memory); /* "1MiB" */
+/* Of 32 MiB; lease_grace "1s". */
+void node_spawn_grace(node_process *n, const char *name, const char *lease_grace);
 void node_signal(node_process *n, int signal);
 int node_reap(node_process *n); /* wait for its end: exit code, or 128 + signal */
 
