@@ -110,6 +110,9 @@ static void score_one(const kern_score_args *a, uint64_t r, uint64_t h, double *
     for (uint64_t g = 0; g < group; g++) {
         const float *q = a->q + r * a->row_stride + (h * group + g) * dim;
         double top = -INFINITY, sum = 0.0;
+        for (uint64_t j = 0; j < count && selector->raw; j++)
+            out[j] = (float)((double)out[j] + dot(q, kc + j * dim, dim));
+        if (selector->raw) continue;
         for (uint64_t j = 0; j < count; j++) {
             logits[j] = dot(q, kc + j * dim, dim) / sqrt((double)dim);
             if (logits[j] > top) top = logits[j];

@@ -21,7 +21,7 @@
     .embed = level##_embed, .rmsnorm = level##_rmsnorm, .rope = level##_rope,                      \
     .linear = level##_linear, .swiglu = level##_swiglu, .importance = level##_importance,          \
     .compress = level##_compress, .append = level##_append, .score = level##_score,                \
-    .attend = level##_attend, .sample = level##_sample
+    .attend = level##_attend, .sample = level##_sample, .gate = level##_gate
 
 const kern_ops kern_ops_ref = {HOST_OPS, LEVEL_OPS(ref)};
 const kern_ops kern_ops_generic = {HOST_OPS, LEVEL_OPS(cpu_generic)};

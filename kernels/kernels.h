@@ -39,7 +39,7 @@ typedef enum kern_source { SOURCE_OWN, SOURCE_MID, SOURCE_INPUT, SOURCE_STEP } k
 /* Counts are in selection blocks of `block` tokens. `full` is total = UINT32_MAX. */
 typedef struct kern_selector {
     uint32_t window, stride; /* keys: mean of `window` rotated ones every `stride` tokens */
-    uint32_t block;          /* selection block: 16, 32, 64 or 128 tokens */
+    uint32_t block;          /* selection block: 16, 32, 64 or a multiple of 128 up to 4096 */
     uint32_t init;           /* the first blocks, always selected */
     uint32_t local;          /* blocks before the current one, always selected with it */
     uint32_t query;          /* best by query score, forced ones counted (0: no query scores) */
@@ -48,6 +48,11 @@ typedef struct kern_selector {
     bool bias;               /* add u to the attention logits */
     kern_source source;      /* where the selection's query comes from. Other than
                               * SOURCE_OWN, row i sees only windows complete at i - 1 */
+    uint32_t chunk;          /* 0: exact top-k. W: as SSA's released kernel searches, the W / 2 best
+                              * before the last aligned W blocks and the W / 2 best of those; then
+                              * query <= W and nothing but the current block is forced or filled */
+    bool raw;                /* MoBA: a score is the plain q . Kc summed over the group, a block's
+                              * score the mean over its windows (else: softmax, maximum) */
 } kern_selector;
 
 /* ---- what stays on the device for every token: one layer's view ------------------------------ */
@@ -277,6 +282,14 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
                                       * selector, and a block has one slot in all their lists */
 } kern_attend_args;
 
+typedef struct kern_gate_args {      /* x[r,h,:] *= 1 / (1 + e^-gate[r,h]), in place (SSA, arXiv
+                                      * 2511.20102: after attention, before the output projection) */
+    float *x;                        /* [R, heads, D] dense */
+    const float *gate;               /* [R, heads] with gate_stride floats between rows */
+    uint64_t gate_stride;
+    uint32_t rows, heads, head_dim;
+} kern_gate_args;
+
 typedef struct kern_install_args {   /* between steps: put arrived blocks (prefetched, resumed, staged
                                       * by prefill) into entries of their sequence. Free entries first,
                                       * then victims as in plan, but never one used at `keep_step` or
@@ -340,7 +353,8 @@ typedef struct kern_sample_args {
  * INVALID: shapes out of range (checked before anything is written). */
 #define KERN_OPS(X)                                                                                \
     X(embed) X(rmsnorm) X(rope) X(linear) X(swiglu) X(importance) X(compress) X(append) X(score)   \
-    X(pool) X(select) X(plan) X(wait) X(gather) X(attend) X(install) X(candidates) X(seal) X(sample)
+    X(pool) X(select) X(plan) X(wait) X(gather) X(attend) X(install) X(candidates) X(seal) \
+    X(sample) X(gate)
 
 #define X(op) status kern_##op(kern_stream *stream, const kern_##op##_args *args);
 KERN_OPS(X)
@@ -359,6 +373,9 @@ typedef struct kern_config {
 /* UNSUPPORTED: no such backend in this build or on this machine. */
 status kern_backend_open(const kern_config *config, kern_backend **out_backend);
 void kern_backend_close(kern_backend *backend);
+/* INVALID: no backend computes such a selector; UNSUPPORTED: this one does not. Whoever fills a
+ * table of selectors asks once, since ops of a device cannot look into it. */
+status kern_selector_check(const kern_backend *backend, const kern_selector *selector);
 /* Backend and its version: what has the same id has the same bits. "cpu/1" at every CPU level. */
 const char *kern_numerics_id(const kern_backend *backend);
 const char *kern_backend_describe(const kern_backend *backend); /* "cpu avx512 2 threads" */

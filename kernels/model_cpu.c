@@ -175,3 +175,28 @@ status LEVEL(sample)(kern_stream *stream, const kern_sample_args *args)
     static const kern_sample_math math = {largest, log_sum_exp, weights};
     return kern_sample_rows(stream, args, &math);
 }
+
+/* x * (1 / (1 + e^-g)), a gate a head. */
+static void gate_task(const void *context, uint32_t task, void *scratch)
+{
+    (void)scratch;
+    const kern_gate_args *a = context;
+    const vf one = vf_set1(1.0f);
+    for (uint32_t r = task * TASK_ROWS; r < row_end(task, a->rows); r++) {
+        const float *gate = a->gate + r * a->gate_stride;
+        for (uint32_t h = 0; h < a->heads; h++) {
+            float *x = a->x + ((uint64_t)r * a->heads + h) * a->head_dim;
+            const vf g = vf_sub(vf_zero(), vf_set1(gate[h]));
+            const vf weight = vf_div(one, vf_add(one, vf_exp(g)));
+            for (uint32_t d = 0; d < a->head_dim; d += 16) /* a multiple of 32 */
+                vf_store(x + d, vf_mul(vf_load(x + d), weight));
+        }
+    }
+}
+
+status LEVEL(gate)(kern_stream *stream, const kern_gate_args *args)
+{
+    const bool parallel = (uint64_t)args->rows * args->heads * args->head_dim >= SMALL_FLOATS;
+    kern_team_run(stream->backend->team, row_tasks(args->rows), parallel, gate_task, args);
+    return STATUS_OK;
+}

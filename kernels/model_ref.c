@@ -81,6 +81,19 @@ status ref_swiglu(kern_stream *stream, const kern_swiglu_args *a)
     return STATUS_OK;
 }
 
+status ref_gate(kern_stream *stream, const kern_gate_args *a)
+{
+    (void)stream;
+    for (uint64_t r = 0; r < a->rows; r++)
+        for (uint64_t h = 0; h < a->heads; h++) {
+            const double gate = 1.0 / (1.0 + exp(-(double)a->gate[r * a->gate_stride + h]));
+            float *x = a->x + (r * a->heads + h) * a->head_dim;
+            for (uint64_t d = 0; d < a->head_dim; d++)
+                x[d] = (float)(gate * (double)x[d]);
+        }
+    return STATUS_OK;
+}
+
 static float largest(const float *logits, uint32_t count)
 {
     float top = -INFINITY;

@@ -56,6 +56,17 @@ LANE_OP void softmax_add(float *logits, uint32_t count, float scale, float *out)
                    vf_fma(vf_load(logits + whole), inverse, vf_load_n(out + whole, rest)), rest);
 }
 
+/* Products added to out [count] as they are (MoBA). */
+LANE_OP void products_add(const float *products, uint32_t count, float *out)
+{
+    const uint32_t whole = count / 16 * 16, rest = count - whole;
+    for (uint32_t j = 0; j < whole; j += 16)
+        vf_store(out + j, vf_add(vf_load(products + j), vf_load(out + j)));
+    if (rest > 0)
+        vf_store_n(out + whole, vf_add(vf_load(products + whole), vf_load_n(out + whole, rest)),
+                   rest);
+}
+
 static void score_task(const void *context, uint32_t task, void *scratch)
 {
     const score_job *job = context;
@@ -87,8 +98,12 @@ static void score_task(const void *context, uint32_t task, void *scratch)
             all_dots(2, q, kc, dim, count, logits, stride);
         else
             all_dots(1, q, kc, dim, count, logits, stride);
-        for (uint32_t h = 0; h < heads; h++)
-            softmax_add(logits + (uint64_t)h * stride, count, scale, out);
+        for (uint32_t h = 0; h < heads; h++) {
+            if (selector->raw)
+                products_add(logits + (uint64_t)h * stride, count, out);
+            else
+                softmax_add(logits + (uint64_t)h * stride, count, scale, out);
+        }
         g += heads;
     }
 }

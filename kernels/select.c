@@ -57,6 +57,15 @@ static float most_of(const float *values, uint32_t lo, uint32_t hi)
     return most;
 }
 
+/* Mean over a complete block's windows; 0 of none stays -inf. */
+static float mean_of(const float *values, uint32_t lo, uint32_t hi)
+{
+    float sum = 0.0f;
+    for (uint32_t j = lo; j < hi; j++)
+        sum += values[j];
+    return hi > lo ? sum / (float)(hi - lo) : -INFINITY;
+}
+
 static float most_of_bf16(const uint16_t *values, uint32_t lo, uint32_t hi)
 {
     float most = -INFINITY;
@@ -92,7 +101,9 @@ static void pool_row(const kern_pool_args *a, uint32_t row, uint32_t head, const
         }
         uint32_t lo, hi;
         walk_windows(&walk, b, visible, &lo, &hi);
-        query[b] = scored ? most_of(scores, lo, hi) : -INFINITY;
+        query[b] = !scored         ? -INFINITY
+                   : selector->raw ? mean_of(scores, lo, hi)
+                                   : most_of(scores, lo, hi);
         importance[b] = b < known_end ? known[b] : most_of_bf16(uc, lo, hi);
     }
 }
@@ -182,16 +193,21 @@ static void heap_rise(uint64_t *heap, uint32_t i, uint64_t key)
     heap[i] = key;
 }
 
-enum { PART_NONE, PART_SETTLED, PART_QUERY };
+enum { PART_NONE, PART_SETTLED, PART_QUERY, PART_KEPT };
 
-/* Mark the `want` best of the blocks <= current that are not marked yet. */
-static void mark_best(const float *value, uint32_t current, uint32_t want, uint8_t mark,
-                      uint8_t *part, uint64_t *heap)
+/* Blocks [first, end) whose mark is `from`: the `want` best of them get the mark `to`. */
+typedef struct mark_rule {
+    uint32_t first, end, want;
+    uint8_t from, to;
+} mark_rule;
+
+static void mark_best(const float *value, mark_rule rule, uint8_t *part, uint64_t *heap)
 {
     uint32_t held = 0;
+    const uint32_t want = rule.want;
     if (want == 0) return;
-    for (uint32_t b = 0; b <= current; b++) {
-        if (part[b] != PART_NONE) continue;
+    for (uint32_t b = rule.first; b < rule.end; b++) {
+        if (part[b] != rule.from) continue;
         const uint64_t key = rank_key(value[b], b);
         if (held < want)
             heap_rise(heap, held++, key);
@@ -199,7 +215,21 @@ static void mark_best(const float *value, uint32_t current, uint32_t want, uint8
             heap_sink(heap, held, key);
     }
     for (uint32_t i = 0; i < held; i++)
-        part[key_block(heap[i])] = mark;
+        part[key_block(heap[i])] = rule.to;
+}
+
+/* What SSA's released kernel leaves of an exact top-k: a sorted buffer of `chunk` blocks gives up
+ * its worse half for the better half of each further chunk, so all before the last chunk share
+ * chunk / 2 places and the last has as many, the current block's among them. */
+static void mark_by_chunks(const float *value, uint32_t chunk, uint32_t current, uint32_t picks,
+                           uint8_t *part, uint64_t *heap)
+{
+    const uint32_t last = current / chunk * chunk, half = chunk / 2;
+    mark_best(value, (mark_rule){0, last, half, PART_NONE, PART_KEPT}, part, heap);
+    mark_best(value, (mark_rule){last, current, half - 1, PART_NONE, PART_KEPT}, part, heap);
+    mark_best(value, (mark_rule){0, current, picks, PART_KEPT, PART_QUERY}, part, heap);
+    for (uint32_t b = 0; b < current; b++)
+        if (part[b] == PART_KEPT) part[b] = PART_NONE;
 }
 
 /* ---- select ---------------------------------------------------------------------------------- */
@@ -219,11 +249,16 @@ static void choose(const kern_selector *selector, int32_t pos, const float *quer
         forced += part[b];
     }
     const uint32_t picks = selector->query > forced ? selector->query - forced : 0;
-    mark_best(query, current, picks, PART_QUERY, part, heap);
+    if (selector->chunk != 0 && current >= selector->chunk) {
+        mark_by_chunks(query, selector->chunk, current, picks, part, heap);
+        return;
+    }
+    const uint32_t end = current + 1;
+    mark_best(query, (mark_rule){0, end, picks, PART_NONE, PART_QUERY}, part, heap);
     if (!selector->fill_by_importance) return;
     const uint32_t held = forced + picks;
     const uint32_t fill = selector->total > held ? selector->total - held : 0;
-    mark_best(importance, current, fill, PART_SETTLED, part, heap);
+    mark_best(importance, (mark_rule){0, end, fill, PART_NONE, PART_SETTLED}, part, heap);
 }
 
 /* Which 16-token parts of storage block `storage` are selected, and whether any of them is settled.

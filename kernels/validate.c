@@ -42,14 +42,33 @@ static status check_summary(const char *op, const kern_summary *s)
 /* A selector row that these rows use. */
 static status check_selector(const char *op, const kern_selector *s)
 {
-    REQUIRE(s->block == 16 || s->block == 32 || s->block == 64 || s->block == 128,
-            "%s: a selection block of %u tokens (16, 32, 64 or 128)", op, s->block);
+    REQUIRE(s->block == 16 || s->block == 32 || s->block == 64 ||
+                (s->block % 128 == 0 && s->block > 0 && s->block <= 4096),
+            "%s: a selection block of %u tokens (16, 32, 64 or a multiple of 128 up to 4096)", op,
+            s->block);
+    REQUIRE(s->chunk == 0 || (s->chunk % 2 == 0 && s->query <= s->chunk && s->init == 0 &&
+                              s->local == 0 && !s->fill_by_importance),
+            "%s: a search by chunks of %u blocks for %u picks", op, s->chunk, s->query);
+    REQUIRE(!s->raw || s->window == s->stride, "%s: raw scores of windows that overlap", op);
     REQUIRE(s->window > 0 && s->stride > 0 && s->stride <= s->window, "%s: windows of %u every %u",
             op, s->window, s->stride);
     REQUIRE(s->total > 0 && s->init <= KERN_SELECT_BLOCKS_MAX && s->local <= KERN_SELECT_BLOCKS_MAX,
             "%s: a selection of %u blocks", op, s->total);
     REQUIRE(s->source >= SOURCE_OWN && s->source <= SOURCE_STEP, "%s: selection source %d", op,
             (int)s->source);
+    return STATUS_OK;
+}
+
+status kern_selector_check(const kern_backend *backend, const kern_selector *selector)
+{
+    CHECK(backend != NULL && selector != NULL);
+    TRY(check_selector("selector", selector));
+    if (backend->host_memory) return STATUS_OK;
+    if (selector->chunk != 0)
+        return FAIL(UNSUPPORTED,
+                    "the search by chunks (ssa-chunked) exists on the CPU backends only");
+    if (selector->raw)
+        return FAIL(UNSUPPORTED, "plain products as scores (moba) exist on the CPU backends only");
     return STATUS_OK;
 }
 
@@ -109,6 +128,15 @@ status kern_validate_swiglu(const kern_backend *b, const kern_swiglu_args *a)
     (void)b;
     REQUIRE(a->ffn > 0 && a->in_stride >= a->ffn, "swiglu: %u values every %llu", a->ffn,
             (unsigned long long)a->in_stride);
+    return STATUS_OK;
+}
+
+status kern_validate_gate(const kern_backend *b, const kern_gate_args *a)
+{
+    (void)b;
+    TRY(check_heads("gate", a->heads, a->heads, a->head_dim));
+    REQUIRE(a->gate_stride >= a->heads, "gate: %u gates every %llu", a->heads,
+            (unsigned long long)a->gate_stride);
     return STATUS_OK;
 }
 

@@ -11,15 +11,17 @@
 enum { P_GROUP, P_KV, P_DIM, P_TOKENS, P_ROWS, P_SELECTOR };
 
 static const kern_selector selectors[] = {
-    {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_OWN},         /* 0: nosa 16 */
-    {32, 16, 64, 1, 16, 33, 64, true, true, SOURCE_OWN},        /* 1: nosa 64 */
-    {32, 16, 64, 1, 4, 16, 16, false, false, SOURCE_OWN},       /* 2: infllmv2 16 */
-    {32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN}, /* 3: full */
-    {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_STEP},        /* 4: nosa 16, a step early */
-    {16, 16, 16, 0, 1, 16, 16, false, false, SOURCE_OWN},       /* 5: ssa, 16-token blocks */
-    {32, 16, 32, 1, 3, 9, 14, true, true, SOURCE_OWN},          /* 6: 32-token blocks */
-    {32, 16, 128, 1, 2, 5, 8, true, true, SOURCE_MID},          /* 7: 128-token blocks */
-    {32, 16, 64, 1, 14, 0, 16, true, true, SOURCE_OWN},         /* 8: window 16 */
+    {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_OWN, 0, false},         /* 0: nosa 16 */
+    {32, 16, 64, 1, 16, 33, 64, true, true, SOURCE_OWN, 0, false},        /* 1: nosa 64 */
+    {32, 16, 64, 1, 4, 16, 16, false, false, SOURCE_OWN, 0, false},       /* 2: infllmv2 16 */
+    {32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN, 0, false}, /* 3: full */
+    {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_STEP, 0, false},   /* 4: nosa 16, a step early */
+    {16, 16, 16, 0, 1, 16, 16, false, false, SOURCE_OWN, 0, false},  /* 5: ssa, 16-token blocks */
+    {32, 16, 32, 1, 3, 9, 14, true, true, SOURCE_OWN, 0, false},     /* 6: 32-token blocks */
+    {32, 16, 128, 1, 2, 5, 8, true, true, SOURCE_MID, 0, false},     /* 7: 128-token blocks */
+    {32, 16, 64, 1, 14, 0, 16, true, true, SOURCE_OWN, 0, false},    /* 8: window 16 */
+    {16, 16, 16, 0, 0, 12, 12, false, false, SOURCE_OWN, 16, false}, /* 9: ssa by chunks */
+    {128, 128, 256, 0, 0, 3, 3, false, false, SOURCE_OWN, 0, true},  /* 10: moba */
 };
 
 static const int32_t edges[] = {0,  1,  14, 15,  30,  31,  32,  46,  47,   62,   63,   64,  65,
@@ -271,6 +273,9 @@ const op_case ops_attend_cases[] = {
     {"score", "G=16 kv=1 dim=128 tokens=3000 rows=30 infllmv2", {16, 1, 128, 3000, 30, 2}, 2e-6f, false, score_build},
     {"score", "G=4 kv=2 dim=64 tokens=2500 rows=60 step", {4, 2, 64, 2500, 60, 4}, 2e-6f, false, score_build},
     {"score", "G=6 kv=1 dim=64 tokens=1500 rows=60 block=16", {6, 1, 64, 1500, 60, 5}, 2e-6f, false, score_build},
+    {"score", "G=1 kv=3 dim=64 tokens=2500 rows=60 moba", {1, 3, 64, 2500, 60, 10}, 4e-6f, false, score_build},
+    {"select", "tokens=1500 rows=60 ssa by chunks", {4, 2, 64, 1500, 60, 9}, 0, false, select_build},
+    {"select", "tokens=2500 rows=60 moba", {1, 3, 64, 2500, 60, 10}, 0, false, select_build},
     {"select", "tokens=16384 rows=16 nosa16", {4, 2, 64, 16384, 16, 0}, 0, false, select_build},
     {"select", "tokens=6000 rows=60 nosa64", {4, 2, 64, 6000, 60, 1}, 0, false, select_build},
     {"select", "tokens=2500 rows=60 infllmv2", {4, 2, 64, 2500, 60, 2}, 0, false, select_build},
@@ -290,6 +295,7 @@ const op_case ops_attend_cases[] = {
     {"attend", "G=5 kv=1 dim=64 tokens=1500 rows=60 block=16", {5, 1, 64, 1500, 60, 5}, 2e-6f, false, attend_build},
     {"attend", "G=4 kv=2 dim=128 tokens=1500 rows=60 block=32", {4, 2, 128, 1500, 60, 6}, 2e-6f, false, attend_build},
     {"attend", "G=4 kv=2 dim=64 tokens=3000 rows=60 block=128", {4, 2, 64, 3000, 60, 7}, 2e-6f, false, attend_build},
+    {"attend", "G=1 kv=3 dim=64 tokens=2500 rows=60 moba", {1, 3, 64, 2500, 60, 10}, 2e-6f, false, attend_build},
     {"attend", "G=7 kv=1 dim=96 tokens=700 rows=40 nosa16", {7, 1, 96, 700, 40, 0}, 2e-6f, false, attend_build},
 };
 /* clang-format on */

@@ -175,6 +175,41 @@ static void swiglu_build(op_fixture *f)
     ops_output(f, "out", a->out, (uint64_t)a->rows * a->ffn, VALUE_F32);
 }
 
+/* ---- gate: rows heads dim: in place, so each run starts from a copy ---------------------------
+ */
+
+static status gate_run(op_fixture *f, uint32_t first, uint32_t count)
+{
+    kern_gate_args a = *(kern_gate_args *)f->args;
+    const uint64_t width = (uint64_t)a.heads * a.head_dim;
+    const float *source = f->context;
+    memcpy(a.x + first * width, source + first * width, count * width * sizeof *source);
+    a.x += first * width;
+    a.gate += first * a.gate_stride;
+    a.rows = count;
+    return kern_gate(f->stream, &a);
+}
+
+static void gate_build(op_fixture *f)
+{
+    ARGS(kern_gate_args);
+    a->rows = f->rows = (uint32_t)f->param[0];
+    a->heads = (uint32_t)f->param[1];
+    a->head_dim = (uint32_t)f->param[2];
+    a->gate_stride = a->heads + 3;
+    float *gate = ops_floats(f, a->rows * a->gate_stride, 4.0f);
+    gate[0] = 200.0f;
+    gate[a->heads - 1] = -200.0f;
+    const uint64_t values = (uint64_t)a->rows * a->heads * a->head_dim;
+    a->gate = gate;
+    f->context = ops_floats(f, values, 3.0f);
+    a->x = ops_floats(f, values, 0.0f);
+    f->args = a;
+    f->run = gate_run;
+    f->bytes = (double)values * 8;
+    ops_output(f, "x", a->x, values, VALUE_F32);
+}
+
 /* ---- importance: rows kv_heads dim has-A ----------------------------------------------------- */
 
 static status importance_run(op_fixture *f, uint32_t first, uint32_t count)
@@ -372,6 +407,8 @@ const op_case ops_model_cases[] = {
     {"linear", "rows=8 k=256 n=4096", {8, 256, 4096, 0}, 2e-6f, false, linear_build},
     {"swiglu", "rows=128 ffn=704", {128, 704}, 4e-7f, false, swiglu_build},
     {"swiglu", "rows=3 ffn=45", {3, 45}, 4e-7f, false, swiglu_build},
+    {"gate", "rows=65 heads=6 dim=64", {65, 6, 64}, 4e-7f, false, gate_build},
+    {"gate", "rows=3 heads=1 dim=32", {3, 1, 32}, 4e-7f, false, gate_build},
     {"importance", "rows=128 kv=2 dim=64", {128, 2, 64, 1}, 8e-3f, false, importance_build},
     {"importance", "rows=5 kv=3 dim=128", {5, 3, 128, 1}, 8e-3f, false, importance_build},
     {"importance", "rows=5 kv=2 dim=64 without A", {5, 2, 64, 0}, 0, false, importance_build},

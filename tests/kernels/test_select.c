@@ -178,48 +178,49 @@ static void expect_rule(const kern_selector *selector, uint64_t seed)
 
 TEST(nosa_selects_by_the_rule_at_every_position)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN}, 1);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false}, 1);
 }
 
 TEST(a_selection_made_a_token_early_sees_one_token_less)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_STEP}, 2);
-    expect_rule(&(kern_selector){32, 16, 64, 1, 0, 4, 8, true, true, SOURCE_INPUT}, 3);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_STEP, 0, false}, 2);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 0, 4, 8, true, true, SOURCE_INPUT, 0, false}, 3);
 }
 
 TEST(infllm_fills_nothing_by_importance)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 8, 8, false, false, SOURCE_OWN}, 4);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 8, 8, false, false, SOURCE_OWN, 0, false}, 4);
 }
 
 TEST(importance_alone_fills_where_no_query_is_asked)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 0, 9, true, true, SOURCE_OWN}, 5);
-    expect_rule(&(kern_selector){32, 16, 64, 0, 0, 0, 5, true, true, SOURCE_OWN}, 6);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 0, 9, true, true, SOURCE_OWN, 0, false}, 5);
+    expect_rule(&(kern_selector){32, 16, 64, 0, 0, 0, 5, true, true, SOURCE_OWN, 0, false}, 6);
 }
 
 TEST(blocks_of_16_32_and_128_tokens_become_masked_storage_blocks)
 {
-    expect_rule(&(kern_selector){16, 16, 16, 0, 0, 9, 9, false, false, SOURCE_OWN}, 7);
-    expect_rule(&(kern_selector){32, 16, 32, 1, 2, 8, 11, true, true, SOURCE_OWN}, 8);
-    expect_rule(&(kern_selector){32, 16, 128, 1, 1, 4, 6, true, true, SOURCE_MID}, 9);
+    expect_rule(&(kern_selector){16, 16, 16, 0, 0, 9, 9, false, false, SOURCE_OWN, 0, false}, 7);
+    expect_rule(&(kern_selector){32, 16, 32, 1, 2, 8, 11, true, true, SOURCE_OWN, 0, false}, 8);
+    expect_rule(&(kern_selector){32, 16, 128, 1, 1, 4, 6, true, true, SOURCE_MID, 0, false}, 9);
 }
 
 TEST(windows_whose_stride_does_not_divide_the_block_pool_by_the_rule)
 {
-    expect_rule(&(kern_selector){48, 24, 64, 1, 1, 6, 9, true, true, SOURCE_OWN}, 10);
-    expect_rule(&(kern_selector){64, 64, 64, 1, 1, 6, 9, true, true, SOURCE_OWN}, 11);
-    expect_rule(&(kern_selector){40, 16, 32, 1, 1, 6, 9, true, true, SOURCE_OWN}, 12);
+    expect_rule(&(kern_selector){48, 24, 64, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false}, 10);
+    expect_rule(&(kern_selector){64, 64, 64, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false}, 11);
+    expect_rule(&(kern_selector){40, 16, 32, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false}, 12);
 }
 
 TEST(full_selects_every_block_in_ascending_order)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN}, 13);
+    expect_rule(
+        &(kern_selector){32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN, 0, false}, 13);
 }
 
 TEST(a_row_selects_alone_what_it_selects_in_a_chunk)
 {
-    const kern_selector selector = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN};
+    const kern_selector selector = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false};
     static rig whole;
     rig *r = rig_open(&selector, 14);
     EXPECT_OK(run(r, 0, TOKENS, MOST));
@@ -237,8 +238,8 @@ TEST(a_row_selects_alone_what_it_selects_in_a_chunk)
 
 TEST(without_importance_nosa_selects_as_infllm)
 {
-    const kern_selector nosa = {32, 16, 64, 1, 2, 10, 10, true, true, SOURCE_OWN};
-    const kern_selector infllm = {32, 16, 64, 1, 2, 10, 10, false, false, SOURCE_OWN};
+    const kern_selector nosa = {32, 16, 64, 1, 2, 10, 10, true, true, SOURCE_OWN, 0, false};
+    const kern_selector infllm = {32, 16, 64, 1, 2, 10, 10, false, false, SOURCE_OWN, 0, false};
     static rig first;
     rig *r = rig_open(&nosa, 15);
     EXPECT_OK(run(r, 0, TOKENS, MOST));
@@ -252,7 +253,7 @@ TEST(without_importance_nosa_selects_as_infllm)
 
 TEST(a_list_too_short_for_the_selection_is_refused)
 {
-    const kern_selector selector = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN};
+    const kern_selector selector = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false};
     rig *r = rig_open(&selector, 16);
     EXPECT_STATUS(run(r, 0, TOKENS, 9), STATUS_INVALID);
     EXPECT_OK(run(r, 0, 9 * 64, 9));

@@ -21,12 +21,14 @@ then there is a division and a sum over G heads. The relative error of a score i
     e = 2 (d + 2 L u + 2^-22) + (chain(M) + G + 2) u
 and since every term of a sum is positive, so is that of the group's score and of a maximum of
 scores. Two sets of scores cannot be confused when (low - high) / (low + high) > e (nosa.margins).
+Plain products (MoBA) have an absolute bound, products alone, and low - high > 2 bounds.
 Importance windows are given as bf16 to both sides, so their comparison is exact, ties included. For
 attention the same e holds with keys for windows and tokens for M (the bias adds one rounding, |u|
 u, the accumulation over N tokens in any order N u): |error| <= (e + (N + 2) u) * sum(w |v|) /
 sum(w).
 """
 import argparse
+import dataclasses
 import math
 import sys
 import tempfile
@@ -65,6 +67,9 @@ def cases(rows, seed):
         ('own windows', nosa.nosa(budget), small, 4480, NO_ATTEND | COMPRESS),
         ('blocks of 16 by 16', nosa.Selector(0, 0, 16, 16, False, False, window=16, block=16),
          small, 4480, NO_ATTEND),
+        ('ssa 12', nosa.ssa(12), small, 4480, NO_ATTEND),
+        ('ssa 16 by chunks', nosa.ssa(16, 16, 16), small, 4480, NO_ATTEND),
+        ('moba 3 of 256', nosa.moba(3, 256), (3, 1, 64), 4480, NO_ATTEND),
         ('blocks of 32', nosa.Selector(1, 3, 12, 20, block=32), small, 4480, NO_ATTEND),
         ('blocks of 128', nosa.Selector(1, 2, 6, 10, block=128), small, 4480, NO_ATTEND),
         ('G 1', nosa.nosa(budget), (3, 1, 64), 4480, NO_ATTEND),
@@ -86,7 +91,8 @@ def attention_cases(seed):
              ('infllmv2 16', nosa.infllmv2((1, 4, 10, 16)), (2, 3, 64), 4480),
              ('nosa 64, G 16, D 128', nosa.nosa(), (1, 16, 128), 6144),
              ('blocks of 16', nosa.Selector(1, 1, 12, 24, block=16), (2, 2, 64), 4480),
-             ('blocks of 128', nosa.Selector(1, 2, 6, 10, block=128), (2, 1, 128), 4480)]
+             ('blocks of 128', nosa.Selector(1, 2, 6, 10, block=128), (2, 1, 128), 4480),
+             ('moba 3 of 512', nosa.moba(3, 512), (2, 1, 64), 4480)]
     for n, (name, sel, shape, tokens) in enumerate(kinds):
         yield casefile.make(name, sel, shape, tokens, 320, seed + 1000 + n, COMPRESS, EDGES)
 
@@ -109,6 +115,15 @@ def lanes_of(backend):
     return 16 if backend.name.startswith('cpu') else 1
 
 
+def raw_bound(q, k, sel, lanes):
+    """As much for plain products (MoBA), absolute: D products, G heads and the windows of a block,
+    each sum in one order or another."""
+    d, group = q.shape[2], q.shape[1]
+    length = np.sqrt((k * k).sum(1).max()) if len(k) else 0.0
+    most = np.sqrt((q * q).sum(2)).max(1) * length * group
+    return (chain(d, lanes) + group + sel.block / sel.stride + 2) * U * most
+
+
 class Oracle:
     """What float64 says of one KV head's rows of a case, from given windows."""
 
@@ -119,11 +134,14 @@ class Oracle:
         s = nosa.window_scores(q, kc, self.pos, self.sel)
         visible = nosa.windows_mask(self.pos, len(kc), self.sel)
         self.query = nosa.block_scores(s, visible, self.sel, blocks)
-        self.fill = nosa.block_scores(np.broadcast_to(uc, s.shape), visible, self.sel, blocks)
+        most = dataclasses.replace(self.sel, raw=False)     # importance is a maximum always
+        self.fill = nosa.block_scores(np.broadcast_to(uc, s.shape), visible, most, blocks)
         self.chosen, self.late = nosa.choose(self.query, self.fill, self.pos, self.sel)
         self.margin, _ = nosa.margins(s, uc, self.chosen, self.late, self.pos, self.sel)
         self.bound = relative_bound(q, kc, visible.sum(1), lanes)
-        self.judged = self.margin > self.bound
+        if self.sel.raw:
+            self.bound = raw_bound(q, kc, self.sel, lanes)
+        self.judged = self.margin > (2 if self.sel.raw else 1) * self.bound
         ids, current = np.arange(blocks), (self.pos // self.sel.block)[:, None]
         self.current = current
         self.free = (ids >= self.sel.init) & (ids < current - self.sel.local)
@@ -154,7 +172,8 @@ class Oracle:
         if not self.sel.query:
             return np.ones(len(self.pos), bool)
         with np.errstate(invalid='ignore'):
-            near = np.abs(query - self.query) <= self.bound[:, None] * self.query
+            size = 1.0 if self.sel.raw else self.query
+            near = np.abs(query - self.query) <= self.bound[:, None] * size
         near |= query == self.query
         visible = np.arange(query.shape[1]) <= self.current
         forced = (query == np.inf) | ~visible | self.free

@@ -2,6 +2,8 @@
 
 It has float32's rounding, in another order of summation than any backend, and no other merit.
 """
+import dataclasses
+
 import numpy as np
 
 import nosa
@@ -35,13 +37,16 @@ def emulate(case):
     for h in range(kv_heads):
         visible = nosa.windows_mask(case.pos, kc.shape[1], sel)
         s = np.zeros(visible.shape, np.float32)
-        for g in range(group):
+        if sel.raw:
+            s = np.where(visible, case.q[:, h].sum(1) @ kc[h].astype(np.float32).T, 0)
+        for g in range(0 if sel.raw else group):
             x = case.q[:, h, g] @ kc[h].astype(np.float32).T * np.float32(1 / np.sqrt(d))
             x = np.where(visible, x, -np.inf)
             e = np.exp(x - x.max(1, keepdims=True, initial=-1e30))
             s += e / np.maximum(e.sum(1, keepdims=True), np.float32(1e-30))
         query = nosa.block_scores(s, visible, sel, blocks)
-        fill = nosa.block_scores(np.broadcast_to(uc[h], s.shape), visible, sel, blocks)
+        most = dataclasses.replace(sel, raw=False)
+        fill = nosa.block_scores(np.broadcast_to(uc[h], s.shape), visible, most, blocks)
         chosen, late = nosa.choose(query, fill, case.pos, sel)
         every, order, count, settled = storage(chosen, late, case.pos, sel)
         nibble = (every.reshape(rows, -1, 4) * np.array([1, 2, 4, 8])).sum(2)

@@ -52,6 +52,9 @@ class Selector:
     current one. query: best by query score, forced ones counted (0: none by query). total: what
     importance fills the selection up to (fill=False: nothing beyond the query picks).
     bias: u is added to the attention logits.
+    chunk: 0 for the exact best; W for the truncated search of SSA's released kernel (W / 2 best of
+    all before the last aligned W blocks and W / 2 best of those). raw: scores are plain products
+    and a block's score their mean over its windows (MoBA), not a softmax and a maximum.
     """
     init: int = 1
     local: int = 16
@@ -63,10 +66,14 @@ class Selector:
     window: int = 32
     stride: int = 16
     block: int = 64
+    chunk: int = 0
+    raw: bool = False
 
     def __post_init__(self):
         assert self.source in SOURCES
         assert self.window >= self.stride > 0 and self.block % self.stride == 0
+        free = self.init == self.local == 0 and not self.fill
+        assert not self.chunk or (free and self.chunk % 2 == 0 and self.query <= self.chunk)
 
     @property
     def limit(self):
@@ -82,6 +89,20 @@ def infllmv2(budget=(1, 16, 64, 64), source='own'):
     """InfLLM-V2: no importance anywhere, every block beyond the forced ones by query score."""
     init, local, _, total = budget
     return Selector(init, local, total, total, fill=False, bias=False, source=source)
+
+
+def ssa(blocks=16, size=16, chunk=0, source='own'):
+    """SSA (arXiv 2511.20102): `blocks` of `size` tokens by the group's summed softmax over block
+    means, the current one among them; nothing else is forced. MoBA in that paper is the same."""
+    return Selector(0, 0, blocks, blocks, False, False, source, size, size, size, chunk)
+
+
+def moba(blocks=3, size=512, source='own'):
+    """MoBA (arXiv 2502.13189): `blocks` of `size` tokens by q . mean(K), the current one among them.
+    It selects for each query head, so every query head has its KV head here. Means of more than 128
+    keys are means of stored means."""
+    part = min(size, 128)
+    return Selector(0, 0, blocks, blocks, False, False, source, part, part, size, 0, True)
 
 
 def full():
@@ -133,20 +154,34 @@ def top(scores, count):
     return order[:count]
 
 
-def score_row(q, kc):
+def top_picks(scores, sel):
+    """The query's picks of blocks 0 .. current, forced ones at +inf."""
+    last = (len(scores) - 1) // sel.chunk * sel.chunk if sel.chunk else 0
+    if last == 0:
+        return top(scores, sel.query)
+    half = sel.chunk // 2
+    kept = top(scores[:last], half) + [last + b for b in top(scores[last:], half)]
+    return sorted(kept, key=lambda b: (-scores[b], b))[:sel.query]
+
+
+def score_row(q, kc, sel):
     """q [G, D], kc [M, D] visible windows -> s [M], the group's summed softmax."""
     if len(kc) == 0:
         return np.zeros(0)
+    if sel.raw:
+        return (q @ kc.T).sum(0)
     logits = q @ kc.T / math.sqrt(q.shape[1])
     p = np.exp(logits - logits.max(1, keepdims=True))
     return (p / p.sum(1, keepdims=True)).sum(0)
 
 
 def pool_row(x, b, sel):
-    """Maximum of x over the visible windows that touch block b; -inf without any."""
+    """Maximum (raw: mean) of x over the visible windows that touch block b; -inf without any."""
     low, high = windows_of_block(b, sel)
     part = x[low:high]
-    return part.max() if len(part) else -INF
+    if len(part) == 0:
+        return -INF
+    return part.sum() * sel.stride / sel.block if sel.raw else part.max()
 
 
 def select_row(q, kc, uc, pos, sel):
@@ -165,9 +200,9 @@ def select_row(q, kc, uc, pos, sel):
     assert len(must) <= sel.limit
     picks = set(must)
     if sel.query:
-        s = score_row(q, kc[:m])
+        s = score_row(q, kc[:m], sel)
         by_query = [INF if b in must else pool_row(s, b, sel) for b in blocks]
-        picks |= set(top(by_query, sel.query))
+        picks |= set(top_picks(by_query, sel))
     chosen = picks
     if sel.fill:
         by_u = [INF if b in picks else pool_row(uc[:m], b, sel) for b in blocks]
@@ -191,13 +226,17 @@ def attend_row(q, k, v, u, blocks, pos, sel):
 # ---- all rows ------------------------------------------------------------------------------------
 
 def block_scores(s, visible, sel, blocks):
-    """s [..., M] -> [..., blocks]: maximum over the visible windows that touch each block."""
+    """s [..., M] -> [..., blocks]: maximum (raw: mean) over the visible windows of each block."""
     s = np.where(visible, s, -INF)
     out = np.full((*s.shape[:-1], blocks), -INF)
     for b in range(blocks):
         low, high = windows_of_block(b, sel)
-        if low < s.shape[-1]:
-            out[..., b] = s[..., low:high].max(-1)
+        if low >= s.shape[-1]:
+            continue
+        part = s[..., low:high]
+        some = np.isfinite(part)
+        mean = np.where(some, part, 0).sum(-1) * sel.stride / sel.block
+        out[..., b] = np.where(some.any(-1), mean, -INF) if sel.raw else part.max(-1)
     return out
 
 
@@ -219,6 +258,8 @@ def window_scores(q, kc, pos, sel):
     the visible windows, then the heads of the group are summed (InfLLM-V2, stage 1)."""
     visible = windows_mask(pos, len(kc), sel)
     s = np.zeros(visible.shape)
+    if sel.raw:
+        return np.where(visible, q.sum(1) @ kc.T, 0.0)
     for g in range(q.shape[1]):
         logits = np.where(visible, q[:, g] @ kc.T / math.sqrt(q.shape[2]), -INF)
         p = np.exp(logits - logits.max(1, keepdims=True, initial=-1e300))
@@ -237,7 +278,11 @@ def choose(by_query, by_u, pos, sel):
     if sel.query:
         s = np.where(must, INF, by_query)
         s[future] = -INF
-        picks = must | (best(s, sel.query) & ~future)
+        last = current // sel.chunk * sel.chunk if sel.chunk else np.zeros_like(current)
+        old, half = b < last, sel.chunk // 2
+        kept = (best(np.where(old, s, -INF), half) & old) | (best(np.where(old, -INF, s), half)
+                                                            & ~old) | (last == 0)
+        picks = must | (best(np.where(kept, s, -INF), sel.query) & kept & ~future)
     chosen = picks
     if sel.fill:
         s = np.where(picks, INF, by_u)
@@ -290,14 +335,23 @@ def margins(s, uc, chosen, late, pos, sel):
 
     def gap(scores, inside, outside, relative):
         least = np.full(len(pos), INF)
-        for low, high in rivals(scores, visible, inside, outside, sel):
+        if sel.window == sel.stride:                        # no window has two blocks
+            pooled = block_scores(scores, visible, sel, len(b))
+            pairs = [(np.where(inside, pooled, INF).min(1), np.where(outside, pooled, -INF).max(1))]
+        else:
+            pairs = rivals(scores, visible, inside, outside, sel)
+        for low, high in pairs:
             some = np.isfinite(low) & np.isfinite(high)
             low, high = np.where(some, low, 1.0), np.where(some, high, 0.0)
             size = low + high if relative else 1.0
             least = np.where(some, np.minimum(least, (low - high) / size), least)
         return least
 
-    query = gap(s, late, free & ~late, True)
+    query = gap(s, late, free & ~late, not sel.raw)
+    if sel.chunk:                                           # two searches, and the best of both
+        assert sel.query == sel.chunk
+        old = b < current // sel.chunk * sel.chunk
+        query = np.minimum(*(gap(s, late & part, free & ~late & part, True) for part in (old, ~old)))
     if not sel.fill:
         return query, np.full(len(pos), INF)
     return query, gap(np.broadcast_to(uc, s.shape), free & chosen & ~late, free & ~chosen, False)
@@ -450,6 +504,15 @@ class Model:
         delta = self.w[f'model.layers.{layer}.self_attn.delta.weight']
         return k, v, self.store(importance(v, a, delta))
 
+    def gate(self, x, layer):
+        """Output gate of SSA, one number a query head, from the layer's normed input: logistic of
+        the second of every three rows of g_proj -> [R, Hk, G, 1]; 1 without g_proj."""
+        if f'model.layers.{layer}.self_attn.g_proj.weight' not in self.w:
+            return 1.0
+        h = self.norm(x, f'model.layers.{layer}.input_layernorm')
+        g = self.linear(h, layer, 'self_attn.g_proj')[:, 1::3]
+        return (1.0 / (1.0 + np.exp(-g))).reshape(len(x), self.kv_heads, -1, 1)
+
     def embed(self, tokens):
         return self.w['model.embed_tokens.weight'][tokens] * self.embed_scale
 
@@ -496,7 +559,7 @@ class Model:
                 o[:, h] = attend_rows(q[:, h], k[:, h], v[:, h], u[:, h], picked[-1][0], pos, sel)
             if tap:
                 tap(layer, *(np.array(part) for part in zip(*picked)))
-            mid = self.after_attention(x, o, layer)
+            mid = self.after_attention(x, o * self.gate(x, layer), layer)
             previous = {'mid': mid, 'input': x}
             x = self.after_mlp(mid, layer)
         return x
@@ -546,7 +609,7 @@ class Decoder:
                 o[0, h] = attend_row(q[0, h], self.k[layer][:, h], self.v[layer][:, h],
                                      self.u[layer][:, h], picked[0], self.pos, sel)
                 self.selected[-1].append(picked)
-            mid = m.after_attention(x, o, layer)
+            mid = m.after_attention(x, o * m.gate(x, layer), layer)
             previous = {'mid': mid, 'input': x}
             x = m.after_mlp(mid, layer)
         self.pos += 1

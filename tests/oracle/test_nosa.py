@@ -80,7 +80,7 @@ def rows(rng, tokens, d=16, g=3):
     return rng.standard_normal((tokens, g, d)) * 2, k, bf16(rng.standard_normal((tokens, d))), u
 
 
-def tiny_model(rng, folder, a=0.7, **more):
+def tiny_model(rng, folder, a=0.7, gate=False, **more):
     """A random checkpoint on disk: 2 layers, 4 query and 2 KV heads of 16."""
     config = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=50,
                   num_attention_heads=4, num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-6,
@@ -96,6 +96,8 @@ def tiny_model(rng, folder, a=0.7, **more):
                    p + 'mlp.gate_proj.weight': (48, 32), p + 'mlp.up_proj.weight': (48, 32),
                    p + 'mlp.down_proj.weight': (32, 48), p + 'self_attn.A': (2,),
                    p + 'self_attn.delta.weight': (2, 32)}
+        if gate:
+            shapes[p + 'self_attn.g_proj.weight'] = (12, 32)
     header, data = {}, b''
     for name, shape in shapes.items():
         x = rng.standard_normal(shape) * (0.5 if len(shape) == 2 else 0.1) + (len(shape) == 1)

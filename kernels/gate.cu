@@ -1,0 +1,31 @@
+/* kernels/gate.cu - output gate: x *= 1 / (1 + e^-gate), one gate a query head. Bound: memory; a
+ * block of threads takes one row's 256 values at a time. */
+#include "kernels/cuda.cuh"
+
+namespace
+{
+
+__global__ void __launch_bounds__(256) gate_kernel(const __grid_constant__ kern_gate_args a)
+{
+    const uint64_t row = blockIdx.y, width = (uint64_t)a.heads * a.head_dim;
+    for (uint32_t i = blockIdx.x * 256 + threadIdx.x; i < width; i += gridDim.x * 256) {
+        const float g = a.gate[row * a.gate_stride + i / a.head_dim];
+        a.x[row * width + i] *= 1.0f / (1.0f + fast_exp2(-g * CUDA_LOG2E));
+    }
+}
+
+} // namespace
+
+extern "C" status cuda_gate(kern_stream *stream, const kern_gate_args *args)
+{
+    const uint32_t width = args->heads * args->head_dim;
+    for (uint32_t row = 0; row < args->rows; row += 32768) { /* a grid's y is 16 bits wide */
+        kern_gate_args part = *args;
+        part.x += (uint64_t)row * width;
+        part.gate += row * args->gate_stride;
+        part.rows = args->rows - row < 32768 ? args->rows - row : 32768;
+        const dim3 grid(cuda_blocks(width, 256), part.rows);
+        gate_kernel<<<grid, 256, 0, cuda_stream_of(stream)->handle>>>(part);
+    }
+    return cuda_launched("gate");
+}
