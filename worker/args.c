@@ -37,7 +37,7 @@ static const flag flags[] = {
     {"--limit", "N", "only the first N cases (default: all)", AT(limit), 1, UINT32_MAX - 1, FLAG_WHOLE, ARGS_EVAL, false},
     {"--decode-from", "N", "texts: tokens from N on go one a step, which shows the pool's misses (default: all at once)", AT(decode_from), 1, UINT32_MAX - 1, FLAG_WHOLE, ARGS_EVAL, false},
     {"--kind", "trained|unseen", "only keys of this kind (default: all)", AT(kind), 0, 0, FLAG_STRING, ARGS_EVAL, true},
-    {"--selector", "nosa|infllmv2|full", "how blocks are chosen (default: the model's)", AT(selector), 0, 0, FLAG_STRING, BOTH, true},
+    {"--selector", "nosa|infllmv2|full|ssa|ssa-chunked|moba|moba-group", "how blocks are chosen (default: the model's)", AT(selector), 0, 0, FLAG_STRING, BOTH, true},
     {"--budget", "N|A,B,C,D", "blocks a step: a listed total, or first, before the current, query, total (default: the model's)", AT(budget), 0, 0, FLAG_STRING, BOTH, false},
     {"--lookahead", "own|mid|input|step", "whose query selects (default own)", AT(lookahead), 0, 0, FLAG_STRING, BOTH, true},
     {"--device-pool", "SIZE", "device memory for KV blocks, as 64MiB (default: the cluster file's)", AT(device_pool_bytes), 0, 0, FLAG_BYTES, BOTH, false},

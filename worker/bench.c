@@ -134,6 +134,7 @@ static status open_made(bench *b, model_config *config)
     const bench_options *o = &b->options;
     bool other = config->sparse.typed && config->sparse.kind != SELECTOR_NOSA;
     bool importance = !other || (o->selector != NULL && strcmp(o->selector, "nosa") == 0);
+    config->has_gate = config->sparse.kind == SELECTOR_SSA;
     TRY(config_settle(o->model, importance, config));
     bench_weights_start(b->weights, config, o->seed, o->threads);
     selector_choice choice = {o->selector, o->budget, o->lookahead};

@@ -30,6 +30,7 @@ static status check_family(json_in in, model_config *c)
     if (first && !cJSON_IsString(first))
         return FAIL(INVALID, "%s: \"architectures\" must be a list of strings", in.file);
     bool llama = first ? strcmp(name, "LlamaForCausalLM") == 0 : strcmp(type, "llama") == 0;
+    llama = llama || strcmp(type, "llama-nsa") == 0; /* SSA's: a Llama with g_proj */
     bool minicpm = first ? strcmp(name, "MiniCPMForCausalLM") == 0 : strcmp(type, "minicpm") == 0;
     if (!llama && !minicpm)
         return FAIL(UNSUPPORTED,
@@ -277,10 +278,10 @@ enum { NOSA_INIT = 1, NOSA_LOCAL = 16, NOSA_EXTRA = 16, NOSA_TOTAL = 64 };
 
 static status check_sparse_keys(json_in in)
 {
-    static const char *const known[] = {"type",         "kernel_size", "kernel_stride",
-                                        "block_size",   "init_blocks", "local_blocks",
-                                        "query_blocks", "topk",        "budgets",
-                                        "window_size",  "use_nope",    "dense_len"};
+    static const char *const known[] = {
+        "type",         "kernel_size",  "kernel_stride", "block_size", "init_blocks",
+        "local_blocks", "query_blocks", "topk",          "budgets",    "window_size",
+        "use_nope",     "dense_len",    "select_variant"};
     const cJSON *item;
     cJSON_ArrayForEach(item, in.object)
     {
@@ -311,17 +312,22 @@ static status read_sparse_kind(json_in in, sparse_config *s)
         s->kind = SELECTOR_INFLLMV2;
     else if (strcmp(type, "full") == 0)
         s->kind = SELECTOR_FULL;
+    else if (strcmp(type, "ssa") == 0)
+        s->kind = SELECTOR_SSA;
+    else if (strcmp(type, "moba") == 0)
+        s->kind = SELECTOR_MOBA;
     else
-        return FAIL(
-            UNSUPPORTED,
-            "%s: sparse_config \"type\" is \"%.40s\"; nosa, infllmv2 and full are supported",
-            in.file, type);
+        return FAIL(UNSUPPORTED,
+                    "%s: sparse_config \"type\" is \"%.40s\"; nosa, infllmv2, ssa, moba and full "
+                    "are supported",
+                    in.file, type);
     return STATUS_OK;
 }
 
 static status check_geometry(const char *file, const sparse_config *s)
 {
-    if (s->block != 16 && s->block != 32 && s->block != 64 && s->block != 128)
+    bool large = s->kind == SELECTOR_MOBA && s->block % 128 == 0;
+    if (s->block != 16 && s->block != 32 && s->block != 64 && s->block != 128 && !large)
         return FAIL(UNSUPPORTED,
                     "%s: sparse_config \"block_size\" is %u; 16, 32, 64 and 128 are "
                     "supported",
@@ -332,6 +338,88 @@ static status check_geometry(const char *file, const sparse_config *s)
                     "exceed \"kernel_size\" %u",
                     file, s->stride, s->block, s->window);
     return STATUS_OK;
+}
+
+/* The default row under its total, unless the file lists that total itself: then it must agree. */
+static status list_default(const char *file, sparse_config *s)
+{
+    for (uint32_t i = 0; i < s->budget_count; i++) {
+        if (s->budgets[i].name != s->row.total) continue;
+        if (memcmp(&s->budgets[i].row, &s->row, sizeof s->row) == 0) return STATUS_OK;
+        return FAIL(INVALID, "%s: sparse_config budget \"%u\" differs from the default row", file,
+                    s->row.total);
+    }
+    if (s->budget_count == CONFIG_BUDGETS_MAX)
+        return FAIL(INVALID, "%s: sparse_config \"budgets\" lists too many rows", file);
+    s->budgets[s->budget_count].name = s->row.total;
+    s->budgets[s->budget_count++].row = s->row;
+    return STATUS_OK;
+}
+
+/* SSA and MoBA: means of whole blocks, nothing forced but the current block, all picks by query.
+ * Defaults: SSA 16 blocks of 16 tokens, MoBA 3 blocks of 512. */
+static status read_blocks(json_in in, sparse_config *s)
+{
+    bool moba = s->kind == SELECTOR_MOBA;
+    const uint32_t block = moba ? 512 : 16, total = moba ? 3 : 16;
+    TRY(json_u32(in, "block_size", 1, 4096, &block, &s->block));
+    const uint32_t window = s->block < KERN_KEY_RING ? s->block : KERN_KEY_RING;
+    TRY(json_u32(in, "kernel_size", 1, KERN_KEY_RING, &window, &s->window));
+    TRY(json_u32(in, "kernel_stride", 1, KERN_KEY_RING, &s->window, &s->stride));
+    TRY(check_geometry(in.file, s));
+    if (s->stride != s->window || (!moba && s->window != s->block))
+        return FAIL(
+            INVALID,
+            "%s: sparse_config of type %s takes means of whole blocks: \"kernel_size\" %u and "
+            "\"kernel_stride\" %u do not fit \"block_size\" %u",
+            in.file, moba ? "moba" : "ssa", s->window, s->stride, s->block);
+    static const char *const none[] = {"init_blocks", "local_blocks", "window_size", "budgets"};
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++)
+        if (json_get(in.object, none[i]))
+            return FAIL(INVALID, "%s: sparse_config \"%s\" has no meaning for ssa and moba",
+                        in.file, none[i]);
+    TRY(json_u32(in, "topk", 1, 1 << 16, &total, &s->row.total));
+    s->row.query = s->row.total;
+    const char *variant = NULL;
+    TRY(json_string(in, "select_variant", "exact", &variant));
+    s->chunked = strcmp(variant, "chunked_half") == 0;
+    if ((!s->chunked && strcmp(variant, "exact") != 0) || (s->chunked && moba))
+        return FAIL(INVALID,
+                    "%s: sparse_config \"select_variant\" is \"%.40s\": exact, or chunked_half for "
+                    "ssa",
+                    in.file, variant);
+    if (s->chunked && s->row.total > s->block)
+        return FAIL(INVALID,
+                    "%s: sparse_config \"topk\" %u: chunked_half keeps at most \"block_size\" %u "
+                    "blocks",
+                    in.file, s->row.total, s->block);
+    return STATUS_OK;
+}
+
+/* The keys of the released SSA models, which have no sparse_config (model_type llama-nsa):
+ * block_size, block_counts, window_size, inference_mode. */
+static status read_llama_nsa(json_in top, sparse_config *s)
+{
+    const uint32_t sixteen = 16;
+    uint32_t window;
+    const char *mode = NULL;
+    TRY(json_u32(top, "block_size", 1, 4096, &sixteen, &s->block));
+    TRY(json_u32(top, "block_counts", 1, 1 << 16, &sixteen, &s->row.total));
+    TRY(json_u32(top, "window_size", 0, 1 << 24, &zero, &window));
+    TRY(json_string(top, "inference_mode", "sparse", &mode));
+    if (window != 0)
+        return FAIL(UNSUPPORTED,
+                    "%s: \"window_size\" is %u: a sliding window beside the selection (NSA) is not "
+                    "supported",
+                    top.file, window);
+    if (strcmp(mode, "sparse") != 0 && strcmp(mode, "full") != 0)
+        return FAIL(INVALID, "%s: \"inference_mode\" is \"%.40s\": sparse or full", top.file, mode);
+    s->window = s->stride = s->block;
+    TRY(check_geometry(top.file, s));
+    s->kind = strcmp(mode, "full") == 0 ? SELECTOR_FULL : SELECTOR_SSA;
+    s->row.query = s->row.total;
+    s->typed = true;
+    return list_default(top.file, s);
 }
 
 static status read_budgets(json_in in, sparse_config *s)
@@ -369,22 +457,6 @@ static status read_budgets(json_in in, sparse_config *s)
     return STATUS_OK;
 }
 
-/* The default row under its total, unless the file lists that total itself: then it must agree. */
-static status list_default(const char *file, sparse_config *s)
-{
-    for (uint32_t i = 0; i < s->budget_count; i++) {
-        if (s->budgets[i].name != s->row.total) continue;
-        if (memcmp(&s->budgets[i].row, &s->row, sizeof s->row) == 0) return STATUS_OK;
-        return FAIL(INVALID, "%s: sparse_config budget \"%u\" differs from the default row", file,
-                    s->row.total);
-    }
-    if (s->budget_count == CONFIG_BUDGETS_MAX)
-        return FAIL(INVALID, "%s: sparse_config \"budgets\" lists too many rows", file);
-    s->budgets[s->budget_count].name = s->row.total;
-    s->budgets[s->budget_count++].row = s->row;
-    return STATUS_OK;
-}
-
 static status read_sparse(json_in top, sparse_config *s)
 {
     static const cJSON nothing = {.type = cJSON_Object};
@@ -392,9 +464,16 @@ static status read_sparse(json_in top, sparse_config *s)
     if (object && !cJSON_IsObject(object))
         return FAIL(INVALID, "%s: \"sparse_config\" must be an object", top.file);
     json_in in = {.file = top.file, .object = object ? object : &nothing};
+    const char *type = NULL;
+    TRY(json_string(top, "model_type", "", &type));
+    if (!object && strcmp(type, "llama-nsa") == 0) return read_llama_nsa(top, s);
     TRY(check_sparse_keys(in));
     TRY(read_sparse_kind(in, s));
     if (!object) s->kind = SELECTOR_FULL;
+    if (s->kind == SELECTOR_SSA || s->kind == SELECTOR_MOBA) {
+        TRY(read_blocks(in, s));
+        return list_default(in.file, s);
+    }
     const uint32_t window = 32, stride = 16, block = 64, init = NOSA_INIT, total = NOSA_TOTAL;
     TRY(json_u32(in, "kernel_size", 1, KERN_KEY_RING, &window, &s->window));
     TRY(json_u32(in, "kernel_stride", 1, KERN_KEY_RING, &stride, &s->stride));
@@ -436,6 +515,11 @@ status config_settle(const char *file, bool has_importance, model_config *config
         return FAIL(INVALID,
                     "%s: sparse_config is of type nosa, but the checkpoint has no "
                     "model.layers.0.self_attn.A",
+                    file);
+    if (s->kind == SELECTOR_SSA && !config->has_gate)
+        return FAIL(INVALID,
+                    "%s: sparse_config is of type ssa, but the checkpoint has no "
+                    "model.layers.0.self_attn.g_proj.weight",
                     file);
     if (!has_importance || s->typed || s->kind == SELECTOR_NOSA) return STATUS_OK;
     s->kind = SELECTOR_NOSA;

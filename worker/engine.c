@@ -133,6 +133,7 @@ static void take_rows(plan_total *t)
     e->norm = take(t, (r > ENGINE_LOGIT_ROWS ? r : ENGINE_LOGIT_ROWS) * e->hidden, sizeof(float));
     e->qkv = take(t, r * e->qkv_stride, sizeof(float));
     e->heads_out = take(t, r * q, sizeof(float));
+    if (e->config.model->config.has_gate) e->out_gate = take(t, r * e->heads, sizeof(float));
     e->gate_up = take(t, r * 2 * e->ffn, sizeof(float));
     e->act = take(t, r * e->ffn, sizeof(float));
     e->pick_q[0] = take(t, r * q, sizeof(float));
@@ -357,44 +358,16 @@ static void give_picks(worker_engine *e, pick_buffers *p)
 
 static void give_device(worker_engine *e)
 {
-    void *all[] = {e->pool,
-                   e->kc,
-                   e->uc,
-                   e->u,
-                   e->key_ring,
-                   e->entry_of,
-                   e->block_of,
-                   e->slot_of,
-                   e->used_step,
-                   e->entries,
-                   e->row_seq,
-                   e->row_pos,
-                   e->row_token,
-                   e->row_selector,
-                   e->row_status,
-                   e->next_pos,
-                   e->row_hits,
-                   e->row_misses,
-                   e->x,
-                   e->x_next,
-                   e->norm,
-                   e->qkv,
-                   e->heads_out,
-                   e->gate_up,
-                   e->act,
-                   e->pick_q[0],
-                   e->pick_q[1],
-                   e->q_prev,
-                   e->row_u,
-                   e->append_slot,
-                   e->last_q,
-                   e->ahead_block,
-                   e->ahead_mask,
-                   e->ahead_count,
-                   e->ahead_settled,
-                   e->logits,
-                   e->sampling,
-                   e->sampled};
+    void *all[] = {e->pool,        e->kc,           e->uc,          e->u,
+                   e->key_ring,    e->entry_of,     e->block_of,    e->slot_of,
+                   e->used_step,   e->entries,      e->row_seq,     e->row_pos,
+                   e->row_token,   e->row_selector, e->row_status,  e->next_pos,
+                   e->row_hits,    e->row_misses,   e->x,           e->x_next,
+                   e->norm,        e->qkv,          e->heads_out,   e->gate_up,
+                   e->out_gate,    e->act,          e->pick_q[0],   e->pick_q[1],
+                   e->q_prev,      e->row_u,        e->append_slot, e->last_q,
+                   e->ahead_block, e->ahead_mask,   e->ahead_count, e->ahead_settled,
+                   e->logits,      e->sampling,     e->sampled};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         kern_free(e->backend, all[i]);
     give_picks(e, &e->decode[0]);
@@ -437,7 +410,7 @@ bool engine_selectors_equal(const kern_selector *a, const kern_selector *b)
     return a->window == b->window && a->stride == b->stride && a->block == b->block &&
            a->init == b->init && a->local == b->local && a->query == b->query &&
            a->total == b->total && a->fill_by_importance == b->fill_by_importance &&
-           a->bias == b->bias && a->source == b->source;
+           a->bias == b->bias && a->source == b->source && a->chunk == b->chunk && a->raw == b->raw;
 }
 
 static status selector_register(worker_engine *e, const kern_selector *s)
@@ -445,6 +418,7 @@ static status selector_register(worker_engine *e, const kern_selector *s)
     for (uint32_t i = 0; i < e->selector_count; i++) {
         if (engine_selectors_equal(&e->selectors[i], s)) return STATUS_OK;
     }
+    TRY(kern_selector_check(e->backend, s));
     if (e->selector_count == KERN_SELECTORS_MAX)
         return FAIL(UNSUPPORTED, "more than %d different selectors in one run", KERN_SELECTORS_MAX);
     e->selectors[e->selector_count++] = *s;

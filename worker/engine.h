@@ -130,6 +130,7 @@ struct worker_engine {
     int32_t *row_seq, *row_pos, *row_token, *row_selector, *row_status, *next_pos;
     uint32_t *row_hits, *row_misses;
     float *x, *x_next, *norm, *qkv, *heads_out, *gate_up, *act, *pick_q[2], *q_prev;
+    float *out_gate; /* [R, Hq] SSA's output gate before its logistic; NULL without one */
     uint16_t *row_u;
     int32_t *append_slot;
     pick_buffers decode[2]; /* by layer parity: a layer ahead may be planned already */

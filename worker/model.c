@@ -5,9 +5,9 @@
  * memory, which the host can reach on every backend there is.
  *
  * Names: Hugging Face's Llama, plus self_attn.A and self_attn.delta.weight of NOSA
- * (arXiv 2510.13602). Every tensor that the configuration implies must be there in its shape;
- * tensors that nothing asks for are refused too, since ignoring a bias or an expert computes
- * something else. */
+ * (arXiv 2510.13602) and self_attn.g_proj.weight of SSA (arXiv 2511.20102). Every tensor that the
+ * configuration implies must be there in its shape; tensors that nothing asks for are refused too,
+ * since ignoring a bias or an expert computes something else. */
 #include "worker/model.h"
 
 #include "worker/checkpoint.h"
@@ -123,6 +123,31 @@ static const char *layer_name(uint32_t layer, const char *name, char *out)
     return out;
 }
 
+/* g_proj has three rows a query head: of compression, selection and window (SSA's released models
+ * share NSA's layout). Attention over a selection, full or sparse, uses the second. */
+static status load_gate(loading *l, uint32_t index)
+{
+    const model_config *c = &l->m->config;
+    char name[NAME_BYTES];
+    arena *a = arena_create("gate");
+    const uint16_t *all = NULL;
+    kern_weight *weight = NULL;
+    status s = read_tensor(l, layer_name(index, "self_attn.g_proj.weight", name), 3 * c->heads,
+                           c->hidden, a, &all);
+    if (s == STATUS_OK) {
+        uint16_t *rows = ARENA_NEW(a, uint16_t, (size_t)c->heads * c->hidden);
+        for (size_t h = 0; h < c->heads; h++)
+            memcpy(rows + h * c->hidden, all + (3 * h + 1) * c->hidden, c->hidden * sizeof *rows);
+        kern_matrix matrix = {rows, c->heads};
+        s = kern_weight_pack(l->m->backend, &matrix, 1, c->hidden, &weight);
+    }
+    arena_destroy(a);
+    if (s != STATUS_OK) return s;
+    l->m->weight_bytes += kern_weight_bytes(weight);
+    l->m->layer[index].out_gate = weight;
+    return STATUS_OK;
+}
+
 static status load_attention(loading *l, uint32_t index)
 {
     const model_config *c = &l->m->config;
@@ -136,6 +161,7 @@ static status load_attention(loading *l, uint32_t index)
     TRY(load_packed(l, kv, 2, c->hidden, &layer->kv));
     stacked o = {layer_name(index, "self_attn.o_proj.weight", first), c->hidden};
     TRY(load_packed(l, &o, 1, q_rows, &layer->o));
+    if (c->has_gate) TRY(load_gate(l, index));
     if (!c->has_importance) return STATUS_OK;
     TRY(load_plain(l, layer_name(index, "self_attn.A", first), c->kv_heads, 0, &layer->a));
     return load_plain(l, layer_name(index, "self_attn.delta.weight", first), c->kv_heads, kv_rows,
@@ -218,8 +244,9 @@ static bool harmless(const model_config *c, const char *name)
     return last && strcmp(last, ".inv_freq") == 0 && strstr(name, "rotary_emb");
 }
 
-static bool layer_tensor_known(const char *rest, bool importance)
+static bool layer_tensor_known(const char *rest, bool importance, bool gate)
 {
+    if (gate && strcmp(rest, "self_attn.g_proj.weight") == 0) return true;
     static const char *const known[] = {
         "input_layernorm.weight",  "post_attention_layernorm.weight",
         "self_attn.q_proj.weight", "self_attn.k_proj.weight",
@@ -240,7 +267,7 @@ static bool tensor_known(const model_config *c, const char *name)
     unsigned layer = 0;
     int end = 0;
     if (sscanf(name, "model.layers.%9u.%n", &layer, &end) != 1 || end == 0) return false;
-    return layer < c->layers && layer_tensor_known(name + end, c->has_importance);
+    return layer < c->layers && layer_tensor_known(name + end, c->has_importance, c->has_gate);
 }
 
 static status check_unused(const loading *l)
@@ -318,6 +345,7 @@ status model_load(kern_backend *backend, const char *directory, uint32_t max_tok
     TRY(checkpoint_open(directory, &file));
     model *m = NULL;
     bool importance = checkpoint_find(file, "model.layers.0.self_attn.A") != NULL;
+    config.has_gate = checkpoint_find(file, "model.layers.0.self_attn.g_proj.weight") != NULL;
     status s = config_settle(directory, importance, &config);
     if (s == STATUS_OK) {
         m = model_new(backend, &config, max_tokens ? max_tokens : config.positions_max);
@@ -370,6 +398,7 @@ void model_free(model *m)
         free_weight(m->layer[i].q);
         free_weight(m->layer[i].kv);
         free_weight(m->layer[i].o);
+        free_weight(m->layer[i].out_gate);
         free_weight(m->layer[i].gate_up);
         free_weight(m->layer[i].down);
     }

@@ -7,20 +7,45 @@
 #include <stdlib.h>
 #include <string.h>
 
-static status kind_from_name(const model_config *c, const char *name, selector_kind *out_kind)
+static const struct known_selector {
+    const char *name;
+    selector_kind kind;
+    bool chunked;
+} known_selectors[] = {
+    {"full", SELECTOR_FULL, false},         {"nosa", SELECTOR_NOSA, false},
+    {"infllmv2", SELECTOR_INFLLMV2, false}, {"ssa", SELECTOR_SSA, false},
+    {"ssa-chunked", SELECTOR_SSA, true},    {"moba", SELECTOR_MOBA, false},
+    {"moba-group", SELECTOR_SSA, false}, /* the SSA paper's MoBA: the same selection, other weights
+                                          */
+};
+
+enum { KNOWN_SELECTORS = sizeof known_selectors / sizeof known_selectors[0] };
+
+const char *model_selector_name(const model_config *config, const selector_choice *choice)
 {
-    static const char *const names[] = {
-        [SELECTOR_FULL] = "full", [SELECTOR_NOSA] = "nosa", [SELECTOR_INFLLMV2] = "infllmv2"};
-    if (!name) {
-        *out_kind = c->sparse.kind;
+    CHECK(config && choice);
+    if (choice->name) return choice->name;
+    for (int i = 0; i < KNOWN_SELECTORS; i++) {
+        const struct known_selector *k = &known_selectors[i];
+        if (k->kind == config->sparse.kind && k->chunked == config->sparse.chunked) return k->name;
+    }
+    return "full";
+}
+
+static status kind_from_name(const model_config *c, const char *name, struct known_selector *out)
+{
+    *out = (struct known_selector){NULL, c->sparse.kind, c->sparse.chunked};
+    if (!name) return STATUS_OK;
+    for (int i = 0; i < KNOWN_SELECTORS; i++) {
+        if (strcmp(name, known_selectors[i].name) != 0) continue;
+        *out = known_selectors[i];
         return STATUS_OK;
     }
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(name, names[i]) != 0) continue;
-        *out_kind = (selector_kind)i;
-        return STATUS_OK;
-    }
-    return FAIL(INVALID, "selector \"%.40s\": nosa, infllmv2 and full are known", name);
+    return FAIL(
+        INVALID,
+        "selector \"%.40s\": nosa, infllmv2, full, ssa, ssa-chunked, moba and moba-group are "
+        "known",
+        name);
 }
 
 static status source_from_name(const char *name, kern_source *out_source)
@@ -110,14 +135,58 @@ status budget_row_check(const char *what, const budget_row *r)
     return STATUS_OK;
 }
 
+/* SSA and MoBA: picks by query over means of whole blocks, the current one among them. */
+static status block_selector(const model_config *config, const selector_choice *choice,
+                             struct known_selector of, kern_selector *out)
+{
+    const sparse_config *s = &config->sparse;
+    const char *name = model_selector_name(config, choice);
+    bool moba = of.kind == SELECTOR_MOBA;
+    if (s->window != s->stride || (!moba && s->window != s->block))
+        return FAIL(
+            INVALID,
+            "selector %s takes means of whole blocks, and this model's are of %u keys every %u "
+            "for blocks of %u",
+            name, s->window, s->stride, s->block);
+    if (!moba && !config->has_gate)
+        return FAIL(INVALID,
+                    "selector %s needs the output gate, and this checkpoint has no "
+                    "model.layers.0.self_attn.g_proj.weight: use infllmv2 or full",
+                    name);
+    if (moba && config->heads != config->kv_heads)
+        return FAIL(UNSUPPORTED,
+                    "selector moba selects for each query head, and this model's %u share %u KV "
+                    "heads; only as many KV heads as query heads are supported",
+                    config->heads, config->kv_heads);
+    uint32_t v[4] = {0, 0, s->row.total, s->row.total};
+    int count = choice->budget ? parse_numbers(choice->budget, v) : 4;
+    if (count == 1) v[3] = v[2] = v[0], v[0] = 0;
+    if (count == 0 || v[3] == 0 || v[0] != 0 || v[1] != 0 || v[2] != v[3] || v[3] > 1 << 16)
+        return FAIL(
+            INVALID,
+            "selector %s picks everything by query: budget \"%.60s\" must be a number from 1 "
+            "to 65536",
+            name, choice->budget);
+    if (of.chunked && v[3] > s->block)
+        return FAIL(INVALID,
+                    "selector ssa-chunked keeps at most as many blocks as a block has "
+                    "tokens: %u exceeds %u",
+                    v[3], s->block);
+    out->query = out->total = v[3];
+    out->chunk = of.chunked ? s->block : 0;
+    out->raw = moba;
+    return STATUS_OK;
+}
+
 status model_selector(const model_config *config, const selector_choice *choice,
                       kern_selector *out_selector)
 {
     CHECK(config && choice && out_selector);
     const sparse_config *s = &config->sparse;
-    selector_kind kind;
+    struct known_selector of;
     kern_source source;
-    TRY(kind_from_name(config, choice->name, &kind));
+    TRY(kind_from_name(config, choice->name, &of));
+    const selector_kind kind = of.kind;
     TRY(source_from_name(choice->source, &source));
     kern_selector out = {.window = s->window, .stride = s->stride, .block = s->block};
     out.source = source;
@@ -129,6 +198,11 @@ status model_selector(const model_config *config, const selector_choice *choice,
         out.fill_by_importance = true; /* one ascending list, as kern_select orders it */
         out.bias = config->has_importance;
         out.source = SOURCE_OWN; /* nothing is selected, so nothing is looked ahead for */
+        *out_selector = out;
+        return STATUS_OK;
+    }
+    if (kind == SELECTOR_SSA || kind == SELECTOR_MOBA) {
+        TRY(block_selector(config, choice, of, &out));
         *out_selector = out;
         return STATUS_OK;
     }

@@ -45,12 +45,12 @@ static const char *copy_word(session *s, const char *word)
     return word == NULL ? NULL : arena_string(s->memory, word);
 }
 
-static void describe(selection *way)
+static void describe(const model_config *config, const selector_choice *choice, selection *way)
 {
     static const char *const sources[] = {"own", "mid", "input", "step"};
     const kern_selector *k = &way->selector;
     bool full = k->total == UINT32_MAX;
-    way->name = full ? "full" : k->fill_by_importance ? "nosa" : "infllmv2";
+    way->name = model_selector_name(config, choice);
     way->lookahead = sources[k->source];
     if (full) {
         (void)snprintf(way->budget, sizeof way->budget, "null");
@@ -80,8 +80,9 @@ const selection *session_select(session *s, const selector_choice *asked)
         .source = asked->source != NULL ? asked->source : run->source,
     };
     way->result = model_selector(&s->model->config, &choice, &way->selector);
+    if (way->result == STATUS_OK) way->result = kern_selector_check(s->backend, &way->selector);
     if (way->result == STATUS_OK) {
-        describe(way);
+        describe(&s->model->config, &choice, way);
     } else {
         (void)snprintf(way->sentence, sizeof way->sentence, "%s", log_last_error());
     }

@@ -128,6 +128,8 @@ static status qkv_u(worker_engine *e, uint32_t layer)
     TRY(norm(e, e->x, w->input_norm, e->rows));
     TRY(project(e, w->q, e->norm, e->hidden, e->qkv, e->qkv_stride));
     TRY(project(e, w->kv, e->norm, e->hidden, e->qkv + q, e->qkv_stride));
+    if (w->out_gate != NULL)
+        TRY(project(e, w->out_gate, e->norm, e->hidden, e->out_gate, e->heads));
     TRY(rotate_rows(e, e->qkv, e->heads));
     TRY(rotate_rows(e, e->qkv + q, e->kv_heads));
     kern_importance_args u = {.v = e->qkv + q + kv,
@@ -202,6 +204,19 @@ static status attend(worker_engine *e, uint32_t layer)
     return kern_attend(e->stream, &a);
 }
 
+/* SSA's output gate, on what decode and prompt rows attended to alike. */
+static status apply_gate(worker_engine *e, uint32_t layer)
+{
+    if (e->config.model->layer[layer].out_gate == NULL) return STATUS_OK;
+    kern_gate_args a = {.x = e->heads_out,
+                        .gate = e->out_gate,
+                        .gate_stride = e->heads,
+                        .rows = e->rows,
+                        .heads = e->heads,
+                        .head_dim = e->head_dim};
+    return kern_gate(e->stream, &a);
+}
+
 /* Lookahead `step` and resuming need this step's queries and picks later. */
 static void keep_queries(worker_engine *e, uint32_t layer)
 {
@@ -255,6 +270,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     TRY(prefill_layer(e, l)); /* the prompt's rows compute while blocks arrive */
     TRY(fetch_finish(e, l));
     if (e->decode_rows > 0) TRY(attend(e, l));
+    TRY(apply_gate(e, l));
     keep_queries(e, l);
     TRY(add_residual(e, w->o, e->heads_out, (uint64_t)e->heads * e->head_dim, e->x, e->x_next));
     TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));

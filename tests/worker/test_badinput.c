@@ -87,7 +87,7 @@ static const bad_case cases[] = {
     {"no sequences", NULL, NULL, NULL, NULL, NULL, {"--max-num-seqs", "0"}, 2, NO_OUTPUT, 0, "--max-num-seqs"},
     {"a margin without percent", NULL, NULL, NULL, NULL, NULL, {"--victim-margin", "25"}, 2, NO_OUTPUT, 0, "%"},
     {"threads that are none", NULL, NULL, NULL, NULL, NULL, {"--threads", "two"}, 2, NO_OUTPUT, 0, "--threads two"},
-    {"an unknown selector", NULL, NULL, NULL, NULL, NULL, {"--selector", "moba"}, 2, NO_OUTPUT, 0, "nosa|infllmv2|full"},
+    {"an unknown selector", NULL, NULL, NULL, NULL, NULL, {"--selector", "mamba"}, 2, NO_OUTPUT, 0, "nosa|infllmv2|full"},
     {"an unknown lookahead", NULL, NULL, NULL, NULL, NULL, {"--lookahead", "far"}, 2, NO_OUTPUT, 0, "own|mid|input|step"},
     {"an unknown backend", NULL, NULL, NULL, NULL, NULL, {"--backend", "tpu"}, 2, NO_OUTPUT, 0, "cpu|ref"},
     {"an unknown flag", NULL, NULL, NULL, NULL, NULL, {"--devise-pool", "64MiB"}, 2, NO_OUTPUT, 0, "unknown flag --devise-pool"},

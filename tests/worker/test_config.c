@@ -67,7 +67,15 @@ static const struct { const char *text; status want; const char *sentence; } ref
     {LLAMA ",\"sparse_config\":7}", STATUS_INVALID, "\"sparse_config\" must be an object"},
     {LLAMA ",\"sparse_config\":{\"gate\":1}}", STATUS_INVALID, "unknown key \"gate\""},
     {LLAMA ",\"sparse_config\":{\"Topk\":1}}", STATUS_INVALID, "unknown key \"Topk\""},
-    {LLAMA ",\"sparse_config\":{\"type\":\"moba\"}}", STATUS_UNSUPPORTED, "\"type\" is \"moba\""},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\"}}", STATUS_UNSUPPORTED, "\"type\" is \"nsa\""},
+    {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"kernel_size\":32}}", STATUS_INVALID, "not exceed \"kernel_size\" 32"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"block_size\":32,\"kernel_size\":16}}", STATUS_INVALID, "means of whole blocks"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"init_blocks\":1}}", STATUS_INVALID, "\"init_blocks\" has no meaning"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"select_variant\":\"half\"}}", STATUS_INVALID, "\"select_variant\" is \"half\""},
+    {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"select_variant\":\"chunked_half\",\"topk\":17}}", STATUS_INVALID, "chunked_half keeps at most"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"moba\",\"block_size\":192}}", STATUS_UNSUPPORTED, "\"block_size\" is 192"},
+    {"{\"model_type\":\"llama-nsa\"," DIMS ",\"window_size\":128}", STATUS_UNSUPPORTED, "\"window_size\" is 128: a sliding window"},
+    {"{\"model_type\":\"llama-nsa\"," DIMS ",\"inference_mode\":\"half\"}", STATUS_INVALID, "\"inference_mode\" is \"half\""},
     {LLAMA ",\"sparse_config\":{\"use_nope\":true}}", STATUS_UNSUPPORTED, "\"use_nope\""},
     {LLAMA ",\"sparse_config\":{\"block_size\":48}}", STATUS_UNSUPPORTED, "\"block_size\" is 48"},
     {LLAMA ",\"sparse_config\":{\"kernel_size\":256}}", STATUS_INVALID, "\"kernel_size\" must be a whole number from 1 to 128"},
@@ -259,7 +267,9 @@ static const struct { const char *name, *budget, *source; uint32_t row[4]; bool 
     {"infllmv2", "1,4,20,20", "mid", {1, 4, 20, 20}, false, SOURCE_MID},
 };
 static const struct { const char *name, *budget, *source, *sentence; } wrong[] = {
-    {"moba", NULL, NULL, "selector \"moba\": nosa, infllmv2 and full are known"},
+    {"mamba", NULL, NULL, "selector \"mamba\": nosa, infllmv2, full, ssa, ssa-chunked, moba and moba-group are known"},
+    {"ssa", NULL, NULL, "selector ssa takes means of whole blocks, and this model's are of 32 keys every 16"},
+    {"moba", NULL, NULL, "selector moba takes means of whole blocks"},
     {"", NULL, NULL, "selector \"\""},
     {"nosa", NULL, "tomorrow", "own, mid, input and step are known"},
     {"nosa", "20", NULL, "budget 20 is not listed by this model (listed: 8, 12, 16, 24, 32)"},
@@ -294,6 +304,41 @@ TEST(what_a_user_says_becomes_a_selector_row)
         EXPECT(s.source == rows[i].from);
         EXPECT(s.window == 32 && s.stride == 16 && s.block == 64);
     }
+}
+
+TEST(ssa_and_moba_take_any_number_of_blocks_where_the_model_has_what_they_need)
+{
+    model_config c = good("{\"model_type\":\"llama-nsa\"," DIMS ",\"block_size\":16,"
+                          "\"block_counts\":8,\"window_size\":0,\"inference_mode\":\"sparse\"}");
+    kern_selector s;
+    EXPECT_STATUS(config_settle("config.json", false, &c), STATUS_INVALID);
+    EXPECT_HAS_STR(log_last_error(), "no model.layers.0.self_attn.g_proj.weight");
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){0}, &s), STATUS_INVALID);
+    EXPECT_HAS_STR(log_last_error(), "selector ssa needs the output gate");
+    c.has_gate = true;
+    EXPECT_OK(config_settle("config.json", false, &c));
+    EXPECT_OK(model_selector(&c, &(selector_choice){0}, &s));
+    EXPECT(s.window == 16 && s.stride == 16 && s.block == 16 && s.init == 0 && s.local == 0);
+    EXPECT(s.query == 8 && s.total == 8 && s.chunk == 0 && !s.bias && !s.fill_by_importance);
+    EXPECT_OK(model_selector(&c, &(selector_choice){.name = "ssa", .budget = "37"}, &s));
+    EXPECT(s.query == 37 && s.total == 37 && !s.raw);
+    EXPECT_OK(model_selector(&c, &(selector_choice){.name = "ssa-chunked", .budget = "16"}, &s));
+    EXPECT(s.query == 16 && s.chunk == 16);
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = "ssa-chunked", .budget = "17"}, &s),
+                  STATUS_INVALID);
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = "ssa", .budget = "0"}, &s),
+                  STATUS_INVALID);
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = "ssa", .budget = "1,0,8,8"}, &s),
+                  STATUS_INVALID);
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = "moba"}, &s), STATUS_UNSUPPORTED);
+    EXPECT_HAS_STR(log_last_error(), "for each query head");
+    c = good("{\"model_type\":\"llama-nsa\"," DIMS ",\"inference_mode\":\"full\"}");
+    EXPECT(c.sparse.kind == SELECTOR_FULL && c.sparse.block == 16 && c.sparse.row.total == 16);
+    c = good(LLAMA ",\"sparse_config\":{\"type\":\"moba\"}}");
+    EXPECT(c.sparse.block == 512 && c.sparse.window == 128 && c.sparse.row.total == 3);
+    c.kv_heads = c.heads;
+    EXPECT_OK(model_selector(&c, &(selector_choice){.name = NULL, .budget = "12"}, &s));
+    EXPECT(s.raw && s.block == 512 && s.total == 12);
 }
 
 TEST(what_does_not_fit_is_refused_with_one_sentence)

@@ -146,4 +146,56 @@ TEST(a_pool_smaller_than_one_step_is_refused_with_what_it_needs)
     kern_backend_close(backend);
 }
 
+/* ---- SSA and MoBA, on the small random checkpoints of tests/golden/selectors ------------------
+ */
+
+enum { SHORT_PROMPT = 790, SHORT_NEW = 60 };
+
+static uint64_t selector_digest(run_setup setup, const char *folder, const char *name,
+                                const char *budget, worker_stats *stats)
+{
+    static int32_t tokens[SHORT_PROMPT];
+    char path[512];
+    rng random;
+    rng_seed(&random, 12);
+    for (uint32_t i = 0; i < SHORT_PROMPT; i++)
+        tokens[i] = (int32_t)rng_below(&random, 48);
+    snprintf(path, sizeof path, "%s/tests/golden/selectors/%s", TEST_SOURCE_DIR, folder);
+    setup.model_dir = path;
+    setup.selector = (selector_choice){.name = name, .budget = budget};
+    setup.max_len = 896;
+    run *r = run_open(&setup);
+    uint64_t digest;
+    worker_event final;
+    EXPECT_MSG(run_decode(r, tokens, SHORT_PROMPT, SHORT_NEW, &digest, &final) == STATUS_OK, "%s",
+               log_last_error());
+    if (stats != NULL) worker_stats_read(run_engine(r), stats);
+    run_close(r);
+    return digest;
+}
+
+TEST(ssa_and_moba_give_one_result_whatever_chunk_threads_and_tier)
+{
+    static const char *const ways[][3] = {
+        {"ssa", "ssa", "6"}, {"ssa", "ssa-chunked", "16"}, {"moba", "moba", "2"}};
+    run_setup near = setup_of(0, 0), far = setup_of(3, 2);
+    far.batched = 77;
+    far.threads = 2;
+    far.pool_bytes = 2 << 20;
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        worker_stats stats;
+        uint64_t want = selector_digest(near, ways[i][0], ways[i][1], ways[i][2], NULL);
+        EXPECT_EQ_X64(selector_digest(far, ways[i][0], ways[i][1], ways[i][2], &stats), want);
+        EXPECT(stats.blocks.remote > 0);
+    }
+}
+
+TEST(a_budget_of_ssa_that_holds_the_context_is_full_attention_bit_for_bit)
+{
+    run_setup setup = setup_of(0, 0);
+    uint64_t full = selector_digest(setup, "ssa", "full", NULL, NULL);
+    EXPECT_EQ_X64(selector_digest(setup, "ssa", "ssa", "54", NULL), full);
+    EXPECT(selector_digest(setup, "ssa", "ssa", "6", NULL) != full);
+}
+
 TEST_MAIN()

@@ -166,4 +166,57 @@ TEST(every_selector_and_source_of_the_small_model_matches_the_float64_oracle)
     cJSON_Delete(g.json);
 }
 
+static const char *word(const cJSON *of, const char *key)
+{
+    return cJSON_GetStringValue(cJSON_GetObjectItem(cJSON_GetObjectItem(of, "choice"), key));
+}
+
+/* One run of tests/golden/selectors. Logits are compared in units of their standard deviation. */
+static void selector_run(const golden *g, const char *path, uint32_t index, const cJSON *of)
+{
+    run_setup setup = {
+        .model_dir = path,
+        .selector = {word(of, "selector"), word(of, "budget"), word(of, "lookahead")},
+        .max_len = 960,
+        .seqs = 1,
+        .batched = 100,
+        .pool_bytes = 16 << 20,
+        .threads = 1};
+    run *r = run_open(&setup);
+    compare c = {.g = g, .want = g->logits + (size_t)index * g->rows * g->vocab};
+    run_tap(r, compare_row, &c);
+    float score[4096];
+    run_score(r, g->token, g->count, score);
+    run_close(r);
+    const char *name = cJSON_GetObjectItem(of, "name")->valuestring;
+    double mean = c.mean / (double)c.n, deviation = sqrt(c.square / (double)c.n - mean * mean);
+    EXPECT_EQ_U64(c.seen, g->rows);
+    EXPECT_MSG(c.worst <= 0.03 * deviation, "%s: a logit is off by %.4f of %.3f, allowed 3 %%",
+               name, c.worst, deviation);
+}
+
+static void selectors_match(const char *folder, uint32_t runs)
+{
+    golden g;
+    golden_open(folder, "positions", "logits.f32", &g);
+    char path[512];
+    snprintf(path, sizeof path, "%s/tests/golden/%s", TEST_SOURCE_DIR, folder);
+    const cJSON *item;
+    uint32_t index = 0;
+    cJSON_ArrayForEach(item, cJSON_GetObjectItem(g.json, "runs"))
+        selector_run(&g, path, index++, item);
+    EXPECT_EQ_U64(index, runs);
+    cJSON_Delete(g.json);
+}
+
+TEST(a_gated_ssa_model_matches_the_float64_oracle_sparse_at_two_budgets_by_chunks_and_full)
+{
+    selectors_match("selectors/ssa", 5);
+}
+
+TEST(a_moba_model_with_blocks_of_two_means_matches_the_float64_oracle)
+{
+    selectors_match("selectors/moba", 2);
+}
+
 TEST_MAIN()
