@@ -47,7 +47,7 @@ class Bench:
         self.date = datetime.datetime.now(datetime.timezone.utc).strftime('%Y-%m-%d')
         self.commit = subprocess.run(['git', '-C', ROOT, 'rev-parse', '--short', 'HEAD'], text=True,
                                      capture_output=True).stdout.strip()
-        self.rows, self.notes, self.failed = [], [], 0
+        self.rows, self.notes, self.failed, self.written = [], [], 0, 0
         self.device, self.ceiling = 'cpu', {}
 
     def note(self, text):
@@ -374,14 +374,17 @@ def draw(rows, notes):
 
 
 def write(bench):
+    """after each group: a run that is interrupted keeps what it has"""
     folder = os.path.join(HERE, 'results')
     os.makedirs(folder, exist_ok=True)
-    for group in GROUPS:
-        some = [row for row in bench.rows if row['group'] == group]
-        if some:
-            with open(os.path.join(folder, f'{group}-{bench.date}.jsonl'), 'a', encoding='utf-8') as f:
-                for row in some:
-                    f.write(json.dumps({k: v for k, v in row.items() if k != 'group' and v is not None}) + '\n')
+    some = {}
+    for row in bench.rows[bench.written:]:
+        some.setdefault(row['group'], []).append(row)
+    bench.written = len(bench.rows)
+    for name, rows in some.items():
+        with open(os.path.join(folder, f'{name}-{bench.date}.jsonl'), 'a', encoding='utf-8') as f:
+            for row in rows:
+                f.write(json.dumps({k: v for k, v in row.items() if k != 'group' and v is not None}) + '\n')
 
 
 def main():
@@ -393,8 +396,8 @@ def main():
         begin = time.time()
         print(f'-- {group} (load {os.getloadavg()[0]:.1f})', flush=True)
         globals()['group_' + group](bench)
+        write(bench)
         print(f'   {time.time() - begin:.0f} s', flush=True)
-    write(bench)
     draw(bench.rows, bench.notes)
     print(f'\n{len(bench.rows)} rows, {bench.failed} programs failed; {os.cpu_count()} processors, commit {bench.commit}, '
           f'{bench.date}')
