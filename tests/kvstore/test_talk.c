@@ -424,6 +424,19 @@ TEST(a_busy_node_sends_a_get_on_at_once_and_is_asked_again_after_its_hint)
     client_close();
 }
 
+TEST(a_put_is_sent_again_after_the_hint_of_a_busy_node)
+{
+    client_open(1, 1);
+    all_ready();
+    (void)put(id_of(1, 0), UINT64_C(1000) * MS);
+    result(1, WIRE_BUSY, head_of(peer_last(&p, 1, WIRE_PUT, 0)).request, STATUS_BUSY, 30 * MS);
+    run(29 * MS);
+    EXPECT_EQ_U64(peer_count(&p, 1, WIRE_PUT, 0), 1);
+    run(20 * MS);
+    EXPECT_EQ_U64(peer_count(&p, 1, WIRE_PUT, 0), 2);
+    client_close();
+}
+
 TEST(a_prefetch_that_every_node_is_too_busy_for_ends_and_one_that_was_lost_is_tried_again)
 {
     client_open(1, 1);
