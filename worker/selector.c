@@ -24,9 +24,10 @@ enum { KNOWN_SELECTORS = sizeof known_selectors / sizeof known_selectors[0] };
 const char *model_selector_name(const model_config *config, const selector_choice *choice)
 {
     CHECK(config && choice);
-    if (choice->name) return choice->name;
-    for (int i = 0; i < KNOWN_SELECTORS; i++) {
+    for (int i = 0; i < KNOWN_SELECTORS; i++) { /* the choice's own text may not live as long */
         const struct known_selector *k = &known_selectors[i];
+        if (choice->name != NULL && strcmp(choice->name, k->name) == 0) return k->name;
+        if (choice->name != NULL) continue;
         if (k->kind == config->sparse.kind && k->chunked == config->sparse.chunked) return k->name;
     }
     return "full";
