@@ -43,6 +43,37 @@ void kern_free(kern_backend *backend, void *memory)
     if (memory != NULL) backend->device->free(backend, memory);
 }
 
+status kern_alloc_shared(kern_backend *backend, uint64_t bytes, void **out_memory)
+{
+    CHECK(backend != NULL && out_memory != NULL);
+    return backend->device->alloc_shared(backend, bytes, out_memory);
+}
+
+void kern_free_shared(kern_backend *backend, void *memory)
+{
+    CHECK(backend != NULL);
+    if (memory != NULL) backend->device->free_shared(backend, memory);
+}
+
+bool kern_runs_inline(const kern_backend *backend)
+{
+    return backend->host_memory;
+}
+
+status kern_copy(kern_stream *stream, void *to, const void *from, uint64_t bytes)
+{
+    CHECK(stream != NULL && (bytes == 0 || (to != NULL && from != NULL)));
+    if (bytes == 0 || to == from) return STATUS_OK;
+    return stream->backend->device->copy(stream, to, from, bytes);
+}
+
+status kern_fill(kern_stream *stream, void *to, int byte, uint64_t bytes)
+{
+    CHECK(stream != NULL && (bytes == 0 || to != NULL));
+    if (bytes == 0) return STATUS_OK;
+    return stream->backend->device->fill(stream, to, byte, bytes);
+}
+
 /* ---- backends -------------------------------------------------------------------------------- */
 
 static const struct opener {
@@ -58,8 +89,10 @@ status kern_backend_open(const kern_config *config, kern_backend **out_backend)
 {
     CHECK(config != NULL && out_backend != NULL);
     const char *name = config->backend == NULL ? "cpu" : config->backend;
+    const size_t length = strcspn(name, ":"); /* ":1" is the opener's affair */
     for (size_t i = 0; i < sizeof openers / sizeof openers[0]; i++)
-        if (strcmp(openers[i].name, name) == 0) return openers[i].open(config, out_backend);
+        if (strncmp(openers[i].name, name, length) == 0 && openers[i].name[length] == '\0')
+            return openers[i].open(config, out_backend);
     return FAIL(UNSUPPORTED, "no backend '%s' in this build (there are: ref, cpu, cuda)", name);
 }
 
@@ -92,6 +125,11 @@ void kern_stream_destroy(kern_stream *stream)
 status kern_stream_sync(kern_stream *stream)
 {
     return stream->backend->device->stream_sync(stream);
+}
+
+status kern_stream_poll(kern_stream *stream)
+{
+    return stream->backend->device->stream_poll(stream);
 }
 
 status kern_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,

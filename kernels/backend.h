@@ -50,9 +50,14 @@ typedef struct kern_ops {
 typedef struct kern_device_ops {
     status (*alloc)(kern_backend *backend, uint64_t bytes, void **out_memory);
     void (*free)(kern_backend *backend, void *memory);
+    status (*alloc_shared)(kern_backend *backend, uint64_t bytes, void **out_memory);
+    void (*free_shared)(kern_backend *backend, void *memory);
+    status (*copy)(kern_stream *stream, void *to, const void *from, uint64_t bytes);
+    status (*fill)(kern_stream *stream, void *to, int byte, uint64_t bytes);
     status (*stream_create)(kern_backend *backend, kern_stream **out_stream);
     void (*stream_destroy)(kern_stream *stream);
     status (*stream_sync)(kern_stream *stream);
+    status (*stream_poll)(kern_stream *stream);
     status (*weight_pack)(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
                           uint32_t k, kern_weight **out_weight);
     void (*weight_free)(kern_weight *weight);

@@ -1,7 +1,7 @@
 /* kernels/host.c - the two host backends: `ref` (plain C, one thread, doubles inside) and `cpu`
  * (one object for each vector level, chosen here by cpuid). Ops that only move integers or bytes
- * (plan, wait, gather, install, candidates, seal, and pool and select, whose floats are only
- * compared) are the same functions in both.
+ * (locate, plan, wait, gather, install, candidates, seal, and pool and select, whose floats are
+ * only compared) are the same functions in both.
  *
  * The levels of `cpu` share their bits, so they share one numerics id. */
 #include "kernels/backend.h"
@@ -14,9 +14,9 @@
 #define NUMERICS_REF "ref/1"
 
 #define HOST_OPS                                                                                   \
-    .pool = host_pool, .select = host_select, .plan = host_plan, .wait = host_wait,                \
-    .gather = host_gather, .install = host_install, .candidates = host_candidates,                 \
-    .seal = host_seal
+    .locate = host_locate, .pool = host_pool, .select = host_select, .plan = host_plan,            \
+    .wait = host_wait, .gather = host_gather, .install = host_install,                             \
+    .candidates = host_candidates, .seal = host_seal
 #define LEVEL_OPS(level)                                                                           \
     .embed = level##_embed, .rmsnorm = level##_rmsnorm, .rope = level##_rope,                      \
     .linear = level##_linear, .swiglu = level##_swiglu, .importance = level##_importance,          \
@@ -95,6 +95,20 @@ static void host_free(kern_backend *backend, void *memory)
     kern_memory_free(memory);
 }
 
+static status host_copy(kern_stream *stream, void *to, const void *from, uint64_t bytes)
+{
+    (void)stream;
+    memcpy(to, from, bytes);
+    return STATUS_OK;
+}
+
+static status host_fill(kern_stream *stream, void *to, int byte, uint64_t bytes)
+{
+    (void)stream;
+    memset(to, byte, bytes);
+    return STATUS_OK;
+}
+
 static status host_stream_create(kern_backend *backend, kern_stream **out_stream)
 {
     kern_stream *stream = kern_memory_alloc(sizeof *stream);
@@ -163,9 +177,14 @@ static void host_close(kern_backend *backend)
 static const kern_device_ops host_device = {
     .alloc = host_alloc,
     .free = host_free,
+    .alloc_shared = host_alloc,
+    .free_shared = host_free,
+    .copy = host_copy,
+    .fill = host_fill,
     .stream_create = host_stream_create,
     .stream_destroy = host_stream_destroy,
     .stream_sync = host_stream_sync,
+    .stream_poll = host_stream_sync, /* always at rest */
     .weight_pack = host_weight_pack,
     .weight_free = host_weight_free,
     .close = host_close,
@@ -175,6 +194,8 @@ static const kern_device_ops host_device = {
 status kern_host_open(const kern_config *config, kern_backend **out_backend)
 {
     const bool ref = config->backend != NULL && strcmp(config->backend, "ref") == 0;
+    if (config->backend != NULL && strchr(config->backend, ':') != NULL)
+        return FAIL(UNSUPPORTED, "'%s': only cuda devices have numbers", config->backend);
     const level_row *level = NULL;
     if (!ref) TRY(choose_level(config->isa, &level));
     arena *a = arena_create("kernels");

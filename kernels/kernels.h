@@ -189,6 +189,17 @@ typedef struct kern_append_args {    /* K and V of every row into row_pos % 64 o
     uint32_t rows, kv_heads, head_dim;
 } kern_append_args;
 
+typedef struct kern_locate_args {    /* pool slots of blocks, -1: not there. By the table, or, with
+                                      * `home`, by a list of one sequence's blocks (a prompt's) */
+    const int32_t *block, *count;    /* [R, Hk, M], [R, Hk] from select; NULL: the block of each row's
+                                      * own position, M = 1 */
+    const int32_t *row_seq, *row_pos; /* [R] */
+    const int32_t *home;             /* [Hk, B] slot of every block, or NULL */
+    kern_table table;                /* with home, only its kv_heads and max_blocks count */
+    int32_t *slot;                   /* [R, Hk, M] out */
+    uint32_t rows, max_select;
+} kern_locate_args;
+
 typedef struct kern_score_args {     /* out[r,h,j] = sum over G heads of softmax_j(q . Kc[j] / sqrt(D))
                                       * over visible windows, 0 elsewhere. Rows whose
                                       * selector has query == 0 or selects everything may be left out */
@@ -250,7 +261,7 @@ typedef struct kern_wait_args {      /* until every published miss has its arriv
     kern_exchange *exchange;
     const kern_host *host;
     uint64_t deadline_ns;
-    uint64_t *waited_ns;             /* added to: time with nothing to do but wait */
+    uint64_t *waited_ns;             /* shared memory, added to: time with nothing to do but wait */
 } kern_wait_args;
 
 typedef struct kern_gather_args {    /* copy each arrived block into its slot and check its digest in
@@ -352,53 +363,15 @@ typedef struct kern_sample_args {
 /* X(op): every backend has status <backend>_<op>(kern_stream *, const kern_<op>_args *).
  * INVALID: shapes out of range (checked before anything is written). */
 #define KERN_OPS(X)                                                                                \
-    X(embed) X(rmsnorm) X(rope) X(linear) X(swiglu) X(importance) X(compress) X(append) X(score)   \
-    X(pool) X(select) X(plan) X(wait) X(gather) X(attend) X(install) X(candidates) X(seal) \
-    X(sample) X(gate)
+    X(embed) X(rmsnorm) X(rope) X(linear) X(swiglu) X(importance) X(compress) X(append) X(locate)  \
+    X(score) X(pool) X(select) X(plan) X(wait) X(gather) X(attend) X(install) X(candidates)        \
+    X(seal) X(sample) X(gate)
 
 #define X(op) status kern_##op(kern_stream *stream, const kern_##op##_args *args);
 KERN_OPS(X)
 #undef X
 
 /* clang-format on */
-
-/* ---- backends -------------------------------------------------------------------------------- */
-
-typedef struct kern_config {
-    const char *backend; /* "ref", "cpu" */
-    uint32_t threads;    /* compute threads, the caller's included; 0: one a core */
-    const char *isa;     /* NULL: best here; "avx2", "avx512", "generic" to force one (tests) */
-} kern_config;
-
-/* UNSUPPORTED: no such backend in this build or on this machine. */
-status kern_backend_open(const kern_config *config, kern_backend **out_backend);
-void kern_backend_close(kern_backend *backend);
-/* INVALID: no backend computes such a selector; UNSUPPORTED: this one does not. Whoever fills a
- * table of selectors asks once, since ops of a device cannot look into it. */
-status kern_selector_check(const kern_backend *backend, const kern_selector *selector);
-/* Backend and its version: what has the same id has the same bits. "cpu/1" at every CPU level. */
-const char *kern_numerics_id(const kern_backend *backend);
-const char *kern_backend_describe(const kern_backend *backend); /* "cpu avx512 2 threads" */
-
-/* Ops of one stream run in the order they were called; its results are visible after a sync. */
-status kern_stream_create(kern_backend *backend, kern_stream **out_stream);
-void kern_stream_destroy(kern_stream *stream);
-status kern_stream_sync(kern_stream *stream);
-
-/* Device memory, zeroed, 64-byte aligned. NO_MEMORY. */
-status kern_alloc(kern_backend *backend, uint64_t bytes, void **out_memory);
-void kern_free(kern_backend *backend, void *memory);
-
-typedef struct kern_matrix {
-    const uint16_t *data; /* row-major bf16 [n, k] */
-    uint32_t n;
-} kern_matrix;
-/* Pack a row-major bf16 matrix [n, k] for kern_linear; several matrices with the same k can be
- * stacked by giving parts (q|k|v, gate|up): output columns in the order of the parts. */
-status kern_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
-                        uint32_t k, kern_weight **out_weight);
-void kern_weight_free(kern_weight *weight);
-uint64_t kern_weight_bytes(const kern_weight *weight);
 
 /* ---- bf16 ------------------------------------------------------------------------------------ */
 
@@ -417,5 +390,6 @@ static inline uint16_t kern_f32_to_bf16(float f)
     return (uint16_t)((x.u + 0x7fffu + ((x.u >> 16) & 1u)) >> 16);
 }
 /* clang-format on */
+#include "kernels/device.h"
 #include "kernels/watch.h"
 #endif

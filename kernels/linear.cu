@@ -12,6 +12,8 @@
 
 #include <cstdlib>
 
+extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args);
+
 namespace
 {
 
@@ -96,6 +98,38 @@ status choose_algo(cublasLtHandle_t blas, cuda_weight *w)
                 w->base.k);
 }
 
+/* Products now, with and without a sum, of few and of many rows: cublasLt loads a kernel at its
+ * first use, which must not be in a step (see module.cu). */
+status load_algo(kern_backend *backend, const cuda_weight *w)
+{
+    kern_stream *stream = nullptr;
+    float *x = nullptr;
+    TRY(backend->device->stream_create(backend, &stream));
+    const uint32_t most = 256;
+    const uint64_t bytes = ((uint64_t)w->base.k + w->base.n) * most * sizeof(float);
+    status done = cudaMalloc((void **)&x, bytes) == cudaSuccess
+                      ? STATUS_OK
+                      : FAIL(NO_MEMORY, "no device memory to try a weight");
+    if (done == STATUS_OK && cudaMemset(x, 0, bytes) != cudaSuccess)
+        done = FAIL(GPU, "cudaMemset failed");
+    kern_linear_args args = {};
+    args.weight = &w->base;
+    args.x = x;
+    args.out = x + (uint64_t)w->base.k * most;
+    args.x_stride = w->base.k;
+    args.out_stride = w->base.n;
+    args.scale = 1.0f;
+    for (int i = 0; i < 4 && done == STATUS_OK; i++) {
+        args.rows = i & 1 ? most : 1;
+        args.residual = i & 2 ? args.out : nullptr;
+        done = cuda_linear(stream, &args);
+    }
+    if (done == STATUS_OK) done = backend->device->stream_sync(stream);
+    (void)cudaFree(x);
+    backend->device->stream_destroy(stream);
+    return done;
+}
+
 } // namespace
 
 extern "C" void cuda_weight_free(kern_weight *weight)
@@ -138,6 +172,7 @@ extern "C" status cuda_weight_pack(kern_backend *backend, const kern_matrix *par
                                         sizeof transposed) != CUBLAS_STATUS_SUCCESS))
         done = FAIL(GPU, "cublasLt describes no product for a weight of %u x %u", w->base.n, k);
     if (done == STATUS_OK) done = choose_algo(cuda_device_of(backend)->blas, w);
+    if (done == STATUS_OK) done = load_algo(backend, w);
     if (done != STATUS_OK) {
         cuda_weight_free(&w->base);
         return done;

@@ -78,6 +78,39 @@ void device_free(kern_backend *backend, void *memory)
     (void)cudaFree(memory);
 }
 
+status device_alloc_shared(kern_backend *backend, uint64_t bytes, void **out_memory)
+{
+    (void)backend;
+    void *memory = nullptr;
+    const cudaError_t error = cudaHostAlloc(&memory, bytes ? bytes : 64, cudaHostAllocMapped);
+    if (error != cudaSuccess)
+        return FAIL(NO_MEMORY,
+                    "no %llu bytes of pinned host memory (%s): ask for less of it, or raise the "
+                    "host's memory or its limit of locked memory (ulimit -l)",
+                    (unsigned long long)bytes, cudaGetErrorString(error));
+    memset(memory, 0, bytes);
+    *out_memory = memory;
+    return STATUS_OK;
+}
+
+void device_free_shared(kern_backend *backend, void *memory)
+{
+    (void)backend;
+    (void)cudaFreeHost(memory);
+}
+
+status stream_copy(kern_stream *stream, void *to, const void *from, uint64_t bytes)
+{
+    TRY_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cuda_stream_of(stream)->handle));
+    return STATUS_OK;
+}
+
+status stream_fill(kern_stream *stream, void *to, int byte, uint64_t bytes)
+{
+    TRY_CUDA(cudaMemsetAsync(to, byte, bytes, cuda_stream_of(stream)->handle));
+    return STATUS_OK;
+}
+
 void stream_destroy(kern_stream *stream)
 {
     cuda_stream *s = cuda_stream_of(stream);
@@ -110,6 +143,15 @@ status stream_sync(kern_stream *stream)
     return STATUS_OK;
 }
 
+status stream_poll(kern_stream *stream)
+{
+    const cudaError_t error = cudaStreamQuery(cuda_stream_of(stream)->handle);
+    if (error == cudaErrorNotReady) return STATUS_PENDING;
+    if (error != cudaSuccess)
+        return FAIL(GPU, "an operation failed on the device: %s", cudaGetErrorString(error));
+    return STATUS_OK;
+}
+
 void backend_close(kern_backend *backend)
 {
     cuda_device *d = cuda_device_of(backend);
@@ -124,22 +166,46 @@ const kern_ops ops = {
 #undef X
 };
 
-const kern_device_ops device_ops = {device_alloc,     device_free,   stream_create,
-                                    stream_destroy,   stream_sync,   cuda_weight_pack,
-                                    cuda_weight_free, backend_close, cuda_probe};
+/* In the order of kern_device_ops. */
+const kern_device_ops device_ops = {
+    device_alloc,     device_free,      device_alloc_shared, device_free_shared, stream_copy,
+    stream_fill,      stream_create,    stream_destroy,      stream_sync,        stream_poll,
+    cuda_weight_pack, cuda_weight_free, backend_close,       cuda_probe,
+};
 
-status describe_device(kern_backend *b, cuda_device *d)
+/* "cuda" is device 0, "cuda:N" device N. */
+status device_number(const char *name, int count, int *out_ordinal)
+{
+    const char *colon = strchr(name, ':');
+    char *end = nullptr;
+    const long n = colon ? strtol(colon + 1, &end, 10) : 0;
+    if (colon && (end == colon + 1 || *end != '\0' || n < 0))
+        return FAIL(INVALID, "'%s': a device is cuda or cuda:N with a number N", name);
+    if (n >= count)
+        return FAIL(UNSUPPORTED, "'%s': this host has %d GPU%s, numbered from 0", name, count,
+                    count == 1 ? "" : "s");
+    *out_ordinal = (int)n;
+    return STATUS_OK;
+}
+
+status describe_device(const char *name, kern_backend *b, cuda_device *d)
 {
     int count = 0, driver = 0;
     const cudaError_t found = cudaGetDeviceCount(&count);
     (void)cudaDriverGetVersion(&driver);
+    if (driver == 0)
+        return FAIL(UNSUPPORTED,
+                    "no GPU driver is loaded on this host: the CUDA backend needs one "
+                    "that knows CUDA %d.%d (nvidia-smi shows what there is)",
+                    CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     if (found == cudaErrorInsufficientDriver)
         return FAIL(UNSUPPORTED, "the GPU driver knows CUDA %d.%d, this backend needs %d.%d",
                     driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000,
                     CUDART_VERSION % 1000 / 10);
     if (found != cudaSuccess || count == 0)
         return FAIL(UNSUPPORTED, "no GPU here: %s", cudaGetErrorString(found));
-    TRY_CUDA(cudaGetDevice(&d->ordinal));
+    TRY(device_number(name, count, &d->ordinal));
+    TRY_CUDA(cudaSetDevice(d->ordinal));
     cudaDeviceProp prop;
     TRY_CUDA(cudaGetDeviceProperties(&prop, d->ordinal));
     d->sms = prop.multiProcessorCount;
@@ -158,14 +224,16 @@ status describe_device(kern_backend *b, cuda_device *d)
 
 status backend_open(const kern_config *config, kern_backend **out_backend)
 {
-    (void)config;
+    /* Loading a kernel at its first launch waits for the device, and the device may be in
+     * wait_kernel for a fetch that the launching thread has yet to ask for. */
+    (void)setenv("CUDA_MODULE_LOADING", "EAGER", 0);
     kern_backend *b = new kern_backend();
     cuda_device *d = new cuda_device();
     b->own = d;
     b->ops = &ops;
     b->device = &device_ops;
     b->host_memory = false;
-    status done = describe_device(b, d);
+    status done = describe_device(config->backend ? config->backend : "cuda", b, d);
     if (done == STATUS_OK && cublasLtCreate(&d->blas) != CUBLAS_STATUS_SUCCESS) {
         d->blas = nullptr;
         done = FAIL(GPU, "cublasLt does not start on %s", b->describe);

@@ -178,6 +178,36 @@ status host_plan(kern_stream *stream, const kern_plan_args *args)
     return STATUS_OK;
 }
 
+/* ---- locate -----------------------------------------------------------------------------------
+ */
+
+static int32_t slot_of_block(const kern_locate_args *a, uint32_t row, uint32_t head, int32_t block)
+{
+    if (a->home != NULL) return a->home[(uint64_t)head * a->table.max_blocks + (uint64_t)block];
+    table_view v = view_of(&a->table, a->row_seq[row], head);
+    const int32_t entry = v.entry_of[block];
+    return entry < 0 ? -1 : v.slot_of[entry];
+}
+
+status host_locate(kern_stream *stream, const kern_locate_args *args)
+{
+    (void)stream;
+    for (uint32_t row = 0; row < args->rows; row++) {
+        for (uint32_t head = 0; head < args->table.kv_heads; head++) {
+            const uint64_t index = (uint64_t)row * args->table.kv_heads + head;
+            int32_t *slot = args->slot + index * args->max_select;
+            if (args->block == NULL) {
+                *slot = slot_of_block(args, row, head, args->row_pos[row] / KERN_BLOCK);
+                continue;
+            }
+            const int32_t *block = args->block + index * args->max_select;
+            for (int32_t i = 0; i < args->count[index]; i++)
+                slot[i] = slot_of_block(args, row, head, block[i]);
+        }
+    }
+    return STATUS_OK;
+}
+
 /* ---- arrivals -------------------------------------------------------------------------------- */
 
 /* Copy, then digest what was copied: the bytes that will be attended to are the ones that were

@@ -177,6 +177,15 @@ static status check_prefill(const kern_backend *b, const char *op, const int32_t
     return STATUS_OK;
 }
 
+status kern_validate_locate(const kern_backend *b, const kern_locate_args *a)
+{
+    REQUIRE(a->table.kv_heads > 0 && a->table.max_blocks > 0, "locate: an empty table");
+    REQUIRE((a->block == NULL) == (a->count == NULL), "locate: blocks and counts go together");
+    REQUIRE(a->max_select > 0 && (a->block != NULL || a->max_select == 1),
+            "locate: %u blocks a row", a->max_select);
+    return check_range(b, "position", a->row_pos, a->rows, a->table.max_blocks * KERN_BLOCK);
+}
+
 status kern_validate_score(const kern_backend *b, const kern_score_args *a)
 {
     const kern_summary *s = &a->summary;

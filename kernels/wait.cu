@@ -16,6 +16,7 @@ struct wait_params {
     kern_arrival *arrival;
     const int32_t *published;
     uint64_t deadline_ns; /* on the device's timer */
+    uint64_t *waited_ns;  /* NULL, or where the time spent here is added */
 };
 
 __device__ __forceinline__ uint64_t device_now()
@@ -35,6 +36,8 @@ __device__ __forceinline__ int32_t load_acquire(const int32_t *from)
 __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_params p)
 {
     const uint32_t published = (uint32_t)load_acquire(p.published);
+    if (published == 0) return;
+    const uint64_t start = device_now();
     for (uint32_t i = threadIdx.x; i < published; i += 256) {
         int32_t *state = &p.arrival[i].state;
         while (load_acquire(state) == STATUS_PENDING && device_now() < p.deadline_ns)
@@ -42,6 +45,8 @@ __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_
         if (load_acquire(state) == STATUS_PENDING)
             atomicCAS_system(state, (int)STATUS_PENDING, (int)STATUS_DEADLINE);
     }
+    __syncthreads();
+    if (threadIdx.x == 0 && p.waited_ns) *p.waited_ns += device_now() - start;
 }
 
 bool all_arrived(const kern_exchange *x, uint32_t count)
@@ -65,7 +70,11 @@ extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
         wait_params p = {};
         p.arrival = x->arrival;
         p.published = (const int32_t *)&x->published;
-        p.deadline_ns = (uint64_t)(now + cuda_device_of(stream->backend)->timer_offset_ns + left);
+        p.deadline_ns =
+            args->deadline_ns == UINT64_MAX /* the host promises to answer */
+                ? UINT64_MAX
+                : (uint64_t)(now + cuda_device_of(stream->backend)->timer_offset_ns + left);
+        p.waited_ns = args->waited_ns; /* shared memory */
         wait_kernel<<<1, 256, 0, s->handle>>>(p);
         return cuda_launched("wait");
     }

@@ -48,7 +48,7 @@ static const flag flags[] = {
     {"--park-quantum", "N", "steps a sequence decodes before another may take its place", AT(park_quantum), 1, 1u << 20, FLAG_WHOLE, BOTH, false},
     {"--victim-margin", "N%", "pool slots beyond the selection", AT(victim_margin), 0, 1000, FLAG_PERCENT, BOTH, false},
     {"--threads", "N", "compute threads (default: one a core)", AT(threads), 1, 1024, FLAG_WHOLE, BOTH, false},
-    {"--backend", "cpu|ref", "fast, or simple and slow (default cpu)", AT(backend), 0, 0, FLAG_STRING, BOTH, true},
+    {"--backend", "NAME", "cpu, ref (simple and slow), cuda or cuda:N for the Nth GPU (default cpu)", AT(backend), 0, 0, FLAG_STRING, BOTH, false},
     {"--seed", "N", "of request ids and retry jitter, never of tokens (default: random)", AT(seed), 0, 0, FLAG_SEED, BOTH, false},
     {"--no-prefetch", NULL, "fetch blocks only when a step asks for them", AT(no_prefetch), 0, 0, FLAG_SWITCH, BOTH, false},
     {"--no-verify", NULL, "do not check digests: only to show that tests notice", AT(no_verify), 0, 0, FLAG_SWITCH, BOTH, false},

@@ -38,9 +38,7 @@ typedef struct fill {
 /* The only writes to device memory from here. */
 static status put_device(worker_engine *e, void *to, const void *from, uint64_t bytes)
 {
-    (void)e;
-    memcpy(to, from, bytes);
-    return STATUS_OK;
+    return kern_copy(e->stream, to, from, bytes);
 }
 
 /* ---- blocks ---------------------------------------------------------------------------------- */
@@ -288,9 +286,11 @@ static status submit(bench *b, uint32_t i, int32_t *prompt)
 status bench_fill(bench *b)
 {
     worker_engine *e = b->engine;
-    arena *a = arena_create("fill");
-    fill *f = ARENA_NEW(a, fill, 1);
+    void *shared = NULL; /* the lists in it are read by seal */
+    TRY(kern_alloc_shared(e->backend, sizeof(fill), &shared));
+    fill *f = shared;
     size_t heads = (size_t)e->layers * e->kv_heads;
+    arena *a = arena_create("fill");
     *f = (fill){.b = b, .e = e};
     f->kc = ARENA_NEW(a, uint16_t, heads * e->max_windows * e->head_dim);
     f->uc = ARENA_NEW(a, uint16_t, heads * e->max_windows);
@@ -309,6 +309,7 @@ status bench_fill(bench *b)
     }
     if (done == STATUS_OK) done = wait_stored(b);
     b->fill_ns = clock_now(&clock_monotonic) - begun;
+    kern_free_shared(e->backend, shared);
     arena_destroy(a);
     return done;
 }
@@ -347,8 +348,10 @@ status bench_bring_all(bench *b)
         list[i] = (int32_t)(i % e->max_blocks);
     for (uint32_t i = 0; i < e->seqs && done == STATUS_OK; i++) {
         if (e->seq[i].state != SEQ_ACTIVE && e->seq[i].state != SEQ_RESUMING) continue;
+        done = engine_read_table(e, i);
         for (uint32_t l = 0; l < e->layers && done == STATUS_OK; l++) {
-            while (!fetch_ahead(e, i, l, list, e->max_blocks, true) && done == STATUS_OK)
+            const int32_t *resident = e->seen_entry_of + (size_t)l * e->kv_heads * e->max_blocks;
+            while (!fetch_ahead(e, i, l, list, e->max_blocks, resident, true) && done == STATUS_OK)
                 done = settle_groups(b);
         }
     }

@@ -42,6 +42,27 @@ kern_table engine_table(const worker_engine *e, uint32_t layer)
                         .max_entries = e->max_entries};
 }
 
+pick_buffers engine_picks(const worker_engine *e, uint32_t layer)
+{
+    size_t lists = (size_t)layer * e->seqs * e->kv_heads;
+    pick_buffers p = e->scratch[layer & 1];
+    p.block = e->picks.block + lists * e->max_select;
+    p.slot = e->picks.slot + lists * e->max_select;
+    p.mask = e->pick_mask + lists * e->max_select;
+    p.count = e->picks.count + lists;
+    p.settled = e->picks.settled + lists;
+    return p;
+}
+
+status engine_read_table(worker_engine *e, uint32_t seq)
+{
+    size_t n = (size_t)e->kv_heads * e->max_blocks;
+    for (uint32_t l = 0; l < e->layers; l++)
+        TRY(kern_copy(e->stream, e->seen_entry_of + l * n, engine_table(e, l).entry_of + seq * n,
+                      n * sizeof(int32_t)));
+    return kern_stream_sync(e->stream);
+}
+
 status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
                          uint32_t block, uint64_t digest)
 {
@@ -52,6 +73,42 @@ status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_
                     layer, kv_head);
     *known = digest;
     return STATUS_OK;
+}
+
+/* ---- seal ------------------------------------------------------------------------------------ */
+
+status engine_seal(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *pool, bool copy)
+{
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        block_id id = io_block_id(e->io, (int32_t)seq, (int32_t)(i / e->kv_heads),
+                                  (int32_t)(i % e->kv_heads), (int32_t)block);
+        e->seal_seed[i] = block_id_hash(&id);
+    }
+    kern_seal_args seal = {.pool = pool,
+                           .slot = e->seal_slot,
+                           .seed = e->seal_seed,
+                           .copy = copy ? e->seal_copy : NULL,
+                           .digest = e->seal_digest,
+                           .n = e->layers * e->kv_heads,
+                           .block_bytes = e->block_bytes};
+    TRY(kern_seal(e->stream, &seal));
+    return kern_stream_sync(e->stream);
+}
+
+status engine_seal_pool(worker_engine *e, uint32_t seq, uint32_t block, int32_t *out_slot)
+{
+    const sequence *s = &e->seq[seq];
+    uint32_t n = e->layers * e->kv_heads;
+    if (io_slots_free(e->io) < n) return STATUS_BUSY;
+    TRY(engine_read_table(e, seq));
+    for (uint32_t i = 0; i < n; i++) {
+        int32_t entry = e->seen_entry_of[(size_t)i * e->max_blocks + block];
+        CHECK(entry >= 0 && entry < s->entries);
+        e->seal_slot[i] = s->pool_slot[i * (uint32_t)s->entries + (uint32_t)entry];
+        out_slot[i] = io_slot_take(e->io);
+        e->seal_copy[i] = io_slot_bytes(e->io, out_slot[i]);
+    }
+    return engine_seal(e, seq, block, e->pool, true);
 }
 
 /* Storage blocks that a selection can hold at most. */
@@ -90,47 +147,113 @@ static void read_dims(worker_engine *e)
     e->qkv_stride = ((uint64_t)e->heads + 2 * e->kv_heads) * e->head_dim;
 }
 
-typedef struct plan_total {
+/* Takes memory until something fails, then nothing more: `result` says what. */
+typedef struct taking {
     worker_engine *e;
-    uint64_t bytes;
     status result;
-} plan_total;
+} taking;
 
-static void *take(plan_total *t, uint64_t count, uint64_t item)
+static void *take_some(taking *t, uint64_t bytes, bool shared)
 {
+    worker_engine *e = t->e;
     void *p = NULL;
-    if (t->result == STATUS_OK) t->result = kern_alloc(t->e->backend, count * item, &p);
-    if (t->result == STATUS_OK) t->bytes += count * item;
+    if (t->result != STATUS_OK) return NULL;
+    t->result =
+        shared ? kern_alloc_shared(e->backend, bytes, &p) : kern_alloc(e->backend, bytes, &p);
+    if (t->result != STATUS_OK) return NULL;
+    CHECK(e->taken_count < ENGINE_MEMORY_MAX);
+    e->taken[e->taken_count++] = (struct engine_memory){p, shared};
+    *(shared ? &e->shared_bytes : &e->device_bytes) += bytes;
     return p;
 }
 
-static void take_picks(plan_total *t, pick_buffers *p, uint64_t rows)
+static void *take(taking *t, uint64_t count, uint64_t item)
+{
+    return take_some(t, count * item, false);
+}
+
+static void *take_shared(taking *t, uint64_t count, uint64_t item)
+{
+    return take_some(t, count * item, true);
+}
+
+/* What is read back from `device`: the same memory where ops run inline. */
+static void *take_seen(taking *t, void *device, uint64_t count, uint64_t item)
+{
+    return t->e->inline_ops ? device : take_shared(t, count, item);
+}
+
+/* Filled with -1. */
+static int32_t *take_absent(taking *t, uint64_t count)
+{
+    int32_t *p = take(t, count, sizeof(int32_t));
+    if (p != NULL) t->result = kern_fill(t->e->stream, p, 0xff, count * sizeof(int32_t));
+    return p;
+}
+
+static void take_scores(taking *t, pick_buffers *p, uint64_t rows)
 {
     const worker_engine *e = t->e;
     uint64_t n = rows * e->kv_heads;
     p->scores = take(t, n * e->max_windows, sizeof(float));
     p->query = take(t, n * e->max_select_blocks, sizeof(float));
     p->importance = take(t, n * e->max_select_blocks, sizeof(float));
-    p->block = take(t, n * e->max_select, 2 * sizeof(int32_t)); /* resume lists are twice as long */
-    p->slot = take(t, n * e->max_select, 2 * sizeof(int32_t));
-    p->mask = take(t, n * e->max_select, 1);
-    p->count = take(t, n, sizeof(int32_t));
-    p->settled = take(t, n, sizeof(int32_t));
 }
 
-static void take_rows(plan_total *t)
+static void take_picks(taking *t)
+{
+    worker_engine *e = t->e;
+    uint64_t lists = (uint64_t)e->layers * e->seqs * e->kv_heads, n = lists * e->max_select;
+    e->picks.block = take(t, n, sizeof(int32_t));
+    e->picks.slot = take(t, n, sizeof(int32_t));
+    e->picks.count = take(t, lists, sizeof(int32_t));
+    e->picks.settled = take(t, lists, sizeof(int32_t));
+    e->pick_mask = take(t, n, 1);
+    e->seen.block = take_seen(t, e->picks.block, n, sizeof(int32_t));
+    e->seen.slot = take_seen(t, e->picks.slot, n, sizeof(int32_t));
+    e->seen.count = take_seen(t, e->picks.count, lists, sizeof(int32_t));
+    e->seen.settled = take_seen(t, e->picks.settled, lists, sizeof(int32_t));
+    take_scores(t, &e->scratch[0], e->seqs);
+    take_scores(t, &e->scratch[1], e->seqs);
+    uint64_t tile = (uint64_t)ENGINE_PREFILL_TILE * e->kv_heads;
+    take_scores(t, &e->prefill, ENGINE_PREFILL_TILE);
+    e->prefill.block = take(t, tile * e->max_select, sizeof(int32_t));
+    e->prefill.slot = take(t, tile * e->max_select, sizeof(int32_t));
+    e->prefill.mask = take(t, tile * e->max_select, 1);
+    e->prefill.count = take(t, tile, sizeof(int32_t));
+    e->prefill.settled = take(t, tile, sizeof(int32_t));
+    uint64_t heads = (uint64_t)e->layers * e->kv_heads;
+    e->prompt_block = take_shared(t, heads * e->max_select, sizeof(int32_t));
+    e->prompt_count = take_shared(t, heads, sizeof(int32_t));
+    e->candidate = take_shared(t, n, sizeof(int32_t));
+    e->candidate_seq = take_shared(t, e->seqs, sizeof(int32_t));
+    e->candidate_pos = take_shared(t, e->seqs, sizeof(int32_t));
+    e->candidate_selector = take_shared(t, e->seqs, sizeof(int32_t));
+}
+
+static row_lists lists_of(int32_t *at, size_t rows)
+{
+    return (row_lists){.seq = at,
+                       .pos = at == NULL ? NULL : at + rows,
+                       .token = at == NULL ? NULL : at + 2 * rows,
+                       .selector = at == NULL ? NULL : at + 3 * rows,
+                       .next_pos = at == NULL ? NULL : at + 4 * rows,
+                       .status = at == NULL ? NULL : at + 5 * rows};
+}
+
+static void take_rows(taking *t)
 {
     worker_engine *e = t->e;
     uint64_t r = e->rows_max, q = (uint64_t)e->heads * e->head_dim;
-    int32_t **ints[] = {&e->row_seq,      &e->row_pos,    &e->row_token,
-                        &e->row_selector, &e->row_status, &e->next_pos};
-    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
-        *ints[i] = take(t, r, sizeof(int32_t));
+    uint64_t ends = r > ENGINE_LOGIT_ROWS ? r : ENGINE_LOGIT_ROWS;
+    int32_t *lists = take(t, 6 * r, sizeof(int32_t));
+    e->dev = lists_of(lists, r);
+    e->row = lists_of(take_seen(t, lists, 6 * r, sizeof(int32_t)), r);
     e->row_hits = take(t, r, sizeof(uint32_t));
     e->row_misses = take(t, r, sizeof(uint32_t));
     e->x = take(t, r * e->hidden, sizeof(float));
-    e->x_next = take(t, (r > ENGINE_LOGIT_ROWS ? r : ENGINE_LOGIT_ROWS) * e->hidden, sizeof(float));
-    e->norm = take(t, (r > ENGINE_LOGIT_ROWS ? r : ENGINE_LOGIT_ROWS) * e->hidden, sizeof(float));
+    e->x_next = take(t, ends * e->hidden, sizeof(float));
+    e->norm = take(t, ends * e->hidden, sizeof(float));
     e->qkv = take(t, r * e->qkv_stride, sizeof(float));
     e->heads_out = take(t, r * q, sizeof(float));
     if (e->config.model->config.has_gate) e->out_gate = take(t, r * e->heads, sizeof(float));
@@ -138,40 +261,45 @@ static void take_rows(plan_total *t)
     e->act = take(t, r * e->ffn, sizeof(float));
     e->pick_q[0] = take(t, r * q, sizeof(float));
     e->pick_q[1] = take(t, r * q, sizeof(float));
-    e->q_prev = take(t, r * q, sizeof(float));
     e->row_u = take(t, r * e->kv_heads, sizeof(uint16_t));
     e->append_slot = take(t, r * e->kv_heads, sizeof(int32_t));
-    take_picks(t, &e->decode[0], e->seqs);
-    take_picks(t, &e->decode[1], e->seqs);
-    take_picks(t, &e->prefill, ENGINE_PREFILL_TILE);
-    uint64_t ahead = (uint64_t)e->seqs * e->layers;
+    uint64_t ahead = (uint64_t)e->seqs * e->layers, heads = ahead * e->kv_heads;
     e->last_q = take(t, 2 * ahead * q, sizeof(float));
-    e->ahead_block = take(t, ahead * e->kv_heads * e->max_select, sizeof(int32_t));
-    e->ahead_mask = take(t, ahead * e->kv_heads * e->max_select, 1);
-    e->ahead_count = take(t, ahead * e->kv_heads, sizeof(int32_t));
-    e->ahead_settled = take(t, ahead * e->kv_heads, sizeof(int32_t));
-    e->logits = take(t, (uint64_t)ENGINE_LOGIT_ROWS * e->vocab, sizeof(float));
-    e->sampling = take(t, ENGINE_LOGIT_ROWS, sizeof(kern_sampling));
-    e->sampled = take(t, ENGINE_LOGIT_ROWS, sizeof(kern_sampled));
+    e->ahead_block = take(t, heads * e->max_select, sizeof(int32_t));
+    e->ahead_mask = take(t, heads * e->max_select, 1);
+    e->ahead_count = take(t, heads, sizeof(int32_t));
+    e->ahead_settled = take(t, heads, sizeof(int32_t));
+    e->seen_ahead_block = take_seen(t, e->ahead_block, heads * e->max_select, sizeof(int32_t));
+    e->seen_ahead_count = take_seen(t, e->ahead_count, heads, sizeof(int32_t));
+    uint64_t logits = (uint64_t)ENGINE_LOGIT_ROWS * e->vocab;
+    e->logits = take(t, logits, sizeof(float));
+    e->seen_logits = take_seen(t, e->logits, logits, sizeof(float));
+    e->sampling = take_shared(t, ENGINE_LOGIT_ROWS, sizeof(kern_sampling));
+    e->sample_pos = take_shared(t, ENGINE_LOGIT_ROWS, sizeof(int32_t));
+    e->sampled = take_shared(t, ENGINE_LOGIT_ROWS, sizeof(kern_sampled));
 }
 
-static void take_summaries(plan_total *t)
+static void take_summaries(taking *t)
 {
     worker_engine *e = t->e;
-    uint64_t heads = (uint64_t)e->layers * e->seqs * e->kv_heads;
+    uint64_t per_seq = (uint64_t)e->layers * e->kv_heads, heads = per_seq * e->seqs;
     e->kc = take(t, heads * e->max_windows * e->head_dim, sizeof(uint16_t));
     e->uc = take(t, heads * e->max_windows, sizeof(uint16_t));
     e->u = take(t, heads * e->max_len, sizeof(uint16_t));
     e->key_ring = take(t, heads * KERN_KEY_RING * e->head_dim, sizeof(uint16_t));
-    e->entry_of = take(t, heads * e->max_blocks, sizeof(int32_t));
-    e->block_of = take(t, heads * e->max_entries, sizeof(int32_t));
-    e->slot_of = take(t, heads * e->max_entries, sizeof(int32_t));
+    e->entry_of = take_absent(t, heads * e->max_blocks);
+    e->block_of = take_absent(t, heads * e->max_entries);
+    e->slot_of = take_absent(t, heads * e->max_entries);
     e->used_step = take(t, heads * e->max_entries, sizeof(uint32_t));
     e->entries = take(t, e->seqs, sizeof(int32_t));
-    if (t->result != STATUS_OK) return;
-    memset(e->entry_of, 0xff, heads * e->max_blocks * sizeof(int32_t));
-    memset(e->block_of, 0xff, heads * e->max_entries * sizeof(int32_t));
-    memset(e->slot_of, 0xff, heads * e->max_entries * sizeof(int32_t));
+    e->dev_selectors = take(t, KERN_SELECTORS_MAX, sizeof(kern_selector));
+    e->seen_entry_of = take_shared(t, per_seq * e->max_blocks, sizeof(int32_t));
+    e->stage_home = take_absent(t, per_seq * e->max_blocks);
+    e->seal_slot = take_shared(t, per_seq, sizeof(int32_t));
+    e->seal_seed = take_shared(t, per_seq, sizeof(uint64_t));
+    e->seal_digest = take_shared(t, per_seq, sizeof(uint64_t));
+    e->seal_copy = take_shared(t, per_seq, sizeof(uint8_t *));
+    e->wait_ns = take_shared(t, 1, sizeof(uint64_t));
 }
 
 static void take_host(worker_engine *e)
@@ -197,6 +325,8 @@ static void take_host(worker_engine *e)
     e->shared.digest = ARENA_NEW(a, uint64_t, e->seqs * homes);
     e->ahead_bit = ARENA_NEW(a, uint8_t, e->seqs * homes);
     e->fetching = ARENA_NEW(a, bool, e->layers);
+    e->copy_slot = ARENA_NEW(a, int32_t, heads);
+    e->resume_list = ARENA_NEW(a, int32_t, (size_t)e->kv_heads * 2 * e->max_select);
     e->queue = ARENA_NEW(a, engine_request, ENGINE_QUEUE);
     for (uint32_t i = 0; i < ENGINE_QUEUE; i++)
         e->queue[i].prompt = ARENA_NEW(a, int32_t, e->max_len);
@@ -206,19 +336,24 @@ static void take_host(worker_engine *e)
     e->events = ring_create(a, capacity, sizeof(worker_event));
 }
 
-static void take_exchanges(worker_engine *e)
+static void take_exchanges(taking *t)
 {
+    worker_engine *e = t->e;
     uint64_t demand = (uint64_t)e->seqs * e->kv_heads * e->max_select;
     uint64_t ahead = (uint64_t)e->kv_heads * e->max_entries;
     uint32_t capacity = (uint32_t)(demand > ahead ? demand : ahead);
     e->groups = e->layers + e->layers * (e->seqs < 8 ? e->seqs + 1 : 9);
-    e->exchange = ARENA_NEW(e->memory, kern_exchange, e->groups + 1);
+    uint64_t all = (uint64_t)e->groups + 1;
+    e->exchange = take_shared(t, all, sizeof(kern_exchange));
+    kern_miss *miss = take_shared(t, all * capacity, sizeof(kern_miss));
+    kern_arrival *arrival = take_shared(t, all * capacity, sizeof(kern_arrival));
+    if (t->result != STATUS_OK) return;
     e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
     for (uint32_t g = 0; g <= e->groups; g++) {
         kern_exchange *x = &e->exchange[g];
         x->capacity = capacity;
-        x->miss = ARENA_NEW(e->memory, kern_miss, capacity);
-        x->arrival = ARENA_NEW(e->memory, kern_arrival, capacity);
+        x->miss = miss + (size_t)g * capacity;
+        x->arrival = arrival + (size_t)g * capacity;
     }
 }
 
@@ -241,6 +376,7 @@ static status create_io(worker_engine *e)
                     "--max-model-len",
                     (unsigned long long)base);
     io_config io = {.memory = e->memory,
+                    .backend = e->inline_ops ? NULL : e->backend,
                     .worker = &e->config,
                     .shared = e->shared,
                     .seqs = e->seqs,
@@ -254,12 +390,14 @@ static status create_io(worker_engine *e)
                     .group_capacity = e->exchange[0].capacity,
                     .exchange = e->exchange};
     TRY(io_create(&io, &e->io));
-    e->host = (kern_host){
-        .notify = engine_notify, .pause = engine_pause, .self = e, .clock = e->config.clock};
+    e->host = (kern_host){.notify = engine_notify,
+                          .pause = e->inline_ops ? engine_pause : NULL,
+                          .self = e,
+                          .clock = e->config.clock};
     return STATUS_OK;
 }
 
-/* Nothing to do: fetch_start tells the io side about a layer's misses. */
+/* Nothing to do: fetch_pump tells the io side about a layer's misses. */
 void engine_notify(void *self)
 {
     (void)self;
@@ -300,17 +438,17 @@ static status check_config(const worker_config *config)
     return STATUS_OK;
 }
 
-static void print_plan(const worker_engine *e, FILE *plan, uint64_t device_bytes)
+static void print_plan(const worker_engine *e, FILE *plan)
 {
     if (plan == NULL) return;
     double mib = 1.0 / 1048576.0;
+    uint64_t pool = (uint64_t)e->pool_slots * e->block_bytes;
     fprintf(plan,
             "memory plan: weights %.1f MiB, pool %.1f MiB (%u blocks of %u KiB), summaries, "
             "tables and workspaces %.1f MiB, host %.1f MiB\n",
-            (double)e->config.model->weight_bytes * mib,
-            (double)e->pool_slots * e->block_bytes * mib, e->pool_slots, e->block_bytes / 1024,
-            (double)(device_bytes - (uint64_t)e->pool_slots * e->block_bytes) * mib,
-            (double)arena_bytes(e->memory) * mib);
+            (double)e->config.model->weight_bytes * mib, (double)pool * mib, e->pool_slots,
+            e->block_bytes / 1024, (double)(e->device_bytes - pool) * mib,
+            (double)(arena_bytes(e->memory) + e->shared_bytes + io_shared_bytes(e->io)) * mib);
 }
 
 status worker_create(const worker_config *config, FILE *plan, worker_engine **out_engine)
@@ -324,18 +462,21 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
     e->config.cluster = &e->cluster;
     e->backend = config->model->backend;
     read_dims(e);
+    e->inline_ops = kern_runs_inline(e->backend);
     e->pool_slots = (uint32_t)(e->cluster.device_pool_bytes / e->block_bytes);
-    plan_total total = {.e = e, .result = check_pool(e)};
-    e->pool = take(&total, e->pool_slots, e->block_bytes);
-    take_summaries(&total);
-    take_rows(&total);
-    status result = total.result;
-    if (result == STATUS_OK) result = kern_stream_create(e->backend, &e->stream);
+    taking t = {.e = e, .result = check_pool(e)};
+    if (t.result == STATUS_OK) t.result = kern_stream_create(e->backend, &e->stream);
+    e->pool = take(&t, e->pool_slots, e->block_bytes);
+    take_summaries(&t);
+    take_rows(&t);
+    take_picks(&t);
+    take_exchanges(&t);
+    status result = t.result;
     if (result == STATUS_OK) {
         take_host(e);
-        take_exchanges(e);
         result = create_io(e);
     }
+    if (result == STATUS_OK) result = kern_stream_sync(e->stream);
     if (result != STATUS_OK) {
         worker_destroy(e);
         return result;
@@ -343,36 +484,19 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
     arena_seal(a);
     hist_reset(&e->stats.ttft_ns);
     hist_reset(&e->stats.itl_ns);
-    print_plan(e, plan, total.bytes);
+    print_plan(e, plan);
     *out_engine = e;
     return STATUS_OK;
 }
 
-static void give_picks(worker_engine *e, pick_buffers *p)
+static void give_memory(worker_engine *e)
 {
-    void *all[] = {p->scores, p->query, p->importance, p->block,
-                   p->slot,   p->mask,  p->count,      p->settled};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        kern_free(e->backend, all[i]);
-}
-
-static void give_device(worker_engine *e)
-{
-    void *all[] = {e->pool,        e->kc,           e->uc,          e->u,
-                   e->key_ring,    e->entry_of,     e->block_of,    e->slot_of,
-                   e->used_step,   e->entries,      e->row_seq,     e->row_pos,
-                   e->row_token,   e->row_selector, e->row_status,  e->next_pos,
-                   e->row_hits,    e->row_misses,   e->x,           e->x_next,
-                   e->norm,        e->qkv,          e->heads_out,   e->gate_up,
-                   e->out_gate,    e->act,          e->pick_q[0],   e->pick_q[1],
-                   e->q_prev,      e->row_u,        e->append_slot, e->last_q,
-                   e->ahead_block, e->ahead_mask,   e->ahead_count, e->ahead_settled,
-                   e->logits,      e->sampling,     e->sampled};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        kern_free(e->backend, all[i]);
-    give_picks(e, &e->decode[0]);
-    give_picks(e, &e->decode[1]);
-    give_picks(e, &e->prefill);
+    for (uint32_t i = 0; i < e->taken_count; i++) {
+        if (e->taken[i].shared)
+            kern_free_shared(e->backend, e->taken[i].at);
+        else
+            kern_free(e->backend, e->taken[i].at);
+    }
 }
 
 /* Live sequences end as canceled, so that the nodes hear DROP for every context. */
@@ -384,7 +508,7 @@ void worker_destroy(worker_engine *e)
         for (uint32_t i = 0; i < e->seqs; i++)
             e->seq[i].cancel = true;
         e->queue_count = 0;
-        bool open = true;
+        bool open = !e->broken; /* else nobody can tell the nodes; leases end by themselves */
         while (open && clock_now(&e->config.clock) < until) {
             sched_turn(e);
             open = false;
@@ -398,7 +522,7 @@ void worker_destroy(worker_engine *e)
         io_destroy(e->io);
     }
     if (e->stream != NULL) kern_stream_destroy(e->stream);
-    give_device(e);
+    give_memory(e);
     arena_destroy(e->memory);
 }
 
@@ -422,7 +546,7 @@ static status selector_register(worker_engine *e, const kern_selector *s)
     if (e->selector_count == KERN_SELECTORS_MAX)
         return FAIL(UNSUPPORTED, "more than %d different selectors in one run", KERN_SELECTORS_MAX);
     e->selectors[e->selector_count++] = *s;
-    return STATUS_OK;
+    return kern_copy(e->stream, e->dev_selectors, e->selectors, sizeof e->selectors);
 }
 
 static status check_request(const worker_engine *e, const worker_request *r)
@@ -497,7 +621,12 @@ status worker_step(worker_engine *e)
 {
     if (ring_count(e->events) > 32 * (e->seqs + ENGINE_QUEUE)) return STATUS_PENDING;
     sched_turn(e);
+    if (e->broken) return FAIL(INTERNAL, "an earlier step failed: this engine can only be closed");
     status result = step_run(e);
+    if (result != STATUS_OK && result != STATUS_PENDING) {
+        e->broken = true;
+        fetch_abandon(e);
+    }
     if (result == STATUS_PENDING) io_pause(e->io, clock_now(&e->config.clock) + 2000000);
     return result;
 }

@@ -16,6 +16,8 @@ enum {
     ENGINE_LOGIT_ROWS = 64,
     ENGINE_VOID_MAX = 8, /* times a position is tried before its blocks count as lost */
     ENGINE_RECOMPUTE_MAX = 3,
+    ENGINE_MEMORY_MAX = 96,
+    ENGINE_LAUNCHES_AHEAD = 700, /* ops given to the stream beyond the last plan that was seen */
 };
 
 typedef enum seq_state {
@@ -69,6 +71,17 @@ typedef struct engine_request {
     bool cancel;
 } engine_request;
 
+/* What ops are told of the rows of a step. The host writes the shared side and reads `status` of it
+ * after the step; ops read the device's side, which is the same memory where ops run inline. */
+typedef struct row_lists {
+    int32_t *seq, *pos, *token, *selector, *next_pos, *status; /* [R] each, one after the other */
+} row_lists;
+
+/* The picks of all layers of a step, [L, R, Hk, M] and [L, R, Hk]. */
+typedef struct picked {
+    int32_t *block, *slot, *count, *settled;
+} picked;
+
 /* One layer's lists of a range of rows. */
 typedef struct pick_buffers {
     float *scores;             /* [R, Hk, W] */
@@ -115,11 +128,20 @@ struct worker_engine {
     /* selectors */
     kern_selector selectors[KERN_SELECTORS_MAX];
     uint32_t selector_count;
-    /* device memory */
+    kern_selector *dev_selectors; /* the device's copy */
+    /* memory of the backend: on the device, or shared with it where it says so */
+    bool inline_ops; /* ops have run when their call returns */
+    struct engine_memory {
+        void *at;
+        bool shared;
+    } taken[ENGINE_MEMORY_MAX];
+    uint32_t taken_count;
+    uint64_t device_bytes, shared_bytes;
     uint16_t *kc, *uc, *u, *key_ring;
     int32_t *entry_of, *block_of, *slot_of;
     uint32_t *used_step;
-    int32_t *entries; /* [S] */
+    int32_t *entries;       /* [S] */
+    int32_t *seen_entry_of; /* [L, Hk, B] of one sequence, read back (shared) */
     uint8_t *pool;
     uint32_t pool_slots, pool_free;
     int32_t *pool_stack;
@@ -127,27 +149,44 @@ struct worker_engine {
     uint32_t rows, decode_rows;
     row_range source_rows[4], prefill_rows;
     kern_source early; /* the source all decode rows share, else SOURCE_OWN */
-    int32_t *row_seq, *row_pos, *row_token, *row_selector, *row_status, *next_pos;
+    row_lists row, dev;
     uint32_t *row_hits, *row_misses;
-    float *x, *x_next, *norm, *qkv, *heads_out, *gate_up, *act, *pick_q[2], *q_prev;
+    float *x, *x_next, *norm, *qkv, *heads_out, *gate_up, *act, *pick_q[2];
     float *out_gate; /* [R, Hq] SSA's output gate before its logistic; NULL without one */
     uint16_t *row_u;
     int32_t *append_slot;
-    pick_buffers decode[2]; /* by layer parity: a layer ahead may be planned already */
+    /* decode rows: scores by layer parity (a layer ahead may be planned already), picks by layer */
+    pick_buffers scratch[2];
+    picked picks, seen; /* seen: read back after the step */
+    uint8_t *pick_mask;
     pick_buffers prefill;
+    int32_t *stage_home; /* [L, Hk, B] host slots of the prompt in prefill, for ops */
+    int32_t *prompt_block, *prompt_count; /* [L, Hk, M], [L, Hk] its last row's picks (shared) */
+    /* candidates of several sequences (shared): [L, S, Hk, M]; [S] each */
+    int32_t *candidate, *candidate_seq, *candidate_pos, *candidate_selector;
+    int32_t *resume_list; /* [Hk, 2 M] */
+    /* lists of one block in all layers and heads, for seal (shared): [L * Hk] */
+    int32_t *seal_slot, *copy_slot; /* copy_slot: the host's own */
+    uint64_t *seal_seed, *seal_digest;
+    uint8_t **seal_copy;
     float *last_q; /* [2, S, L, Hq * D] by position parity (lookahead step) */
     int32_t *ahead_block, *ahead_count, *ahead_settled; /* [S, L, Hk, ...] */
     uint8_t *ahead_mask;
-    float *logits;
-    kern_sampling *sampling;
+    int32_t *seen_ahead_block, *seen_ahead_count; /* read back (shared) */
+    float *logits, *seen_logits;                  /* [ENGINE_LOGIT_ROWS, vocab]; read back */
+    kern_sampling *sampling;                      /* shared, as the next two */
+    int32_t *sample_pos;
     kern_sampled *sampled;
     /* exchange with io */
     kern_exchange *exchange;  /* [groups]: layers, then prefetch */
     prefetch_group *prefetch; /* [groups - layers] */
     uint32_t groups;
     io_shared shared;
-    bool *fetching;     /* [L] IO_FETCH sent, IO_GATHERED owed */
-    uint8_t *ahead_bit; /* [S, L, Hk, B] installed by prefetch, not used yet */
+    bool *fetching;             /* [L] IO_FETCH sent, IO_GATHERED owed */
+    bool broken;                /* a step failed: the device may be in any state */
+    uint32_t planned, gathered; /* layers of this step whose plan, whose gather is over */
+    uint64_t *wait_ns;          /* what kern_wait adds to (shared) */
+    uint8_t *ahead_bit;         /* [S, L, Hk, B] installed by prefetch, not used yet */
     /* tests look at every row of logits here: the row at `pos` predicts token pos + 1 */
     void (*tap)(void *self, uint64_t id, uint32_t pos, const float *logits);
     void *tap_self;
@@ -164,6 +203,9 @@ struct worker_engine {
 /* views */
 kern_summary engine_summary(const worker_engine *e, uint32_t layer);
 kern_table engine_table(const worker_engine *e, uint32_t layer);
+pick_buffers engine_picks(const worker_engine *e, uint32_t layer); /* of decode rows */
+/* The entries of a sequence's blocks, read back into seen_entry_of. Between steps. */
+status engine_read_table(worker_engine *e, uint32_t seq);
 size_t engine_home(const worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
                    uint32_t block);
 /* INTERNAL: the block was sealed before with other bytes (a recompute must repeat them). */
@@ -174,6 +216,12 @@ void engine_notify(void *self);                   /* kern_host.notify */
 void engine_pause(void *self, uint64_t until_ns); /* kern_host.pause */
 bool engine_selectors_equal(const kern_selector *a, const kern_selector *b);
 void engine_emit(worker_engine *e, const worker_event *event);
+/* One block of a sequence in all layers and KV heads has the pool's or a prompt's host slots
+ * e->seal_slot, and its copies if any e->seal_copy: digests into e->seal_digest, after a sync. */
+status engine_seal(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *pool, bool copy);
+/* The open block of a sequence in the pool: its slots into e->seal_slot, fresh host slots into
+ * out_slot [L * Hk] and their bytes into e->seal_copy. BUSY: too few host slots. */
+status engine_seal_pool(worker_engine *e, uint32_t seq, uint32_t block, int32_t *out_slot);
 
 /* sched.c */
 void sched_turn(worker_engine *e); /* everything between steps */
@@ -189,23 +237,31 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
 status plan_layer(worker_engine *e,
                   uint32_t layer); /* all decode rows: select, plan, fetch_start */
 status select_ahead(worker_engine *e, uint32_t layer); /* lookahead `step`: for the next position */
+status select_ahead_ask(worker_engine *e, uint32_t layer); /* and fetch what those picks lack */
 status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out);
 
 /* prefill.c */
 uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows); /* rows with host slots */
+status prefill_begin(worker_engine *e); /* before the first layer of a step with prompt rows */
 status prefill_layer(worker_engine *e, uint32_t layer);
 status prefill_sealed(worker_engine *e); /* after the step: digests, SEALED commands, prompt end */
 
 /* fetch.c */
-void fetch_start(worker_engine *e, uint32_t layer);    /* publish a layer's misses to io */
-status fetch_finish(worker_engine *e, uint32_t layer); /* wait, gather, count */
+void fetch_begin(worker_engine *e);                    /* before the step's first plan */
+void fetch_pump(worker_engine *e);                     /* published misses on to io */
+status fetch_room(worker_engine *e, uint32_t layer);   /* before a layer goes to the stream */
+status fetch_finish(worker_engine *e, uint32_t layer); /* wait, gather */
+status fetch_drain(worker_engine *e);                  /* every layer's misses are with io */
+void fetch_abandon(worker_engine *e);                  /* after a failed step */
+void fetch_over(worker_engine *e);                     /* the stream is at rest: count */
+/* resident: [Hk, B] entries of the sequence's blocks in this layer, NULL: no block is in the pool.
+ */
 bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,
-                 uint32_t per_head, bool resume);
+                 uint32_t per_head, const int32_t *resident, bool resume);
 void fetch_install(worker_engine *e, int32_t group);
-void fetch_count_picks(worker_engine *e, uint32_t layer, const pick_buffers *picks);
-status fetch_candidates_of(worker_engine *e, uint32_t seq, uint32_t layer, bool forced,
-                           int32_t *out);
-void fetch_candidates(worker_engine *e, uint32_t seq); /* locality blocks the pool lacks */
+/* Candidates of n sequences in all layers into e->candidate [L, n, Hk, M]. */
+status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bool forced);
+void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n); /* what the pool lacks */
 void fetch_forget_ahead(worker_engine *e, uint32_t seq);
 
 /* step.c */

@@ -4,12 +4,29 @@
 
 #include <string.h>
 
-/* ---- a layer's misses ------------------------------------------------------------------------ */
+enum {
+    NOT_PLANNED = INT32_MAX, /* of kern_exchange.published: the plan has not run yet */
+    WAIT_SECONDS = 30,       /* beyond every deadline: only a dead io side lets a wait end by it */
+};
 
-void fetch_start(worker_engine *e, uint32_t layer)
+/* ---- a layer's misses ------------------------------------------------------------------------
+ *
+ * A plan publishes a layer's misses into memory that the host sees too. Where ops run inline they
+ * are there when kern_plan returns. A device works behind its stream: the step thread hands it the
+ * whole step and meanwhile passes on what has been published (fetch_pump); kern_wait holds the
+ * stream until the io side has answered. That a later plan is over tells that an earlier gather is,
+ * so the io side gets its landing slots back while the step still runs. */
+
+void fetch_begin(worker_engine *e)
 {
-    kern_exchange *x = &e->exchange[layer];
-    if (atomic_load_explicit(&x->published, memory_order_acquire) == 0) return;
+    for (uint32_t l = 0; l < e->layers; l++)
+        atomic_store_explicit(&e->exchange[l].published, NOT_PLANNED, memory_order_release);
+    e->planned = e->gathered = e->decode_rows > 0 ? 0 : e->layers;
+    *e->wait_ns = 0;
+}
+
+static void fetch_start(worker_engine *e, uint32_t layer)
+{
     e->fetching[layer] = true;
     io_command command = {.op = IO_FETCH,
                           .group = (int32_t)layer,
@@ -32,31 +49,106 @@ static void count_sources(worker_engine *e, const kern_exchange *x, uint32_t cou
     }
 }
 
-/* Wait for the layer's arrivals and gather them. A wait ends because the client completes every
- * request by its deadline; rows whose blocks failed are void. */
-status fetch_finish(worker_engine *e, uint32_t layer)
+/* The layer's blocks are in the pool, or their rows void: sources may be reused. */
+static void fetch_gathered(worker_engine *e, uint32_t layer)
 {
-    if (!e->fetching[layer]) return STATUS_OK;
+    if (!e->fetching[layer]) return;
     kern_exchange *x = &e->exchange[layer];
-    uint64_t before = e->stats.waited_ns;
-    kern_wait_args wait = {.exchange = x,
-                           .host = &e->host,
-                           .deadline_ns = UINT64_MAX,
-                           .waited_ns = &e->stats.waited_ns};
-    TRY(kern_wait(e->stream, &wait));
-    uint64_t waited = e->stats.waited_ns - before;
-    if (waited > e->stats.stall_ns_max) e->stats.stall_ns_max = waited;
-    kern_gather_args gather = {.exchange = x,
-                               .table = engine_table(e, layer),
-                               .pool = e->pool,
-                               .row_status = e->row_status,
-                               .block_bytes = e->block_bytes,
-                               .verify = e->config.verify};
-    TRY(kern_gather(e->stream, &gather));
     count_sources(e, x, atomic_load(&x->published));
     e->fetching[layer] = false;
     io_command command = {.op = IO_GATHERED, .group = (int32_t)layer};
     io_send(e->io, &command);
+}
+
+void fetch_pump(worker_engine *e)
+{
+    while (e->planned < e->layers) {
+        uint32_t n = atomic_load_explicit(&e->exchange[e->planned].published, memory_order_acquire);
+        if (n == NOT_PLANNED) break;
+        if (n > 0) fetch_start(e, e->planned);
+        e->planned++;
+    }
+    if (e->inline_ops) return;
+    uint32_t lag = e->early == SOURCE_OWN ? 1 : 2; /* plan m comes after gather m - lag */
+    while (e->gathered + lag < e->planned)
+        fetch_gathered(e, e->gathered++);
+}
+
+/* An io side without a thread of its own answers while we wait for the stream. */
+static void answer_here(worker_engine *e)
+{
+    if (!io_is_threaded(e->io)) io_pause(e->io, clock_now(&e->config.clock));
+}
+
+/* Pumps until `layers` plans are over. The device may fail instead: then the stream says so. */
+static status pump_until(worker_engine *e, uint32_t layers)
+{
+    for (uint32_t turn = 1; e->planned < layers; turn++) {
+        fetch_pump(e);
+        answer_here(e);
+        if (turn % 4096 != 0 || e->planned >= layers) continue;
+        status at = kern_stream_poll(e->stream);
+        if (at == STATUS_PENDING) continue;
+        TRY(at);
+        fetch_pump(e);
+        if (e->planned < layers)
+            return FAIL(INTERNAL, "the stream is at rest and layer %u has no plan", e->planned);
+    }
+    return STATUS_OK;
+}
+
+/* The stream's queue is finite (a device takes about a thousand launches), and who waits for room
+ * in it cannot pump. */
+static uint32_t layers_ahead(const worker_engine *e)
+{
+    uint32_t tiles = (e->prefill_rows.count + ENGINE_PREFILL_TILE - 1) / ENGINE_PREFILL_TILE;
+    uint32_t a_layer = 40 + 16 * e->source_rows[SOURCE_STEP].count + 12 * tiles;
+    return ENGINE_LAUNCHES_AHEAD / a_layer;
+}
+
+status fetch_room(worker_engine *e, uint32_t layer)
+{
+    fetch_pump(e);
+    uint32_t ahead = layers_ahead(e);
+    return layer <= ahead ? STATUS_OK : pump_until(e, layer - ahead - 1);
+}
+
+status fetch_drain(worker_engine *e)
+{
+    TRY(pump_until(e, e->layers));
+    if (e->inline_ops || io_is_threaded(e->io)) return STATUS_OK;
+    status at = kern_stream_poll(e->stream);
+    for (; at == STATUS_PENDING; at = kern_stream_poll(e->stream)) {
+        answer_here(e);
+    }
+    return at;
+}
+
+/* Wait for the layer's arrivals and gather them. A wait ends because the client completes every
+ * request by its deadline; rows whose blocks failed are void. With no room to run ahead (a big
+ * step) the layer's misses are with the io side before the stream may stop for them. */
+status fetch_finish(worker_engine *e, uint32_t layer)
+{
+    if (e->decode_rows == 0 || (e->inline_ops && !e->fetching[layer])) return STATUS_OK;
+    kern_exchange *x = &e->exchange[layer];
+    uint64_t before = *e->wait_ns;
+    if (!e->inline_ops && layers_ahead(e) == 0) TRY(pump_until(e, layer + 1));
+    uint64_t never = clock_now(&e->config.clock) + WAIT_SECONDS * UINT64_C(1000000000) +
+                     e->layers * e->cluster.fetch_deadline_ns;
+    kern_wait_args wait = {
+        .exchange = x, .host = &e->host, .deadline_ns = never, .waited_ns = e->wait_ns};
+    TRY(kern_wait(e->stream, &wait));
+    kern_gather_args gather = {.exchange = x,
+                               .table = engine_table(e, layer),
+                               .pool = e->pool,
+                               .row_status = e->dev.status,
+                               .block_bytes = e->block_bytes,
+                               .verify = e->config.verify};
+    TRY(kern_gather(e->stream, &gather));
+    if (!e->inline_ops) return STATUS_OK;
+    uint64_t waited = *e->wait_ns - before;
+    if (waited > e->stats.stall_ns_max) e->stats.stall_ns_max = waited;
+    fetch_gathered(e, layer);
     return STATUS_OK;
 }
 
@@ -77,29 +169,71 @@ static void count_miss(worker_engine *e, uint32_t layer, bool agnostic, uint8_t 
     if (agnostic) e->stats.agnostic_fetched++;
 }
 
-/* Before the plan: which picks are resident, which of those prefetch brought, which are missing. */
-void fetch_count_picks(worker_engine *e, uint32_t layer, const pick_buffers *picks)
+/* One selection against the misses [from, to) that it published. */
+static void count_list(worker_engine *e, uint32_t layer, size_t at, const kern_miss *from,
+                       const kern_miss *to)
 {
-    kern_table table = engine_table(e, layer);
-    for (uint32_t r = 0; r < e->decode_rows; r++) {
-        uint32_t seq = (uint32_t)e->row_seq[r];
-        if (e->row_status[r] != STATUS_OK) continue;
-        for (uint32_t h = 0; h < e->kv_heads; h++) {
-            size_t at = (size_t)r * e->kv_heads + h;
-            for (int32_t i = 0; i < picks->count[at]; i++) {
-                int32_t b = picks->block[at * e->max_select + (size_t)i];
-                if (b == e->row_pos[r] / KERN_BLOCK) continue;
-                size_t entry = ((size_t)seq * e->kv_heads + h) * e->max_blocks + (size_t)b;
-                bool resident = table.entry_of[entry] >= 0, agnostic = i < picks->settled[at];
-                uint8_t *ahead = &e->ahead_bit[engine_home(e, seq, layer, h, (uint32_t)b)];
-                if (resident)
-                    count_resident(e, seq, agnostic, *ahead);
-                else
-                    count_miss(e, layer, agnostic, *ahead);
-                *ahead = 0;
-            }
+    size_t list = (size_t)layer * e->seqs * e->kv_heads + at;
+    uint32_t r = (uint32_t)(at / e->kv_heads), h = (uint32_t)(at % e->kv_heads);
+    uint32_t seq = (uint32_t)e->row.seq[r];
+    for (int32_t i = 0; i < e->seen.count[list]; i++) {
+        int32_t b = e->seen.block[list * e->max_select + (size_t)i];
+        if (b == e->row.pos[r] / KERN_BLOCK) continue;
+        if (e->seen.slot[list * e->max_select + (size_t)i] < 0) continue; /* void before */
+        bool agnostic = i < e->seen.settled[list];
+        const kern_miss *miss = from;
+        while (miss < to && miss->block != b)
+            miss++;
+        uint8_t *ahead = &e->ahead_bit[engine_home(e, seq, layer, h, (uint32_t)b)];
+        if (miss < to)
+            count_miss(e, layer, agnostic, *ahead);
+        else
+            count_resident(e, seq, agnostic, *ahead);
+        *ahead = 0;
+    }
+}
+
+/* After a failed step: nothing waits for the io side any more. */
+void fetch_abandon(worker_engine *e)
+{
+    for (uint32_t g = 0; g <= e->groups; g++) {
+        kern_exchange *x = &e->exchange[g];
+        for (uint32_t i = 0; i < x->capacity; i++) {
+            int32_t pending = STATUS_PENDING;
+            (void)atomic_compare_exchange_strong(&x->arrival[i].state, &pending, STATUS_DEADLINE);
         }
     }
+}
+
+/* Which picks were resident, which of those prefetch had brought, which were missing. Misses stand
+ * in the order of row and head. */
+static void count_layer(worker_engine *e, uint32_t layer)
+{
+    const kern_exchange *x = &e->exchange[layer];
+    const kern_miss *miss = x->miss, *end = miss + atomic_load(&x->published);
+    for (size_t at = 0; at < (size_t)e->decode_rows * e->kv_heads; at++) {
+        int32_t r = (int32_t)(at / e->kv_heads), h = (int32_t)(at % e->kv_heads);
+        const kern_miss *to = miss;
+        while (to < end && to->row == r && to->kv_head == h)
+            to++;
+        count_list(e, layer, at, miss, to);
+        miss = to;
+    }
+}
+
+void fetch_over(worker_engine *e)
+{
+    CHECK(e->planned == e->layers);
+    if (e->decode_rows == 0) return;
+    for (uint32_t l = 0; l < e->layers; l++) {
+        fetch_gathered(e, l);
+        count_layer(e, l);
+    }
+    e->gathered = e->layers;
+    e->stats.waited_ns += *e->wait_ns;
+    if (!e->inline_ops &&
+        *e->wait_ns > e->stats.stall_ns_max) /* of a step: layers are not told apart */
+        e->stats.stall_ns_max = *e->wait_ns;
 }
 
 /* ---- ahead of time --------------------------------------------------------------------------- */
@@ -113,13 +247,12 @@ static int32_t group_take(worker_engine *e)
 }
 
 static bool is_wanted(const worker_engine *e, const kern_exchange *x, uint32_t n,
-                      const kern_miss *miss, uint32_t layer)
+                      const kern_miss *miss, const int32_t *resident)
 {
     const sequence *s = &e->seq[miss->seq];
     if (miss->block < 0 || (uint32_t)miss->block >= s->done / KERN_BLOCK) return false;
-    size_t entry = ((size_t)miss->seq * e->kv_heads + (size_t)miss->kv_head) * e->max_blocks +
-                   (size_t)miss->block;
-    if (engine_table(e, layer).entry_of[entry] >= 0) return false;
+    size_t entry = (size_t)miss->kv_head * e->max_blocks + (size_t)miss->block;
+    if (resident != NULL && resident[entry] >= 0) return false;
     for (uint32_t i = 0; i < n; i++) {
         if (x->miss[i].kv_head == miss->kv_head && x->miss[i].block == miss->block) return false;
     }
@@ -129,7 +262,7 @@ static bool is_wanted(const worker_engine *e, const kern_exchange *x, uint32_t n
 /* Ask for blocks [Hk, per_head] (-1 pads) of one layer, most wanted first, at most what the entries
  * hold. False: no group free, nothing asked. */
 bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,
-                 uint32_t per_head, bool resume)
+                 uint32_t per_head, const int32_t *resident, bool resume)
 {
     if (!e->config.prefetch) return true; /* a resumed sequence's first step asks for itself */
     int32_t g = group_take(e);
@@ -147,7 +280,7 @@ bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *
                               .entry = -1,
                               .slot = -1,
                               .reserved = layer};
-            if (!is_wanted(e, x, n, &miss, layer)) continue;
+            if (!is_wanted(e, x, n, &miss, resident)) continue;
             x->miss[n] = miss;
             atomic_store(&x->arrival[n].state, STATUS_PENDING);
             n++;
@@ -204,6 +337,7 @@ void fetch_install(worker_engine *e, int32_t group)
                                          s->state == SEQ_ACTIVE ? e->step_number : s->resumed_step,
                                      .verify = e->config.verify};
         status result = kern_install(e->stream, &install);
+        if (result == STATUS_OK) result = kern_stream_sync(e->stream);
         CHECK(result == STATUS_OK);
     }
     for (uint32_t i = 0; i < n; i++) {
@@ -224,37 +358,46 @@ void fetch_install(worker_engine *e, int32_t group)
     io_send(e->io, &command);
 }
 
-/* Blocks of one layer that the next step may select and the pool lacks: out[Hk, max_select]. */
-status fetch_candidates_of(worker_engine *e, uint32_t seq, uint32_t layer, bool forced,
-                           int32_t *out)
+/* Blocks that the next step of each sequence may select and the pool lacks. */
+status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bool forced)
 {
-    const sequence *s = &e->seq[seq];
-    int32_t seq_index = (int32_t)seq, next = (int32_t)s->done;
-    kern_candidates_args args = {.seq = &seq_index,
-                                 .next_pos = &next,
-                                 .selector = &s->selector,
-                                 .selectors = e->selectors,
-                                 .summary = engine_summary(e, layer),
-                                 .table = engine_table(e, layer),
-                                 .block = out,
-                                 .n = 1,
-                                 .max_candidates = e->max_select,
-                                 .forced = forced};
-    return kern_candidates(e->stream, &args);
+    for (uint32_t i = 0; i < n; i++) {
+        e->candidate_seq[i] = (int32_t)seq[i];
+        e->candidate_pos[i] = (int32_t)e->seq[seq[i]].done;
+        e->candidate_selector[i] = e->seq[seq[i]].selector;
+    }
+    for (uint32_t l = 0; l < e->layers; l++) {
+        kern_candidates_args args = {.seq = e->candidate_seq,
+                                     .next_pos = e->candidate_pos,
+                                     .selector = e->candidate_selector,
+                                     .selectors = e->dev_selectors,
+                                     .summary = engine_summary(e, l),
+                                     .table = engine_table(e, l),
+                                     .block =
+                                         e->candidate + (size_t)l * n * e->kv_heads * e->max_select,
+                                     .n = n,
+                                     .max_candidates = e->max_select,
+                                     .forced = forced};
+        TRY(kern_candidates(e->stream, &args));
+    }
+    return kern_stream_sync(e->stream);
 }
 
 /* Locality blocks that the next step may select and the pool lacks (NOSA: known before it starts).
  */
-void fetch_candidates(worker_engine *e, uint32_t seq)
+void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n)
 {
-    sequence *s = &e->seq[seq];
-    const kern_selector *selector = &e->selectors[s->selector];
-    if (!selector->fill_by_importance || !e->config.prefetch) return;
-    uint32_t per_head = e->max_select;
-    int32_t *blocks = e->prefill.block; /* idle between steps */
-    for (uint32_t l = 0; l < e->layers; l++) {
-        if (fetch_candidates_of(e, seq, l, false, blocks) != STATUS_OK) return;
-        if (!fetch_ahead(e, seq, l, blocks, per_head, false)) return;
+    uint32_t wants[512], count = 0;
+    for (uint32_t i = 0; i < n && e->config.prefetch; i++) {
+        if (e->selectors[e->seq[seq[i]].selector].fill_by_importance) wants[count++] = seq[i];
+    }
+    if (count == 0 || fetch_candidates_of(e, wants, count, false) != STATUS_OK) return;
+    size_t lists = (size_t)e->kv_heads * e->max_select;
+    for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t l = 0; l < e->layers; l++) {
+            const int32_t *blocks = e->candidate + ((size_t)l * count + i) * lists;
+            if (!fetch_ahead(e, wants[i], l, blocks, e->max_select, NULL, false)) break;
+        }
     }
 }
 

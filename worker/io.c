@@ -159,6 +159,20 @@ static uint32_t power_of_two(uint32_t at_least)
     return n;
 }
 
+/* Memory that the device may read while the io side fills it. */
+static status take_blocks(worker_io *io, uint32_t count, uint8_t **out_memory)
+{
+    size_t bytes = (size_t)count * io->config.block_bytes;
+    if (io->config.backend == NULL) {
+        *out_memory = arena_alloc(io->config.memory, bytes, 4096);
+        return STATUS_OK;
+    }
+    void *memory = NULL;
+    TRY(kern_alloc_shared(io->config.backend, bytes, &memory));
+    *out_memory = memory;
+    return STATUS_OK;
+}
+
 static void allocate(worker_io *io)
 {
     const io_config *c = &io->config;
@@ -168,7 +182,6 @@ static void allocate(worker_io *io)
     io->events = ring_create(a, power_of_two(IO_EVENTS + c->slots + c->groups), sizeof(io_event));
     io->freed = ring_create(a, power_of_two(c->slots + 1), sizeof(int32_t));
     io->step.stack = ARENA_NEW(a, int32_t, c->slots);
-    io->memory = arena_alloc(a, (size_t)c->slots * c->block_bytes, 4096);
     io->slot = ARENA_NEW(a, host_slot, c->slots);
     io->host_of = ARENA_NEW(a, int32_t, blocks);
     for (size_t i = 0; i < blocks; i++)
@@ -208,7 +221,7 @@ static status connect_store(worker_io *io)
     if (io->landing_slots < 64)
         return FAIL(INVALID, "client.landing holds %u blocks of %u bytes; give it 64 or more",
                     io->landing_slots, io->config.block_bytes);
-    io->landing = arena_alloc(a, (size_t)io->landing_slots * io->config.block_bytes, 4096);
+    TRY(take_blocks(io, io->landing_slots, &io->landing));
     io->landing_refs = ARENA_NEW(a, uint16_t, io->landing_slots);
     if (w->transport != NULL)
         io->transport = w->transport;
@@ -244,12 +257,11 @@ status io_create(const io_config *config, worker_io **out_io)
     io->wake_fd = -1;
     CHECK(config->groups > config->layers && config->slots > 0);
     allocate(io);
-    if (io->store) {
-        status result = connect_store(io);
-        if (result != STATUS_OK) {
-            io_destroy(io);
-            return result;
-        }
+    status result = take_blocks(io, io->config.slots, &io->memory);
+    if (result == STATUS_OK && io->store) result = connect_store(io);
+    if (result != STATUS_OK) {
+        io_destroy(io);
+        return result;
     }
     if (io->threaded) {
         io->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -276,6 +288,10 @@ void io_destroy(worker_io *io)
     if (io->client != NULL) kv_client_destroy(io->client);
     if (io->transport != NULL) kv_transport_close(io->transport);
     if (io->wake_fd >= 0) close(io->wake_fd);
+    if (io->config.backend != NULL) {
+        kern_free_shared(io->config.backend, io->landing);
+        kern_free_shared(io->config.backend, io->memory);
+    }
 }
 
 /* ---- step side ------------------------------------------------------------------------------- */
@@ -345,6 +361,17 @@ uint32_t io_slots_free(worker_io *io)
 {
     collect_freed(io);
     return io->step.count;
+}
+
+bool io_is_threaded(const worker_io *io)
+{
+    return io->threaded;
+}
+
+uint64_t io_shared_bytes(const worker_io *io)
+{
+    if (io->config.backend == NULL) return 0;
+    return ((uint64_t)io->config.slots + io->landing_slots) * io->config.block_bytes;
 }
 
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot)

@@ -26,6 +26,7 @@ typedef struct model_owner {
 typedef struct loading {
     model *m;
     model_owner *owner;
+    kern_stream *stream; /* of the copies into the backend's memory */
     const model_source *source;
     const checkpoint *file; /* NULL: the source is not a checkpoint */
     uint64_t done, total;
@@ -81,7 +82,7 @@ static status load_plain(loading *l, const char *name, uint32_t rows, uint32_t c
     uint64_t bytes = 2 * (uint64_t)rows * (columns ? columns : 1);
     status s = read_tensor(l, name, rows, columns, a, &data);
     if (s == STATUS_OK) s = take_memory(l, bytes, &memory);
-    if (s == STATUS_OK) memcpy(memory, data, bytes);
+    if (s == STATUS_OK) s = kern_copy(l->stream, memory, data, bytes);
     arena_destroy(a);
     if (s == STATUS_OK) *out_data = memory;
     return s;
@@ -204,6 +205,7 @@ static status load_ends(loading *l)
         stacked head = {"lm_head.weight", c->vocab};
         return load_packed(l, &head, 1, c->hidden, &m->lm_head);
     }
+    TRY(kern_stream_sync(l->stream)); /* the pack reads it where it is */
     kern_matrix table = {m->embed, c->vocab};
     TRY(kern_weight_pack(m->backend, &table, 1, c->hidden, &m->lm_head));
     m->weight_bytes += kern_weight_bytes(m->lm_head);
@@ -223,14 +225,20 @@ static status make_rope(loading *l)
     m->cos = cos_table;
     m->sin = sin_table;
     double scale = m->config.rope.attention_factor;
+    arena *a = arena_create("rope");
+    float *cos_here = ARENA_NEW(a, float, (size_t)m->max_tokens *pairs);
+    float *sin_here = ARENA_NEW(a, float, (size_t)m->max_tokens *pairs);
     for (uint64_t t = 0; t < m->max_tokens; t++) {
         for (uint32_t i = 0; i < pairs; i++) {
             double angle = (double)t * frequency[i];
-            m->cos[t * pairs + i] = (float)(scale * cos(angle));
-            m->sin[t * pairs + i] = (float)(scale * sin(angle));
+            cos_here[t * pairs + i] = (float)(scale * cos(angle));
+            sin_here[t * pairs + i] = (float)(scale * sin(angle));
         }
     }
-    return STATUS_OK;
+    status s = kern_copy(l->stream, m->cos, cos_here, bytes);
+    if (s == STATUS_OK) s = kern_copy(l->stream, m->sin, sin_here, bytes);
+    arena_destroy(a);
+    return s;
 }
 
 /* ---- what must not be there ------------------------------------------------------------------ */
@@ -284,14 +292,23 @@ static status check_unused(const loading *l)
 
 /* ---- load and free --------------------------------------------------------------------------- */
 
+static status load_tensors(loading *l)
+{
+    TRY(load_ends(l));
+    for (uint32_t i = 0; i < l->m->config.layers; i++)
+        TRY(load_layer(l, i));
+    TRY(make_rope(l));
+    return kern_stream_sync(l->stream);
+}
+
 static status load_all(loading *l)
 {
     model *m = l->m;
     const model_config *c = &m->config;
-    TRY(load_ends(l));
-    for (uint32_t i = 0; i < c->layers; i++)
-        TRY(load_layer(l, i));
-    TRY(make_rope(l));
+    TRY(kern_stream_create(m->backend, &l->stream));
+    status s = load_tensors(l);
+    kern_stream_destroy(l->stream);
+    if (s != STATUS_OK) return s;
     uint8_t stretched = config_rope_is_long(c, m->max_tokens); /* rotates stored keys differently */
     m->layout = (block_layout){.block_tokens = KERN_BLOCK,
                                .head_dim = c->head_dim,

@@ -32,68 +32,93 @@ uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows)
     return rows;
 }
 
-/* Queries that select for prompt rows [rows), by the sequence's source. NULL: the rows' own. */
-static const float *pick_queries(worker_engine *e, uint32_t layer, kern_source source)
+status prefill_begin(worker_engine *e)
 {
-    size_t width = (size_t)e->heads * e->head_dim;
-    row_range all = e->prefill_rows;
-    if (source == SOURCE_MID || source == SOURCE_INPUT)
-        return layer == 0 ? NULL : e->pick_q[layer & 1] + (size_t)all.first * width;
-    if (source == SOURCE_OWN) return NULL;
-    uint32_t seq = (uint32_t)e->row_seq[all.first], pos = (uint32_t)e->row_pos[all.first];
-    for (uint32_t r = 0; r < all.count;
-         r++) { /* step: the query of the token before; row 0 its own */
-        const float *from = e->qkv + (size_t)(all.first + r - 1) * e->qkv_stride;
-        if (r == 0 && pos == 0)
-            from = e->qkv + (size_t)all.first * e->qkv_stride;
-        else if (r == 0)
-            from =
-                e->last_q + (((size_t)((pos - 1) & 1) * e->seqs + seq) * e->layers + layer) * width;
-        memcpy(e->q_prev + (size_t)r * width, from, width * sizeof(float));
-    }
-    return e->q_prev;
+    const sequence *s = &e->seq[e->row.seq[e->prefill_rows.first]];
+    uint64_t homes = (uint64_t)e->layers * e->kv_heads * e->max_blocks;
+    return kern_copy(e->stream, e->stage_home, s->stage_slot, homes * sizeof(int32_t));
 }
 
-static void keep_last_pick(worker_engine *e, uint32_t layer, uint32_t tile_row, sequence *s)
+static const int32_t *homes_of(const worker_engine *e, uint32_t layer)
 {
-    for (uint32_t h = 0; h < e->kv_heads; h++) {
-        size_t at = (size_t)tile_row * e->kv_heads + h;
-        int32_t *to = s->last_pick + ((size_t)layer * e->kv_heads + h) * e->max_select;
-        for (uint32_t i = 0; i < e->max_select; i++) {
-            to[i] =
-                (int32_t)i < e->prefill.count[at] ? e->prefill.block[at * e->max_select + i] : -1;
-        }
-    }
+    return e->stage_home + (size_t)layer * e->kv_heads * e->max_blocks;
 }
 
-static status attend_tile(worker_engine *e, uint32_t layer, row_range rows, const float *pick_q)
+/* Select for a tile of prompt rows with the queries that the sequence's source says. */
+static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern_source source)
 {
-    sequence *s = &e->seq[e->row_seq[rows.first]];
     size_t width = (size_t)e->heads * e->head_dim;
-    uint32_t offset = rows.first - e->prefill_rows.first;
-    const float *q = e->qkv + (size_t)rows.first * e->qkv_stride;
-    pick_rows of = pick_rows_of(e, rows, pick_q != NULL ? pick_q + (size_t)offset * width : q,
-                                pick_q != NULL ? width : e->qkv_stride);
-    pick_buffers *p = &e->prefill;
+    const float *own = e->qkv + (size_t)rows.first * e->qkv_stride;
+    if (source == SOURCE_OWN || (source != SOURCE_STEP && layer == 0)) {
+        pick_rows of = pick_rows_of(e, rows, own, e->qkv_stride);
+        of.prefill = true;
+        return select_rows(e, layer, &of, &e->prefill, 0);
+    }
+    if (source != SOURCE_STEP) {
+        const float *q = e->pick_q[layer & 1] + (size_t)rows.first * width;
+        pick_rows of = pick_rows_of(e, rows, q, width);
+        of.prefill = true;
+        return select_rows(e, layer, &of, &e->prefill, 0);
+    }
+    /* The query of the token before: another row's, or kept from the last chunk; token 0 has its
+     * own. */
+    uint32_t first = 0;
+    if (rows.first == e->prefill_rows.first) {
+        uint32_t seq = (uint32_t)e->row.seq[rows.first], pos = (uint32_t)e->row.pos[rows.first];
+        size_t at = ((size_t)((pos - 1) & 1) * e->seqs + seq) * e->layers + layer;
+        row_range one = {rows.first, 1};
+        pick_rows of = pick_rows_of(e, one, pos == 0 ? own : e->last_q + at * width, width);
+        of.prefill = true;
+        TRY(select_rows(e, layer, &of, &e->prefill, 0));
+        first = 1;
+    }
+    if (rows.count == first) return STATUS_OK;
+    row_range rest = {rows.first + first, rows.count - first};
+    const float *before = e->qkv + (size_t)(rest.first - 1) * e->qkv_stride;
+    pick_rows of = pick_rows_of(e, rest, before, e->qkv_stride);
     of.prefill = true;
-    TRY(select_rows(e, layer, &of, p, 0));
-    for (size_t at = 0; at < (size_t)rows.count * e->kv_heads; at++) {
-        uint32_t h = (uint32_t)(at % e->kv_heads);
-        for (int32_t i = 0; i < p->count[at]; i++) {
-            size_t k = at * e->max_select + (size_t)i;
-            p->slot[k] = *stage(e, s, layer, h, (uint32_t)p->block[k]);
-        }
-    }
+    return select_rows(e, layer, &of, &e->prefill, first);
+}
+
+/* The picks of the prompt's last row: what to bring into the pool first. */
+static status keep_last_pick(worker_engine *e, uint32_t layer, uint32_t tile_row)
+{
+    size_t at = (size_t)tile_row * e->kv_heads, to = (size_t)layer * e->kv_heads;
+    size_t m = e->max_select;
+    TRY(kern_copy(e->stream, e->prompt_block + to * m, e->prefill.block + at * m,
+                  e->kv_heads * m * sizeof(int32_t)));
+    return kern_copy(e->stream, e->prompt_count + to, e->prefill.count + at,
+                     e->kv_heads * sizeof(int32_t));
+}
+
+static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
+{
+    const sequence *s = &e->seq[e->row.seq[rows.first]];
+    size_t width = (size_t)e->heads * e->head_dim;
+    pick_buffers *p = &e->prefill;
+    TRY(select_tile(e, layer, rows, e->selectors[s->selector].source));
+    kern_locate_args locate = {
+        .block = p->block,
+        .count = p->count,
+        .row_seq = e->dev.seq + rows.first,
+        .row_pos = e->dev.pos + rows.first,
+        .home = homes_of(e, layer),
+        .table = engine_table(e, layer),
+        .slot = p->slot,
+        .rows = rows.count,
+        .max_select = e->max_select,
+    };
+    TRY(kern_locate(e->stream, &locate));
     kern_attend_args attend = {
-        .q = q,
+        .q = e->qkv + (size_t)rows.first * e->qkv_stride,
         .block = p->block,
         .slot = p->slot,
         .count = p->count,
         .mask = p->mask,
-        .row_seq = of.seq,
-        .row_pos = of.pos,
-        .row_selector = of.selector,
-        .selectors = e->selectors,
+        .row_seq = e->dev.seq + rows.first,
+        .row_pos = e->dev.pos + rows.first,
+        .row_selector = e->dev.selector + rows.first,
+        .selectors = e->dev_selectors,
         .pool = io_slot_bytes(e->io, 0),
         .summary = engine_summary(e, layer),
         .out = e->heads_out + (size_t)rows.first * width,
@@ -105,8 +130,8 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows, cons
         .prefill = true,
     };
     TRY(kern_attend(e->stream, &attend));
-    if (e->row_pos[rows.first + rows.count - 1] + 1 == (int32_t)s->prefill_count)
-        keep_last_pick(e, layer, rows.count - 1, s);
+    if (e->row.pos[rows.first + rows.count - 1] + 1 == (int32_t)s->prefill_count)
+        return keep_last_pick(e, layer, rows.count - 1);
     return STATUS_OK;
 }
 
@@ -117,39 +142,39 @@ status prefill_layer(worker_engine *e, uint32_t layer)
 {
     row_range all = e->prefill_rows;
     if (all.count == 0) return STATUS_OK;
-    sequence *s = &e->seq[e->row_seq[all.first]];
-    const kern_selector *selector = &e->selectors[s->selector];
     size_t q_width = (size_t)e->heads * e->head_dim, kv_width = (size_t)e->kv_heads * e->head_dim;
     const float *k = e->qkv + (size_t)all.first * e->qkv_stride + q_width;
-    const float *pick_q = pick_queries(e, layer, selector->source);
     int32_t *slots = e->append_slot + (size_t)all.first * e->kv_heads;
-    for (uint32_t r = 0; r < all.count; r++) {
-        uint32_t block = (uint32_t)e->row_pos[all.first + r] / KERN_BLOCK;
-        for (uint32_t h = 0; h < e->kv_heads; h++)
-            slots[(size_t)r * e->kv_heads + h] = *stage(e, s, layer, h, block);
-    }
+    kern_locate_args locate = {.row_seq = e->dev.seq + all.first,
+                               .row_pos = e->dev.pos + all.first,
+                               .home = homes_of(e, layer),
+                               .table = engine_table(e, layer),
+                               .slot = slots,
+                               .rows = all.count,
+                               .max_select = 1};
     kern_compress_args compress = {.k = k,
                                    .u = e->row_u + (size_t)all.first * e->kv_heads,
-                                   .row_seq = e->row_seq + all.first,
-                                   .row_pos = e->row_pos + all.first,
+                                   .row_seq = e->dev.seq + all.first,
+                                   .row_pos = e->dev.pos + all.first,
                                    .summary = engine_summary(e, layer),
                                    .row_stride = e->qkv_stride,
                                    .rows = all.count};
     kern_append_args append = {.k = k,
                                .v = k + kv_width,
                                .slot = slots,
-                               .row_pos = e->row_pos + all.first,
+                               .row_pos = e->dev.pos + all.first,
                                .pool = io_slot_bytes(e->io, 0),
                                .row_stride = e->qkv_stride,
                                .rows = all.count,
                                .kv_heads = e->kv_heads,
                                .head_dim = e->head_dim};
     TRY(kern_compress(e->stream, &compress));
+    TRY(kern_locate(e->stream, &locate));
     TRY(kern_append(e->stream, &append));
     for (uint32_t done = 0; done < all.count; done += ENGINE_PREFILL_TILE) {
         row_range tile = {all.first + done, all.count - done};
         if (tile.count > ENGINE_PREFILL_TILE) tile.count = ENGINE_PREFILL_TILE;
-        TRY(attend_tile(e, layer, tile, pick_q));
+        TRY(attend_tile(e, layer, tile));
     }
     return STATUS_OK;
 }
@@ -159,40 +184,49 @@ status prefill_layer(worker_engine *e, uint32_t layer)
 static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
 {
     sequence *s = &e->seq[seq];
-    for (uint32_t l = 0; l < e->layers; l++) {
-        for (uint32_t h = 0; h < e->kv_heads; h++) {
-            int32_t *slot = stage(e, s, l, h, block);
-            block_id id = io_block_id(e->io, (int32_t)seq, (int32_t)l, (int32_t)h, (int32_t)block);
-            uint64_t seed = block_id_hash(&id), digest = 0;
-            kern_seal_args seal = {.pool = io_slot_bytes(e->io, 0),
-                                   .slot = slot,
-                                   .seed = &seed,
-                                   .digest = &digest,
-                                   .n = 1,
-                                   .block_bytes = e->block_bytes};
-            TRY(kern_seal(e->stream, &seal));
-            TRY(engine_digest_set(e, seq, l, h, block, digest));
-            io_command command = {.op = IO_SEALED,
-                                  .seq = (int32_t)seq,
-                                  .layer = (int32_t)l,
-                                  .kv_head = (int32_t)h,
-                                  .block = (int32_t)block,
-                                  .slot = *slot,
-                                  .hold = true};
-            io_send(e->io, &command);
-            if (s->final.recomputes > 0) s->final.blocks.recomputed++, e->stats.blocks.recomputed++;
-        }
+    uint32_t n = e->layers * e->kv_heads;
+    for (uint32_t i = 0; i < n; i++)
+        e->seal_slot[i] = *stage(e, s, i / e->kv_heads, i % e->kv_heads, block);
+    TRY(engine_seal(e, seq, block, io_slot_bytes(e->io, 0), false));
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t l = i / e->kv_heads, h = i % e->kv_heads;
+        TRY(engine_digest_set(e, seq, l, h, block, e->seal_digest[i]));
+        io_command command = {.op = IO_SEALED,
+                              .seq = (int32_t)seq,
+                              .layer = (int32_t)l,
+                              .kv_head = (int32_t)h,
+                              .block = (int32_t)block,
+                              .slot = e->seal_slot[i],
+                              .hold = true};
+        io_send(e->io, &command);
+        if (s->final.recomputes > 0) s->final.blocks.recomputed++, e->stats.blocks.recomputed++;
     }
     return STATUS_OK;
 }
 
-/* The chunk is computed: seal what it completed; at the prompt's end the sequence becomes READY,
- * its open block in host slots of its own. */
+/* The prompt is over: what its last row attended to, and its open block in host slots of its own.
+ */
+static void prompt_over(worker_engine *e, sequence *s)
+{
+    uint32_t open = s->done / KERN_BLOCK, n = e->layers * e->kv_heads;
+    for (uint32_t i = 0; i < n; i++) {
+        const int32_t *from = e->prompt_block + (size_t)i * e->max_select;
+        int32_t *to = s->last_pick + (size_t)i * e->max_select;
+        for (uint32_t k = 0; k < e->max_select; k++)
+            to[k] = (int32_t)k < e->prompt_count[i] ? from[k] : -1;
+        bool whole = s->done % KERN_BLOCK == 0;
+        s->tail_slot[i] = whole ? -1 : *stage(e, s, i / e->kv_heads, i % e->kv_heads, open);
+    }
+    memset(s->stage_slot, 0xff, (size_t)n * e->max_blocks * sizeof(int32_t)); /* all -1 */
+    s->state = SEQ_READY;
+}
+
+/* The chunk is computed: seal what it completed; at the prompt's end the sequence becomes READY. */
 status prefill_sealed(worker_engine *e)
 {
     row_range all = e->prefill_rows;
     if (all.count == 0) return STATUS_OK;
-    uint32_t seq = (uint32_t)e->row_seq[all.first];
+    uint32_t seq = (uint32_t)e->row.seq[all.first];
     sequence *s = &e->seq[seq];
     uint32_t from = s->done / KERN_BLOCK, to = (s->done + all.count) / KERN_BLOCK;
     for (uint32_t b = from; b < to; b++) {
@@ -204,15 +238,6 @@ status prefill_sealed(worker_engine *e)
     }
     s->done += all.count;
     e->stats.prefill_rows += all.count;
-    if (s->done < s->prefill_count) return STATUS_OK;
-    for (uint32_t l = 0; l < e->layers; l++) {
-        for (uint32_t h = 0; h < e->kv_heads; h++) {
-            size_t at = (size_t)l * e->kv_heads + h;
-            s->tail_slot[at] = s->done % KERN_BLOCK == 0 ? -1 : *stage(e, s, l, h, to);
-        }
-    }
-    memset(s->stage_slot, 0xff,
-           (size_t)e->layers * e->kv_heads * e->max_blocks * sizeof(int32_t)); /* all -1 */
-    s->state = SEQ_READY;
+    if (s->done == s->prefill_count) prompt_over(e, s);
     return STATUS_OK;
 }

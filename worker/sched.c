@@ -22,6 +22,7 @@ uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, ui
     return with_margin < blocks ? (uint32_t)with_margin : blocks;
 }
 
+/* Fills and copies cannot fail but with the device, and then everything does: the stream tells. */
 static void entries_give(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
@@ -30,16 +31,23 @@ static void entries_give(worker_engine *e, uint32_t seq)
     for (uint32_t i = 0; i < n; i++)
         e->pool_stack[e->pool_free++] = s->pool_slot[i];
     CHECK(e->pool_free <= e->pool_slots);
-    for (uint32_t l = 0; l < e->layers; l++) {
+    size_t blocks = (size_t)e->kv_heads * e->max_blocks,
+           entries = (size_t)e->kv_heads * e->max_entries;
+    status result = STATUS_OK;
+    for (uint32_t l = 0; l < e->layers && result == STATUS_OK; l++) {
         kern_table t = engine_table(e, l);
-        size_t b = (size_t)seq * e->kv_heads * e->max_blocks;
-        size_t k = (size_t)seq * e->kv_heads * e->max_entries;
-        memset(t.entry_of + b, 0xff, e->kv_heads * (size_t)e->max_blocks * sizeof(int32_t));
-        memset(t.block_of + k, 0xff, e->kv_heads * (size_t)e->max_entries * sizeof(int32_t));
-        memset(t.slot_of + k, 0xff, e->kv_heads * (size_t)e->max_entries * sizeof(int32_t));
-        memset(t.used_step + k, 0, e->kv_heads * (size_t)e->max_entries * sizeof(uint32_t));
+        void *absent[] = {t.entry_of + seq * blocks, t.block_of + seq * entries,
+                          t.slot_of + seq * entries};
+        for (uint32_t i = 0; i < 3 && result == STATUS_OK; i++)
+            result = kern_fill(e->stream, absent[i], 0xff,
+                               (i == 0 ? blocks : entries) * sizeof(int32_t));
+        if (result == STATUS_OK)
+            result =
+                kern_fill(e->stream, t.used_step + seq * entries, 0, entries * sizeof(uint32_t));
     }
-    e->entries[seq] = s->entries = 0;
+    CHECK(result == STATUS_OK);
+    s->entries = 0;
+    CHECK(kern_copy(e->stream, e->entries + seq, &s->entries, sizeof s->entries) == STATUS_OK);
     s->generation++;
 }
 
@@ -49,17 +57,16 @@ static bool entries_take(worker_engine *e, uint32_t seq)
     uint32_t entries = sched_entries_needed(e, &e->selectors[s->selector], s->blocks_max);
     uint32_t n = e->layers * e->kv_heads * entries;
     if (n > e->pool_free) return false;
-    s->entries = (int32_t)entries;
-    e->entries[seq] = (int32_t)entries;
-    uint32_t i = 0;
-    for (uint32_t l = 0; l < e->layers; l++) {
-        kern_table t = engine_table(e, l);
-        for (uint32_t h = 0; h < e->kv_heads; h++) {
-            size_t k = ((size_t)seq * e->kv_heads + h) * e->max_entries;
-            for (uint32_t j = 0; j < entries; j++, i++)
-                t.slot_of[k + j] = s->pool_slot[i] = e->pool_stack[--e->pool_free];
-        }
+    for (uint32_t i = 0; i < n; i++)
+        s->pool_slot[i] = e->pool_stack[--e->pool_free];
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        int32_t *slot_of = engine_table(e, i / e->kv_heads).slot_of +
+                           ((size_t)seq * e->kv_heads + i % e->kv_heads) * e->max_entries;
+        CHECK(kern_copy(e->stream, slot_of, s->pool_slot + (size_t)i * entries,
+                        entries * sizeof(int32_t)) == STATUS_OK);
     }
+    s->entries = (int32_t)entries;
+    CHECK(kern_copy(e->stream, e->entries + seq, &s->entries, sizeof s->entries) == STATUS_OK);
     s->generation++;
     return true;
 }
@@ -70,30 +77,10 @@ static bool entries_take(worker_engine *e, uint32_t seq)
 static bool park(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
-    uint32_t n = e->layers * e->kv_heads;
-    uint32_t block = s->done / KERN_BLOCK;
     if (s->done % KERN_BLOCK != 0) {
-        if (io_slots_free(e->io) < n) return false;
-        for (uint32_t l = 0; l < e->layers; l++) {
-            kern_table t = engine_table(e, l);
-            for (uint32_t h = 0; h < e->kv_heads; h++) {
-                size_t head = (size_t)seq * e->kv_heads + h;
-                int32_t entry = t.entry_of[head * e->max_blocks + block];
-                CHECK(entry >= 0);
-                int32_t to = io_slot_take(e->io);
-                uint8_t *copy = io_slot_bytes(e->io, to);
-                uint64_t seed = 0, digest;
-                kern_seal_args seal = {.pool = e->pool,
-                                       .slot = &t.slot_of[head * e->max_entries + (size_t)entry],
-                                       .seed = &seed,
-                                       .copy = &copy,
-                                       .digest = &digest,
-                                       .n = 1,
-                                       .block_bytes = e->block_bytes};
-                CHECK(kern_seal(e->stream, &seal) == STATUS_OK);
-                s->tail_slot[l * e->kv_heads + h] = to;
-            }
-        }
+        status result = engine_seal_pool(e, seq, s->done / KERN_BLOCK, s->tail_slot);
+        if (result == STATUS_BUSY) return false;
+        CHECK(result == STATUS_OK);
     }
     entries_give(e, seq);
     s->state = SEQ_READY;
@@ -139,6 +126,7 @@ static void tail_install(worker_engine *e, uint32_t seq)
                                      .keep_step = e->step_number,
                                      .verify = true};
         CHECK(kern_install(e->stream, &install) == STATUS_OK);
+        CHECK(kern_stream_sync(e->stream) == STATUS_OK);
         for (uint32_t h = 0; h < e->kv_heads; h++)
             CHECK(atomic_load(&x->arrival[h].state) == STATUS_OK);
     }
@@ -150,15 +138,16 @@ static void resume_fetch(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     uint32_t m = e->max_select;
-    int32_t *list = e->prefill.slot, *more = e->prefill.block; /* idle between steps */
+    int32_t *list = e->resume_list;
+    if (fetch_candidates_of(e, &seq, 1, true) != STATUS_OK) return;
     for (uint32_t l = 0; l < e->layers; l++) {
-        if (fetch_candidates_of(e, seq, l, true, more) != STATUS_OK) return;
+        const int32_t *more = e->candidate + (size_t)l * e->kv_heads * m;
         for (uint32_t h = 0; h < e->kv_heads; h++) {
             const int32_t *last = s->last_pick + ((size_t)l * e->kv_heads + h) * m;
             memcpy(list + (size_t)h * 2 * m, more + (size_t)h * m, m * sizeof(int32_t));
             memcpy(list + ((size_t)h * 2 + 1) * m, last, m * sizeof(int32_t));
         }
-        if (!fetch_ahead(e, seq, l, list, 2 * m, true)) return;
+        if (!fetch_ahead(e, seq, l, list, 2 * m, NULL, true)) return;
     }
 }
 

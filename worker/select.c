@@ -7,9 +7,9 @@
 pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride)
 {
     return (pick_rows){.count = rows.count,
-                       .seq = e->row_seq + rows.first,
-                       .pos = e->row_pos + rows.first,
-                       .selector = e->row_selector + rows.first,
+                       .seq = e->dev.seq + rows.first,
+                       .pos = e->dev.pos + rows.first,
+                       .selector = e->dev.selector + rows.first,
                        .q = q,
                        .stride = stride};
 }
@@ -25,7 +25,7 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .row_seq = rows->seq,
         .row_pos = rows->pos,
         .row_selector = rows->selector,
-        .selectors = e->selectors,
+        .selectors = e->dev_selectors,
         .summary = summary,
         .out = out->scores + h * e->max_windows,
         .row_stride = rows->stride,
@@ -38,7 +38,7 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .row_seq = rows->seq,
         .row_pos = rows->pos,
         .row_selector = rows->selector,
-        .selectors = e->selectors,
+        .selectors = e->dev_selectors,
         .summary = summary,
         .query = out->query + h * e->max_select_blocks,
         .importance = out->importance + h * e->max_select_blocks,
@@ -50,7 +50,7 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .importance = pool.importance,
         .row_pos = rows->pos,
         .row_selector = rows->selector,
-        .selectors = e->selectors,
+        .selectors = e->dev_selectors,
         .block = out->block + h * e->max_select,
         .mask = out->mask + h * e->max_select,
         .count = out->count + h,
@@ -84,7 +84,7 @@ status select_query(worker_engine *e, uint32_t layer, row_range rows, const floa
                           .rows = rows.count,
                           .scale = 1.0f};
     kern_rope_args rope = {.x = out,
-                           .row_pos = e->row_pos + rows.first,
+                           .row_pos = e->dev.pos + rows.first,
                            .cos = e->config.model->cos,
                            .sin = e->config.model->sin,
                            .rows = rows.count,
@@ -113,7 +113,7 @@ static float *last_q(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t po
 /* One row: the picks made a step ahead, or made now from the query of the token before. */
 static status load_ahead(worker_engine *e, uint32_t layer, uint32_t row, pick_buffers *picks)
 {
-    uint32_t seq = (uint32_t)e->row_seq[row], pos = (uint32_t)e->row_pos[row];
+    uint32_t seq = (uint32_t)e->row.seq[row], pos = (uint32_t)e->row.pos[row];
     const sequence *s = &e->seq[seq];
     size_t width = (size_t)e->heads * e->head_dim;
     row_range one = {row, 1};
@@ -122,17 +122,19 @@ static status load_ahead(worker_engine *e, uint32_t layer, uint32_t row, pick_bu
         return select_rows(e, layer, &rows, picks, row);
     size_t from = ahead_home(e, seq, layer), to = (size_t)row * e->kv_heads;
     size_t m = e->max_select, heads = e->kv_heads;
-    memcpy(picks->block + to * m, e->ahead_block + from * m, heads * m * sizeof(int32_t));
-    memcpy(picks->mask + to * m, e->ahead_mask + from * m, heads * m);
-    memcpy(picks->count + to, e->ahead_count + from, heads * sizeof(int32_t));
-    memcpy(picks->settled + to, e->ahead_settled + from, heads * sizeof(int32_t));
+    TRY(kern_copy(e->stream, picks->block + to * m, e->ahead_block + from * m,
+                  heads * m * sizeof(int32_t)));
+    TRY(kern_copy(e->stream, picks->mask + to * m, e->ahead_mask + from * m, heads * m));
+    TRY(kern_copy(e->stream, picks->count + to, e->ahead_count + from, heads * sizeof(int32_t)));
+    TRY(kern_copy(e->stream, picks->settled + to, e->ahead_settled + from,
+                  heads * sizeof(int32_t)));
     kern_pool_args pool = {
         /* victims are weighed by importance; the scores do not matter here */
         .scores = picks->scores + to * e->max_windows,
         .row_seq = rows.seq,
         .row_pos = rows.pos,
         .row_selector = rows.selector,
-        .selectors = e->selectors,
+        .selectors = e->dev_selectors,
         .summary = engine_summary(e, layer),
         .query = picks->query + to * e->max_select_blocks,
         .importance = picks->importance + to * e->max_select_blocks,
@@ -142,33 +144,62 @@ static status load_ahead(worker_engine *e, uint32_t layer, uint32_t row, pick_bu
     return kern_pool(e->stream, &pool);
 }
 
-/* After attention of `layer`: select for the next position with this step's query, keep the picks
- * and ask for what the pool lacks. A whole step passes before they are needed. */
+/* A row whose next position has room: its picks for that are worth making. */
+static bool goes_on(const worker_engine *e, uint32_t r)
+{
+    const sequence *s = &e->seq[e->row.seq[r]];
+    return (uint32_t)e->row.pos[r] + 1 < s->blocks_max * KERN_BLOCK;
+}
+
+/* After attention of `layer`: select for the next position with this step's query and keep the
+ * picks. A whole step passes before they are needed. */
 status select_ahead(worker_engine *e, uint32_t layer)
 {
     row_range rows = e->source_rows[SOURCE_STEP];
     size_t m = e->max_select, heads = e->kv_heads;
     for (uint32_t r = rows.first; r < rows.first + rows.count; r++) {
-        uint32_t seq = (uint32_t)e->row_seq[r], pos = (uint32_t)e->row_pos[r];
-        sequence *s = &e->seq[seq];
-        if (e->row_status[r] != STATUS_OK || pos + 1 >= s->blocks_max * KERN_BLOCK) continue;
-        e->next_pos[r] = (int32_t)pos + 1;
+        if (!goes_on(e, r)) continue;
+        uint32_t seq = (uint32_t)e->row.seq[r], pos = (uint32_t)e->row.pos[r];
         row_range one = {r, 1};
         pick_rows next =
             pick_rows_of(e, one, last_q(e, seq, layer, pos), (uint64_t)e->heads * e->head_dim);
-        next.pos = e->next_pos + r;
-        pick_buffers *ahead = &e->prefill; /* idle here: its first row is scratch */
-        TRY(select_rows(e, layer, &next, ahead, 0));
+        next.pos = e->dev.next_pos + r;
         size_t to = ahead_home(e, seq, layer);
-        memcpy(e->ahead_block + to * m, ahead->block, heads * m * sizeof(int32_t));
-        memcpy(e->ahead_mask + to * m, ahead->mask, heads * m);
-        memcpy(e->ahead_count + to, ahead->count, heads * sizeof(int32_t));
-        memcpy(e->ahead_settled + to, ahead->settled, heads * sizeof(int32_t));
+        pick_buffers ahead = e->prefill; /* its scores are scratch, idle here */
+        ahead.block = e->ahead_block + to * m;
+        ahead.mask = e->ahead_mask + to * m;
+        ahead.count = e->ahead_count + to;
+        ahead.settled = e->ahead_settled + to;
+        TRY(select_rows(e, layer, &next, &ahead, 0));
+        if (e->inline_ops) continue;
+        TRY(kern_copy(e->stream, e->seen_ahead_block + to * m, ahead.block,
+                      heads * m * sizeof(int32_t)));
+        TRY(kern_copy(e->stream, e->seen_ahead_count + to, ahead.count, heads * sizeof(int32_t)));
+    }
+    return STATUS_OK;
+}
+
+/* Ask for what those picks need and the pool lacks. */
+status select_ahead_ask(worker_engine *e, uint32_t layer)
+{
+    row_range rows = e->source_rows[SOURCE_STEP];
+    size_t m = e->max_select, heads = e->kv_heads;
+    int32_t *wanted = e->resume_list; /* idle here */
+    for (uint32_t r = rows.first; r < rows.first + rows.count; r++) {
+        if (e->row.status[r] != STATUS_OK || !goes_on(e, r)) continue;
+        uint32_t seq = (uint32_t)e->row.seq[r];
+        size_t from = ahead_home(e, seq, layer);
         for (size_t h = 0; h < heads; h++) {
-            for (size_t i = (size_t)ahead->count[h]; i < m; i++)
-                ahead->block[h * m + i] = -1;
+            for (size_t i = 0; i < m; i++) {
+                bool there = (int32_t)i < e->seen_ahead_count[from + h];
+                wanted[h * m + i] = there ? e->seen_ahead_block[(from + h) * m + i] : -1;
+            }
         }
-        fetch_ahead(e, seq, layer, ahead->block, e->max_select, false);
+        size_t homes = heads * e->max_blocks;
+        const int32_t *entry_of = engine_table(e, layer).entry_of + seq * homes;
+        TRY(kern_copy(e->stream, e->seen_entry_of, entry_of, homes * sizeof(int32_t)));
+        TRY(kern_stream_sync(e->stream));
+        fetch_ahead(e, seq, layer, wanted, e->max_select, e->seen_entry_of, false);
     }
     return STATUS_OK;
 }
@@ -197,21 +228,20 @@ static status pick_layer(worker_engine *e, uint32_t layer, pick_buffers *picks)
 
 status plan_layer(worker_engine *e, uint32_t layer)
 {
-    pick_buffers *picks = &e->decode[layer & 1];
     if (e->decode_rows == 0) return STATUS_OK;
-    TRY(pick_layer(e, layer, picks));
-    fetch_count_picks(e, layer, picks);
+    pick_buffers picks = engine_picks(e, layer);
+    TRY(pick_layer(e, layer, &picks));
     kern_plan_args plan = {
-        .block = picks->block,
-        .count = picks->count,
-        .settled = picks->settled,
-        .importance = picks->importance,
-        .row_seq = e->row_seq,
-        .row_pos = e->row_pos,
+        .block = picks.block,
+        .count = picks.count,
+        .settled = picks.settled,
+        .importance = picks.importance,
+        .row_seq = e->dev.seq,
+        .row_pos = e->dev.pos,
         .table = engine_table(e, layer),
-        .slot = picks->slot,
+        .slot = picks.slot,
         .exchange = &e->exchange[layer],
-        .row_status = e->row_status,
+        .row_status = e->dev.status,
         .row_hits = e->row_hits,
         .row_misses = e->row_misses,
         .rows = e->decode_rows,
@@ -221,6 +251,6 @@ status plan_layer(worker_engine *e, uint32_t layer)
         .step = e->step_number,
     };
     TRY(kern_plan(e->stream, &plan));
-    fetch_start(e, layer);
+    fetch_pump(e);
     return STATUS_OK;
 }

@@ -14,12 +14,12 @@ static void row_add(worker_engine *e, uint32_t seq, uint32_t pos)
 {
     uint32_t r = e->rows++;
     CHECK(r < e->rows_max);
-    e->row_seq[r] = (int32_t)seq;
-    e->row_pos[r] = (int32_t)pos;
-    e->row_token[r] = e->seq[seq].token[pos];
-    e->row_selector[r] = e->seq[seq].selector;
-    e->row_status[r] = STATUS_OK;
-    e->row_hits[r] = e->row_misses[r] = 0;
+    e->row.seq[r] = (int32_t)seq;
+    e->row.pos[r] = (int32_t)pos;
+    e->row.token[r] = e->seq[seq].token[pos];
+    e->row.selector[r] = e->seq[seq].selector;
+    e->row.next_pos[r] = (int32_t)pos + 1;
+    e->row.status[r] = STATUS_OK;
 }
 
 /* A block that this row completes needs host slots for its copies. */
@@ -66,6 +66,26 @@ static void choose_rows(worker_engine *e)
     e->prefill_rows.count = n;
 }
 
+/* The lists lie one after the other, on both sides. */
+static status push_rows(worker_engine *e)
+{
+    TRY(kern_copy(e->stream, e->dev.seq, e->row.seq, 6 * (uint64_t)e->rows_max * sizeof(int32_t)));
+    TRY(kern_fill(e->stream, e->row_hits, 0, e->rows * sizeof(uint32_t)));
+    return kern_fill(e->stream, e->row_misses, 0, e->rows * sizeof(uint32_t));
+}
+
+/* What the host reads of a step, once the stream is at rest. */
+static status pull_results(worker_engine *e)
+{
+    size_t lists = (size_t)e->layers * e->seqs * e->kv_heads * sizeof(int32_t);
+    TRY(kern_copy(e->stream, e->row.status, e->dev.status, e->rows * sizeof(int32_t)));
+    if (e->decode_rows == 0) return STATUS_OK;
+    TRY(kern_copy(e->stream, e->seen.block, e->picks.block, lists * e->max_select));
+    TRY(kern_copy(e->stream, e->seen.slot, e->picks.slot, lists * e->max_select));
+    TRY(kern_copy(e->stream, e->seen.count, e->picks.count, lists));
+    return kern_copy(e->stream, e->seen.settled, e->picks.settled, lists);
+}
+
 /* ---- a layer --------------------------------------------------------------------------------- */
 
 static status project(worker_engine *e, const kern_weight *w, const float *x, uint64_t x_stride,
@@ -110,7 +130,7 @@ static status rotate_rows(worker_engine *e, float *x, uint32_t heads)
 {
     const model *m = e->config.model;
     kern_rope_args a = {.x = x,
-                        .row_pos = e->row_pos,
+                        .row_pos = e->dev.pos,
                         .cos = m->cos,
                         .sin = m->sin,
                         .rows = e->rows,
@@ -148,8 +168,8 @@ static status summarise(worker_engine *e, uint32_t layer)
 {
     kern_compress_args a = {.k = e->qkv + (size_t)e->heads * e->head_dim,
                             .u = e->row_u,
-                            .row_seq = e->row_seq,
-                            .row_pos = e->row_pos,
+                            .row_seq = e->dev.seq,
+                            .row_pos = e->dev.pos,
                             .summary = engine_summary(e, layer),
                             .row_stride = e->qkv_stride,
                             .rows = e->decode_rows};
@@ -159,20 +179,18 @@ static status summarise(worker_engine *e, uint32_t layer)
 /* K and V into the open block, whose entry the plan has made sure of. */
 static status append(worker_engine *e, uint32_t layer)
 {
-    kern_table t = engine_table(e, layer);
-    for (uint32_t r = 0; r < e->decode_rows; r++) {
-        for (uint32_t h = 0; h < e->kv_heads; h++) {
-            size_t head = (size_t)e->row_seq[r] * e->kv_heads + h;
-            int32_t entry = t.entry_of[head * e->max_blocks + (size_t)(e->row_pos[r] / KERN_BLOCK)];
-            e->append_slot[r * e->kv_heads + h] =
-                entry < 0 ? -1 : t.slot_of[head * e->max_entries + (size_t)entry];
-        }
-    }
+    kern_locate_args open = {.row_seq = e->dev.seq,
+                             .row_pos = e->dev.pos,
+                             .table = engine_table(e, layer),
+                             .slot = e->append_slot,
+                             .rows = e->decode_rows,
+                             .max_select = 1};
+    TRY(kern_locate(e->stream, &open));
     const float *k = e->qkv + (size_t)e->heads * e->head_dim;
     kern_append_args a = {.k = k,
                           .v = k + (size_t)e->kv_heads * e->head_dim,
                           .slot = e->append_slot,
-                          .row_pos = e->row_pos,
+                          .row_pos = e->dev.pos,
                           .pool = e->pool,
                           .row_stride = e->qkv_stride,
                           .rows = e->decode_rows,
@@ -183,16 +201,16 @@ static status append(worker_engine *e, uint32_t layer)
 
 static status attend(worker_engine *e, uint32_t layer)
 {
-    const pick_buffers *p = &e->decode[layer & 1];
+    pick_buffers p = engine_picks(e, layer);
     kern_attend_args a = {.q = e->qkv,
-                          .block = p->block,
-                          .slot = p->slot,
-                          .count = p->count,
-                          .mask = p->mask,
-                          .row_seq = e->row_seq,
-                          .row_pos = e->row_pos,
-                          .row_selector = e->row_selector,
-                          .selectors = e->selectors,
+                          .block = p.block,
+                          .slot = p.slot,
+                          .count = p.count,
+                          .mask = p.mask,
+                          .row_seq = e->dev.seq,
+                          .row_pos = e->dev.pos,
+                          .row_selector = e->dev.selector,
+                          .selectors = e->dev_selectors,
                           .pool = e->pool,
                           .summary = engine_summary(e, layer),
                           .out = e->heads_out,
@@ -218,16 +236,18 @@ static status apply_gate(worker_engine *e, uint32_t layer)
 }
 
 /* Lookahead `step` and resuming need this step's queries and picks later. */
-static void keep_queries(worker_engine *e, uint32_t layer)
+static status keep_queries(worker_engine *e, uint32_t layer)
 {
     size_t width = (size_t)e->heads * e->head_dim;
     for (uint32_t r = 0; r < e->rows; r++) {
         bool last = r < e->decode_rows || r + 1 == e->rows;
-        if (!last || e->selectors[e->row_selector[r]].source != SOURCE_STEP) continue;
+        if (!last || e->selectors[e->row.selector[r]].source != SOURCE_STEP) continue;
         size_t at =
-            ((size_t)(e->row_pos[r] & 1) * e->seqs + (size_t)e->row_seq[r]) * e->layers + layer;
-        memcpy(e->last_q + at * width, e->qkv + (size_t)r * e->qkv_stride, width * sizeof(float));
+            ((size_t)(e->row.pos[r] & 1) * e->seqs + (size_t)e->row.seq[r]) * e->layers + layer;
+        TRY(kern_copy(e->stream, e->last_q + at * width, e->qkv + (size_t)r * e->qkv_stride,
+                      width * sizeof(float)));
     }
+    return STATUS_OK;
 }
 
 /* Queries for the next layer's selection, from states x of this one. */
@@ -235,7 +255,7 @@ static status queries_ahead(worker_engine *e, uint32_t layer, kern_source source
                             const float *x)
 {
     if (rows.count == 0 || layer + 1 == e->layers) return STATUS_OK;
-    if (e->selectors[e->row_selector[rows.first]].source != source) return STATUS_OK;
+    if (e->selectors[e->row.selector[rows.first]].source != source) return STATUS_OK;
     size_t width = (size_t)e->heads * e->head_dim;
     return select_query(e, layer + 1, rows, x + (size_t)rows.first * e->hidden,
                         e->pick_q[(layer + 1) & 1] + (size_t)rows.first * width);
@@ -261,6 +281,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     const model_layer *w = &e->config.model->layer[l];
     bool early = e->early != SOURCE_OWN;
     bool next_early = early && l + 1 < e->layers;
+    TRY(fetch_room(e, l));
     TRY(queries_ahead(e, l, SOURCE_INPUT, e->source_rows[SOURCE_INPUT], e->x));
     if (next_early && e->early != SOURCE_MID) TRY(plan_layer(e, l + 1)); /* input, step */
     TRY(qkv_u(e, l));
@@ -271,13 +292,14 @@ static status layer_run(worker_engine *e, uint32_t l)
     TRY(fetch_finish(e, l));
     if (e->decode_rows > 0) TRY(attend(e, l));
     TRY(apply_gate(e, l));
-    keep_queries(e, l);
+    TRY(keep_queries(e, l));
     TRY(add_residual(e, w->o, e->heads_out, (uint64_t)e->heads * e->head_dim, e->x, e->x_next));
     TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));
     if (next_early && e->early == SOURCE_MID) TRY(plan_layer(e, l + 1)); /* under the MLP */
     TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));
     TRY(queries_ahead(e, l, SOURCE_INPUT, e->prefill_rows, e->x));
     if (e->source_rows[SOURCE_STEP].count > 0) TRY(select_ahead(e, l));
+    if (e->source_rows[SOURCE_STEP].count > 0 && e->inline_ops) TRY(select_ahead_ask(e, l));
     return mlp(e, l);
 }
 
@@ -318,22 +340,45 @@ static void emit_token(worker_engine *e, sequence *s, const kern_sampled *sample
 /* The row predicts a token that nobody knows yet. */
 static bool row_samples(const worker_engine *e, uint32_t r)
 {
-    const sequence *s = &e->seq[e->row_seq[r]];
-    return e->row_status[r] == STATUS_OK && (uint32_t)e->row_pos[r] + 1 == s->count &&
-           s->sampled < s->request.max_new;
+    const sequence *s = &e->seq[e->row.seq[r]];
+    return (uint32_t)e->row.pos[r] + 1 == s->count && s->sampled < s->request.max_new;
 }
 
 static bool row_scores(const worker_engine *e, uint32_t r)
 {
-    const sequence *s = &e->seq[e->row_seq[r]];
-    return s->request.score != NULL && (uint32_t)e->row_pos[r] + 1 < s->request.prompt_count;
+    const sequence *s = &e->seq[e->row.seq[r]];
+    return s->request.score != NULL && (uint32_t)e->row.pos[r] + 1 < s->request.prompt_count;
+}
+
+/* States of the rows, one under the other in x_next: a run of rows is one copy. */
+static status collect_states(worker_engine *e, const uint32_t *rows, uint32_t n)
+{
+    for (uint32_t i = 0, run; i < n; i += run) {
+        for (run = 1; i + run < n && rows[i + run] == rows[i] + run; run++) {
+        }
+        TRY(kern_copy(e->stream, e->x_next + (size_t)i * e->hidden,
+                      e->x + (size_t)rows[i] * e->hidden,
+                      (uint64_t)run * e->hidden * sizeof(float)));
+    }
+    return STATUS_OK;
+}
+
+/* What a void row came to is thrown away. */
+static void take_logits(worker_engine *e, uint32_t r, uint32_t i)
+{
+    sequence *s = &e->seq[e->row.seq[r]];
+    uint32_t pos = (uint32_t)e->row.pos[r];
+    const float *logits = e->seen_logits + (size_t)i * e->vocab;
+    if (e->row.status[r] != STATUS_OK) return;
+    if (e->tap != NULL) e->tap(e->tap_self, s->request.id, pos, logits);
+    if (row_scores(e, r))
+        s->request.score[pos] = log_softmax_at(logits, e->vocab, s->token[pos + 1]);
+    if (row_samples(e, r)) emit_token(e, s, &e->sampled[i], logits);
 }
 
 static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
 {
-    for (uint32_t i = 0; i < n; i++)
-        memcpy(e->x_next + (size_t)i * e->hidden, e->x + (size_t)rows[i] * e->hidden,
-               e->hidden * sizeof(float));
+    TRY(collect_states(e, rows, n));
     TRY(norm(e, e->x_next, e->config.model->final_norm, n));
     kern_linear_args head = {.weight = e->config.model->lm_head,
                              .x = e->norm,
@@ -343,30 +388,21 @@ static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
                              .rows = n,
                              .scale = (float)e->config.model->config.logit_scale};
     TRY(kern_linear(e->stream, &head));
-    int32_t pos[ENGINE_LOGIT_ROWS];
     for (uint32_t i = 0; i < n; i++) {
-        pos[i] = e->row_pos[rows[i]] + 1;
-        e->sampling[i] = e->seq[e->row_seq[rows[i]]].request.sampling;
+        e->sample_pos[i] = e->row.pos[rows[i]] + 1;
+        e->sampling[i] = e->seq[e->row.seq[rows[i]]].request.sampling;
     }
     kern_sample_args sample = {.logits = e->logits,
                                .sampling = e->sampling,
-                               .row_pos = pos,
+                               .row_pos = e->sample_pos,
                                .out = e->sampled,
                                .rows = n,
                                .vocab = e->vocab};
     TRY(kern_sample(e->stream, &sample));
+    TRY(kern_copy(e->stream, e->seen_logits, e->logits, (uint64_t)n * e->vocab * sizeof(float)));
     TRY(kern_stream_sync(e->stream));
-    for (uint32_t i = 0; i < n; i++) {
-        sequence *s = &e->seq[e->row_seq[rows[i]]];
-        const float *logits = e->logits + (size_t)i * e->vocab;
-        if (e->tap != NULL)
-            e->tap(e->tap_self, s->request.id, (uint32_t)e->row_pos[rows[i]], logits);
-        if (row_scores(e, rows[i])) {
-            uint32_t p = (uint32_t)e->row_pos[rows[i]];
-            s->request.score[p] = log_softmax_at(logits, e->vocab, s->token[p + 1]);
-        }
-        if (row_samples(e, rows[i])) emit_token(e, s, &e->sampled[i], logits);
-    }
+    for (uint32_t i = 0; i < n; i++)
+        take_logits(e, rows[i], i);
     return STATUS_OK;
 }
 
@@ -380,7 +416,7 @@ static status logits_all(worker_engine *e)
             n = 0;
         }
     }
-    return STATUS_OK;
+    return kern_stream_sync(e->stream);
 }
 
 /* ---- commit ---------------------------------------------------------------------------------- */
@@ -388,37 +424,24 @@ static status logits_all(worker_engine *e)
 /* The row completed a block: digest, copy for the host, and off to R nodes. */
 static status seal_row(worker_engine *e, uint32_t seq)
 {
-    sequence *s = &e->seq[seq];
-    uint32_t block = (s->done - 1) / KERN_BLOCK;
-    for (uint32_t l = 0; l < e->layers; l++) {
-        kern_table t = engine_table(e, l);
-        for (uint32_t h = 0; h < e->kv_heads; h++) {
-            size_t head = (size_t)seq * e->kv_heads + h;
-            int32_t entry = t.entry_of[head * e->max_blocks + block], to = io_slot_take(e->io);
-            CHECK(entry >= 0 && to >= 0);
-            block_id id = io_block_id(e->io, (int32_t)seq, (int32_t)l, (int32_t)h, (int32_t)block);
-            uint64_t seed = block_id_hash(&id), digest = 0;
-            uint8_t *copy = io_slot_bytes(e->io, to);
-            kern_seal_args seal = {.pool = e->pool,
-                                   .slot = &t.slot_of[head * e->max_entries + (size_t)entry],
-                                   .seed = &seed,
-                                   .copy = &copy,
-                                   .digest = &digest,
-                                   .n = 1,
-                                   .block_bytes = e->block_bytes};
-            TRY(kern_seal(e->stream, &seal));
-            io_command command = {.op = IO_SEALED,
-                                  .seq = (int32_t)seq,
-                                  .layer = (int32_t)l,
-                                  .kv_head = (int32_t)h,
-                                  .block = (int32_t)block,
-                                  .slot = to};
-            status same = engine_digest_set(e, seq, l, h, block, digest);
-            io_send(e->io, &command);
-            if (same != STATUS_OK) return same;
-        }
+    uint32_t block = (e->seq[seq].done - 1) / KERN_BLOCK;
+    int32_t *to = e->copy_slot;
+    status result = engine_seal_pool(e, seq, block, to);
+    CHECK(result != STATUS_BUSY); /* may_decode saw to it */
+    TRY(result);
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        uint32_t l = i / e->kv_heads, h = i % e->kv_heads;
+        io_command command = {.op = IO_SEALED,
+                              .seq = (int32_t)seq,
+                              .layer = (int32_t)l,
+                              .kv_head = (int32_t)h,
+                              .block = (int32_t)block,
+                              .slot = to[i]};
+        status same = engine_digest_set(e, seq, l, h, block, e->seal_digest[i]);
+        io_send(e->io, &command);
+        if (result == STATUS_OK) result = same;
     }
-    return STATUS_OK;
+    return result;
 }
 
 /* Blocks that no replica has can only be made again; what else failed may work the next time. */
@@ -436,7 +459,8 @@ static void row_void(worker_engine *e, uint32_t seq, status why)
         sched_recompute(e, seq);
 }
 
-static void row_done(worker_engine *e, uint32_t seq)
+/* True: other locality blocks may be wanted from the next step on. */
+static bool row_done(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     s->void_tries = 0;
@@ -448,11 +472,11 @@ static void row_done(worker_engine *e, uint32_t seq)
         status result = seal_row(e, seq);
         if (result != STATUS_OK) {
             sched_finish(e, seq, REASON_FAILED, result);
-            return;
+            return false;
         }
     }
     uint32_t windows_at = (s->done + 1) % e->selectors[s->selector].stride;
-    if (windows_at == 0 || s->done % KERN_BLOCK == 0) fetch_candidates(e, seq);
+    return windows_at == 0 || s->done % KERN_BLOCK == 0;
 }
 
 static void finish_if_over(worker_engine *e, uint32_t seq)
@@ -470,14 +494,17 @@ static void finish_if_over(worker_engine *e, uint32_t seq)
     if (over && s->sampled >= s->request.max_new) sched_finish(e, seq, REASON_LENGTH, STATUS_OK);
 }
 
-static void keep_picks(worker_engine *e, uint32_t layer)
+static void keep_picks(worker_engine *e)
 {
-    const pick_buffers *p = &e->decode[layer & 1];
-    for (size_t at = 0; at < (size_t)e->decode_rows * e->kv_heads; at++) {
-        sequence *s = &e->seq[e->row_seq[at / e->kv_heads]];
-        int32_t *to = s->last_pick + (layer * e->kv_heads + at % e->kv_heads) * e->max_select;
-        for (uint32_t i = 0; i < e->max_select; i++)
-            to[i] = (int32_t)i < p->count[at] ? p->block[at * e->max_select + i] : -1;
+    for (uint32_t l = 0; l < e->layers; l++) {
+        size_t layer = (size_t)l * e->seqs * e->kv_heads;
+        for (size_t at = 0; at < (size_t)e->decode_rows * e->kv_heads; at++) {
+            sequence *s = &e->seq[e->row.seq[at / e->kv_heads]];
+            int32_t *to = s->last_pick + (l * e->kv_heads + at % e->kv_heads) * e->max_select;
+            const int32_t *from = e->seen.block + (layer + at) * e->max_select;
+            for (uint32_t i = 0; i < e->max_select; i++)
+                to[i] = (int32_t)i < e->seen.count[layer + at] ? from[i] : -1;
+        }
     }
 }
 
@@ -486,14 +513,16 @@ static status commit(worker_engine *e)
     uint32_t decoded[512] = {0};
     CHECK(e->decode_rows <= 512);
     for (uint32_t r = 0; r < e->decode_rows; r++)
-        decoded[r] = (uint32_t)e->row_seq[r];
+        decoded[r] = (uint32_t)e->row.seq[r];
+    uint32_t news[512], news_count = 0;
     for (uint32_t r = 0; r < e->decode_rows; r++) {
-        if (e->row_status[r] != STATUS_OK)
-            row_void(e, decoded[r], e->row_status[r]);
-        else
-            row_done(e, decoded[r]);
+        if (e->row.status[r] != STATUS_OK)
+            row_void(e, decoded[r], (status)e->row.status[r]);
+        else if (row_done(e, decoded[r]))
+            news[news_count++] = decoded[r];
     }
-    uint32_t prompt = e->prefill_rows.count > 0 ? (uint32_t)e->row_seq[e->prefill_rows.first] : 0;
+    fetch_candidates(e, news, news_count);
+    uint32_t prompt = e->prefill_rows.count > 0 ? (uint32_t)e->row.seq[e->prefill_rows.first] : 0;
     TRY(prefill_sealed(e));
     for (uint32_t r = 0; r < e->decode_rows; r++)
         finish_if_over(e, decoded[r]);
@@ -507,8 +536,11 @@ status step_run(worker_engine *e)
     if (e->rows == 0) return STATUS_PENDING;
     uint64_t started = clock_now(&e->config.clock);
     e->step_number++;
+    fetch_begin(e);
+    TRY(push_rows(e));
+    if (e->prefill_rows.count > 0) TRY(prefill_begin(e));
     kern_embed_args embed = {.table = e->config.model->embed,
-                             .ids = e->row_token,
+                             .ids = e->dev.token,
                              .out = e->x,
                              .rows = e->rows,
                              .hidden = e->hidden,
@@ -516,11 +548,17 @@ status step_run(worker_engine *e)
                              .scale = (float)e->config.model->config.embed_scale};
     TRY(kern_embed(e->stream, &embed));
     if (e->early == SOURCE_STEP) TRY(plan_layer(e, 0));
-    for (uint32_t l = 0; l < e->layers; l++) {
+    for (uint32_t l = 0; l < e->layers; l++)
         TRY(layer_run(e, l));
-        keep_picks(e, l);
-    }
+    TRY(fetch_drain(e));
+    TRY(pull_results(e));
     TRY(logits_all(e));
+    fetch_over(e);
+    keep_picks(e);
+    if (!e->inline_ops) {
+        for (uint32_t l = 0; l < e->layers && e->source_rows[SOURCE_STEP].count > 0; l++)
+            TRY(select_ahead_ask(e, l));
+    }
     e->stats.steps++;
     e->stats.decode_rows += e->decode_rows;
     if (e->decode_rows > 0) e->stats.step_ns += clock_now(&e->config.clock) - started;

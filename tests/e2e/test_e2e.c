@@ -102,8 +102,10 @@ static uint64_t now_ns(void)
     return clock_now(&clock_monotonic);
 }
 
-/* Something happens to node 1 after 100 tokens, while the later prompts are still being computed; a
- * paused node goes on after 2 s. */
+/* Something happens to node 1 after so many tokens: all prompts' blocks are on their way or read by
+ * then. A paused node goes on after 2 s. */
+enum { TROUBLE_TOKENS = 300 };
+
 typedef struct trouble {
     action act;
     uint32_t tokens;
@@ -118,7 +120,7 @@ static void make_trouble(trouble *t)
         if (now_ns() - t->paused_ns < 2000000000u) return;
         nodes_signal(1, SIGCONT);
         t->over = true;
-    } else if (t->tokens >= 100) {
+    } else if (t->tokens >= TROUBLE_TOKENS) {
         if (t->act == KILL) nodes_kill(1);
         if (t->act == RESTART_EMPTY) nodes_restart(1);
         if (t->act == PAUSE) nodes_signal(1, SIGSTOP);

@@ -218,6 +218,44 @@ TEST(victims_are_least_recently_used_then_least_important_then_lowest)
     bench_close(b);
 }
 
+TEST(blocks_are_located_by_the_table_or_by_a_list_of_homes)
+{
+    bench *b = bench_open();
+    const int32_t blocks[] = {3, 5, 9};
+    row_selects(b, 0, 1, 9 * KERN_BLOCK + 7, blocks, 3, 3);
+    for (int h = 0; h < KV; h++) { /* block 5 has no entry */
+        b->entry_of[(KV + h) * BLOCKS + 3] = h;
+        b->entry_of[(KV + h) * BLOCKS + 9] = h + 2;
+    }
+    kern_locate_args a = {.block = b->block,
+                          .count = b->count,
+                          .row_seq = b->row_seq,
+                          .row_pos = b->row_pos,
+                          .table = b->table,
+                          .slot = b->slot,
+                          .rows = 1,
+                          .max_select = MOST};
+    EXPECT(kern_locate(b->stream, &a) == STATUS_OK);
+    for (int h = 0; h < KV; h++) {
+        const int32_t *of = b->slot_of + (KV + h) * ENTRIES;
+        EXPECT_EQ_I64(b->slot[h * MOST], of[h]);
+        EXPECT_EQ_I64(b->slot[h * MOST + 1], -1);
+        EXPECT_EQ_I64(b->slot[h * MOST + 2], of[h + 2]);
+    }
+    a.block = a.count = NULL; /* the open block of the row */
+    a.max_select = 1;
+    EXPECT(kern_locate(b->stream, &a) == STATUS_OK);
+    EXPECT_EQ_I64(b->slot[1], b->slot_of[(KV + 1) * ENTRIES + 3]);
+    int32_t home[KV * BLOCKS];
+    for (int i = 0; i < KV * BLOCKS; i++)
+        home[i] = 1000 + i;
+    a.home = home;
+    EXPECT(kern_locate(b->stream, &a) == STATUS_OK);
+    EXPECT_EQ_I64(b->slot[1], 1000 + BLOCKS + 9);
+    a.max_select = 2; /* without blocks there is one a row */
+    EXPECT(kern_locate(b->stream, &a) == STATUS_INVALID);
+    bench_close(b);
+}
 TEST(a_block_of_the_selection_is_never_a_victim)
 {
     bench *b = bench_open();

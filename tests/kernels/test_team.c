@@ -109,4 +109,37 @@ TEST(memory_is_zeroed_and_aligned_at_every_size)
     kern_backend_close(backend);
 }
 
+TEST(host_backends_run_inline_and_copy_at_once)
+{
+    kern_backend *backend;
+    kern_stream *stream;
+    EXPECT_OK(kern_backend_open(&(kern_config){.backend = "cpu", .threads = 1}, &backend));
+    EXPECT_OK(kern_stream_create(backend, &stream));
+    EXPECT(kern_runs_inline(backend));
+    void *shared = NULL;
+    EXPECT_OK(kern_alloc_shared(backend, 64, &shared));
+    const char text[8] = "abcdefg";
+    EXPECT_OK(kern_fill(stream, shared, 0x7f, 64));
+    EXPECT_OK(kern_copy(stream, shared, text, sizeof text));
+    EXPECT(memcmp(shared, text, sizeof text) == 0 && ((char *)shared)[8] == 0x7f);
+    EXPECT_OK(kern_copy(stream, shared, shared, 64)); /* nothing to do */
+    EXPECT_OK(kern_copy(stream, NULL, NULL, 0));
+    EXPECT_OK(kern_stream_poll(stream));
+    EXPECT_OK(kern_stream_sync(stream));
+    kern_free_shared(backend, shared);
+    kern_free_shared(backend, NULL);
+    kern_stream_destroy(stream);
+    kern_backend_close(backend);
+}
+
+TEST(only_cuda_devices_have_numbers)
+{
+    kern_backend *backend = NULL;
+    EXPECT_STATUS(kern_backend_open(&(kern_config){.backend = "cpu:1"}, &backend),
+                  STATUS_UNSUPPORTED);
+    EXPECT_STATUS(kern_backend_open(&(kern_config){.backend = "cud"}, &backend),
+                  STATUS_UNSUPPORTED);
+    EXPECT(backend == NULL);
+}
+
 TEST_MAIN()

@@ -89,7 +89,7 @@ static const bad_case cases[] = {
     {"threads that are none", NULL, NULL, NULL, NULL, NULL, {"--threads", "two"}, 2, NO_OUTPUT, 0, "--threads two"},
     {"an unknown selector", NULL, NULL, NULL, NULL, NULL, {"--selector", "mamba"}, 2, NO_OUTPUT, 0, "nosa|infllmv2|full"},
     {"an unknown lookahead", NULL, NULL, NULL, NULL, NULL, {"--lookahead", "far"}, 2, NO_OUTPUT, 0, "own|mid|input|step"},
-    {"an unknown backend", NULL, NULL, NULL, NULL, NULL, {"--backend", "tpu"}, 2, NO_OUTPUT, 0, "cpu|ref"},
+    {"an unknown backend", NULL, NULL, NULL, NULL, NULL, {"--backend", "tpu"}, 2, NO_OUTPUT, 0, "ref, cpu, cuda"},
     {"an unknown flag", NULL, NULL, NULL, NULL, NULL, {"--devise-pool", "64MiB"}, 2, NO_OUTPUT, 0, "unknown flag --devise-pool"},
     {"a flag without its value", NULL, NULL, NULL, NULL, NULL, {"--budget"}, 2, NO_OUTPUT, 0, "--budget needs a value"},
     {"a switch with a value", NULL, NULL, NULL, NULL, NULL, {"--no-prefetch=1"}, 2, NO_OUTPUT, 0, "takes no value"},

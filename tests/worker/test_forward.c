@@ -6,6 +6,13 @@
 #include <cjson/cJSON.h>
 #include <stdlib.h>
 
+/* How far a logit may be off, in sigma of all logits and as a number: float32 activations against
+ * float64. A backend that rounds activations has bounds of its own. */
+#ifndef FORWARD_SIGMA
+#define FORWARD_SIGMA 0.01
+#define FORWARD_LOGIT 0.06
+#endif
+
 static char *read_all(const char *path, size_t *out_bytes)
 {
     FILE *f = fopen(path, "rb");
@@ -98,7 +105,8 @@ static void llama_matches(const char *folder)
     double mean = c.mean / (double)c.n;
     double deviation = sqrt(c.square / (double)c.n - mean * mean);
     EXPECT_GE_U64(c.seen, g.rows - 1); /* the last row predicts nothing and has no logits */
-    EXPECT_LE_F64(c.worst / deviation, 0.01);
+    printf("%s: the worst logit is off by %.5f sigma\n", folder, c.worst / deviation);
+    EXPECT_LE_F64(c.worst / deviation, FORWARD_SIGMA);
 }
 
 TEST(untied_sharded_llama_matches_transformers)
@@ -152,7 +160,9 @@ static void small_model_run(const golden *g, uint32_t index, const cJSON *of)
     double want = cJSON_GetObjectItem(of, "nll")->valuedouble;
     EXPECT_MSG(fabs(nll - want) <= 1.0, "%s: nll is %.3f, expected %.3f within 1", name, nll, want);
     EXPECT_GE_U64(c.seen, g->rows - 1);
-    EXPECT_MSG(c.worst <= 0.06, "%s: a logit is off by %.4f, allowed 0.06", name, c.worst);
+    printf("%s: the worst logit is off by %.4f, nll by %.3f\n", name, c.worst, fabs(nll - want));
+    EXPECT_MSG(c.worst <= FORWARD_LOGIT, "%s: a logit is off by %.4f, allowed %g", name, c.worst,
+               FORWARD_LOGIT);
 }
 
 TEST(every_selector_and_source_of_the_small_model_matches_the_float64_oracle)

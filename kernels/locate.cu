@@ -1,0 +1,34 @@
+/* kernels/locate.cu - pool slots of blocks, by the block table or by a prompt's list of homes.
+ * Bound: launch; one thread an entry of the selection. */
+#include "kernels/cuda.cuh"
+
+namespace
+{
+
+__global__ void __launch_bounds__(128) locate_kernel(const __grid_constant__ kern_locate_args a)
+{
+    const uint32_t list = blockIdx.x, heads = a.table.kv_heads;
+    const uint32_t row = list / heads, head = list % heads;
+    const uint32_t count = a.block ? (uint32_t)a.count[list] : 1;
+    for (uint32_t i = threadIdx.x; i < count; i += 128) {
+        const uint64_t at = (uint64_t)list * a.max_select + i;
+        const int32_t block = a.block ? a.block[at] : a.row_pos[row] / KERN_BLOCK;
+        if (a.home) {
+            a.slot[at] = a.home[(uint64_t)head * a.table.max_blocks + block];
+            continue;
+        }
+        const uint64_t place = (uint64_t)a.row_seq[row] * heads + head;
+        const int32_t entry = a.table.entry_of[place * a.table.max_blocks + block];
+        a.slot[at] = entry < 0 ? -1 : a.table.slot_of[place * a.table.max_entries + entry];
+    }
+}
+
+} // namespace
+
+extern "C" status cuda_locate(kern_stream *stream, const kern_locate_args *args)
+{
+    if (args->rows == 0) return STATUS_OK;
+    locate_kernel<<<args->rows * args->table.kv_heads, 128, 0, cuda_stream_of(stream)->handle>>>(
+        *args);
+    return cuda_launched("locate");
+}
