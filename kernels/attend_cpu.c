@@ -93,7 +93,8 @@ LANE_OP void run_dots(uint32_t heads, attend_scratch *s, uint32_t runs, uint32_t
     for (uint32_t i = 0; i < runs; i++) {
         const token_run *r = &s->run[i];
         for (uint32_t t = 0; t < r->count; t += 16) /* may read, not use, tokens beyond count */
-            dots_sixteen(heads, s->q, r->k + t * dim, dim, s->logits + r->place + t, GROUP_TOKENS);
+            dots_sixteen(heads, s->q, r->k + (uint64_t)t * dim, dim, s->logits + r->place + t,
+                         GROUP_TOKENS);
     }
 }
 
@@ -160,7 +161,7 @@ LANE_OP void run_values(uint32_t heads, uint32_t dims, attend_scratch *s, uint32
             UNROLL(4)
             for (uint32_t c = 0; c < lanes; c += 2) {
                 vf low, high;
-                vf_pair(v + (uint64_t)t * dim + c * 16, &low, &high);
+                vf_pair(v + (uint64_t)t * dim + (uint64_t)c * 16, &low, &high);
                 UNROLL(4)
                 for (uint32_t h = 0; h < heads; h++) {
                     const vf weight = vf_set1(p[h * GROUP_TOKENS + t]);
@@ -174,7 +175,7 @@ LANE_OP void run_values(uint32_t heads, uint32_t dims, attend_scratch *s, uint32
     for (uint32_t h = 0; h < heads; h++)
         UNROLL(4)
     for (uint32_t c = 0; c < lanes; c++)
-        vf_store(s->value + (head + h) * dim + d0 + c * 16, sum[h * lanes + c]);
+        vf_store(s->value + (uint64_t)(head + h) * dim + d0 + (uint64_t)c * 16, sum[h * lanes + c]);
 }
 
 static void group_values(attend_scratch *s, uint32_t heads, uint32_t runs, uint32_t dim)
@@ -206,8 +207,8 @@ static void group_values(attend_scratch *s, uint32_t heads, uint32_t runs, uint3
 /* Fold the group into the total: whichever has the smaller maximum is scaled down. */
 static void merge(attend_scratch *s, uint32_t head, float most, float sum, uint32_t dim)
 {
-    float *total = s->total + head * dim;
-    const float *value = s->value + head * dim;
+    float *total = s->total + (uint64_t)head * dim;
+    const float *value = s->value + (uint64_t)head * dim;
     const float top = most > s->most[head] ? most : s->most[head];
     const vf scale = vf_exp(vf_first(1, vf_set1(s->most[head] - top), vf_set1(most - top)));
     float factor[16];
@@ -228,7 +229,7 @@ static void attend_heads(const kern_attend_args *a, uint64_t index, uint32_t hea
     const float scale = 1.0f / sqrtf((float)dim);
     const bool bias = a->selectors[a->row_selector[row]].bias;
     for (uint32_t h = 0; h < heads; h++) {
-        dots_spread(q + (uint64_t)h * dim, dim, s->q + h * dim);
+        dots_spread(q + (uint64_t)h * dim, dim, s->q + (uint64_t)h * dim);
         s->most[h] = -INFINITY;
         s->weight[h] = 0.0f;
     }
@@ -254,7 +255,7 @@ static void attend_heads(const kern_attend_args *a, uint64_t index, uint32_t hea
     }
     for (uint32_t h = 0; h < heads; h++) {
         const float inverse = s->weight[h] > 0.0f ? 1.0f / s->weight[h] : 0.0f;
-        dots_unspread(s->total + h * dim, dim, inverse, out + (uint64_t)h * dim);
+        dots_unspread(s->total + (uint64_t)h * dim, dim, inverse, out + (uint64_t)h * dim);
     }
 }
 
@@ -285,7 +286,7 @@ status LEVEL(attend)(kern_stream *stream, const kern_attend_args *args)
     kern_team *team = stream->backend->team;
     const uint32_t kv_heads = args->summary.kv_heads;
     const uint64_t pairs = (uint64_t)args->rows * kv_heads;
-    uint64_t chunk = pairs / (4 * kern_team_threads(team));
+    uint64_t chunk = pairs / (UINT64_C(4) * kern_team_threads(team));
     chunk = chunk < 1 ? 1 : chunk > 16 ? 16 : chunk;
     if (chunk > args->rows) chunk = args->rows;
     const attend_job job = {args, args->heads / kv_heads, (uint32_t)chunk};

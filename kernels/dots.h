@@ -44,13 +44,13 @@ LANE_OP void dots_tile(uint32_t heads, const float *q, const uint16_t *rows, uin
         vf q_low[4], q_high[4];
         UNROLL(4)
         for (uint32_t h = 0; h < heads; h++) {
-            q_low[h] = vf_load(q + h * dim + c);
-            q_high[h] = vf_load(q + h * dim + c + 16);
+            q_low[h] = vf_load(q + (uint64_t)h * dim + c);
+            q_high[h] = vf_load(q + (uint64_t)h * dim + c + 16);
         }
         UNROLL(16)
         for (uint32_t p = 0; p < positions; p++) {
             vf low, high;
-            vf_pair(rows + p * dim + c, &low, &high);
+            vf_pair(rows + (uint64_t)p * dim + c, &low, &high);
             UNROLL(4)
             for (uint32_t h = 0; h < heads; h++)
                 sum[h * positions + p] =
@@ -77,7 +77,7 @@ LANE_OP void dots_sixteen(uint32_t heads, const float *q, const uint16_t *rows, 
 {
     const uint32_t positions = 16 / heads;
     for (uint32_t p = 0; p < 16; p += positions)
-        dots_tile(heads, q, rows + p * dim, dim, out + p, stride);
+        dots_tile(heads, q, rows + (uint64_t)p * dim, dim, out + p, stride);
 }
 
 #elif defined(__AVX2__)
@@ -91,13 +91,13 @@ LANE_OP void dots_four(const float *q, const uint16_t *rows, uint32_t dim, __m25
         sum[p] = vf_zero();
     for (uint32_t c = 0; c < dim; c += 32) {
         UNROLL(2)
-        for (uint32_t half = 0; half < 2; half++) {
+        for (uint64_t half = 0; half < 2; half++) {
             const __m256 q_low = _mm256_loadu_ps(q + c + 8 * half);
             const __m256 q_high = _mm256_loadu_ps(q + c + 16 + 8 * half);
             UNROLL(4)
             for (uint32_t p = 0; p < 4; p++) {
                 __m256 low, high;
-                vn_pair(rows + p * dim + c + 16 * half, &low, &high);
+                vn_pair(rows + (uint64_t)p * dim + c + 16 * half, &low, &high);
                 __m256 *lanes = half == 0 ? &sum[p].a : &sum[p].b;
                 *lanes = _mm256_fmadd_ps(q_high, high, _mm256_fmadd_ps(q_low, low, *lanes));
             }
@@ -114,8 +114,9 @@ LANE_OP void dots_sixteen(uint32_t heads, const float *q, const uint16_t *rows, 
     for (uint32_t p = 0; p < 16; p += 8)
         for (uint32_t h = 0; h < heads; h++) {
             __m256 s[8];
-            dots_four(q + h * dim, rows + p * dim, dim, s);
-            dots_four(q + h * dim, rows + (p + 4) * dim, dim, s + 4);
+            const float *of = q + (uint64_t)h * dim;
+            dots_four(of, rows + (uint64_t)p * dim, dim, s);
+            dots_four(of, rows + (uint64_t)(p + 4) * dim, dim, s + 4);
             _mm256_storeu_ps(out + h * stride + p, sum8(s));
         }
 }
@@ -130,9 +131,9 @@ LANE_OP void dots_sixteen(uint32_t heads, const float *q, const uint16_t *rows, 
             vf sum = vf_zero();
             for (uint32_t c = 0; c < dim; c += 32) {
                 vf low, high;
-                vf_pair(rows + p * dim + c, &low, &high);
-                sum = vf_fma(vf_load(q + h * dim + c), low, sum);
-                sum = vf_fma(vf_load(q + h * dim + c + 16), high, sum);
+                vf_pair(rows + (uint64_t)p * dim + c, &low, &high);
+                sum = vf_fma(vf_load(q + (uint64_t)h * dim + c), low, sum);
+                sum = vf_fma(vf_load(q + (uint64_t)h * dim + c + 16), high, sum);
             }
             out[h * stride + p] = vf_sum(sum);
         }

@@ -51,7 +51,7 @@ LANE_OP void tile(const kern_linear_args *a, uint32_t rows, uint32_t units, uint
     UNROLL(4)
     for (uint32_t j = 0; j < units; j++)
         w[j] = a->weight->data + (uint64_t)((unit + j) / UNITS) * depth * KERN_PANEL +
-               (unit + j) % UNITS * 2 * VN_LANES;
+               (uint64_t)((unit + j) % UNITS) * 2 * VN_LANES;
     UNROLL(48)
     for (uint32_t i = 0; i < rows * units; i++)
         low[i] = high[i] = vn_zero();

@@ -21,7 +21,7 @@ typedef struct probe_job {
     const uint8_t *from;
     uint8_t *to;
     const uint32_t *order; /* [PROBE_BLOCKS] */
-    uint64_t sum[PROBE_PIECES];
+    uint64_t *sum;         /* [PROBE_PIECES] */
 } probe_job;
 
 static void read_piece(const void *context, uint32_t task, void *scratch)
@@ -36,7 +36,7 @@ static void read_piece(const void *context, uint32_t task, void *scratch)
             sum[k] += at[i + k];
     }
     sum[0] += sum[1] + sum[2] + sum[3];
-    ((probe_job *)(uintptr_t)job)->sum[task] = sum[0][0] ^ sum[0][7];
+    job->sum[task] = sum[0][0] ^ sum[0][7];
 }
 
 static void copy_piece(const void *context, uint32_t task, void *scratch)
@@ -91,7 +91,8 @@ status kern_host_probe(kern_backend *backend, const char *what, double *out_valu
             order[other] = k;
         }
         uint8_t *from = kern_memory_alloc(PROBE_BYTES), *to = kern_memory_alloc(PROBE_BYTES);
-        *job = (probe_job){.from = from, .to = to, .order = order};
+        *job = (probe_job){
+            .from = from, .to = to, .order = order, .sum = ARENA_NEW(a, uint64_t, PROBE_PIECES)};
         status done = STATUS_OK;
         if (from == NULL || to == NULL)
             done = FAIL(NO_MEMORY, "no memory to measure memory with: two times 256 MiB");

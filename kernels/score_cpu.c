@@ -14,10 +14,16 @@ typedef struct score_job {
     uint32_t group; /* query heads of a KV head */
 } score_job;
 
-/* Products of `heads` queries with rows 0 .. count - 1 of kc; out row stride `stride`. */
-LANE_OP void all_dots(uint32_t heads, const float *q, const uint16_t *kc, uint32_t dim,
-                      uint32_t count, float *out, uint32_t stride)
+static inline uint32_t row_stride(uint32_t count)
 {
+    return (count + 15) / 16 * 16;
+}
+
+/* Products of `heads` queries with rows 0 .. count - 1 of kc; out rows row_stride(count) apart. */
+LANE_OP void all_dots(uint32_t heads, const float *q, const uint16_t *kc, uint32_t dim,
+                      uint32_t count, float *out)
+{
+    const uint64_t stride = row_stride(count);
     const uint32_t whole = count / 16 * 16, rest = count - whole;
     for (uint32_t j = 0; j < whole; j += 16)
         dots_sixteen(heads, q, kc + (uint64_t)j * dim, dim, out + j, stride);
@@ -85,24 +91,24 @@ static void score_task(const void *context, uint32_t task, void *scratch)
     const uint16_t *kc = s->kc + place * s->max_windows * dim;
     const float *query = a->q + row * a->row_stride + (uint64_t)head * job->group * dim;
     float *logits = scratch;
-    const uint32_t stride = (count + 15) / 16 * 16;
+    const uint64_t stride = row_stride(count);
     const float scale = 1.0f / sqrtf((float)dim);
     float q[4 * KERN_DIM_MAX];
     for (uint32_t g = 0; g < job->group;) {
         const uint32_t left = job->group - g, heads = left >= 4 ? 4 : left >= 2 ? 2 : 1;
         for (uint32_t h = 0; h < heads; h++)
-            dots_spread(query + (uint64_t)(g + h) * dim, dim, q + h * dim);
+            dots_spread(query + (uint64_t)(g + h) * dim, dim, q + (uint64_t)h * dim);
         if (heads == 4)
-            all_dots(4, q, kc, dim, count, logits, stride);
+            all_dots(4, q, kc, dim, count, logits);
         else if (heads == 2)
-            all_dots(2, q, kc, dim, count, logits, stride);
+            all_dots(2, q, kc, dim, count, logits);
         else
-            all_dots(1, q, kc, dim, count, logits, stride);
+            all_dots(1, q, kc, dim, count, logits);
         for (uint32_t h = 0; h < heads; h++) {
             if (selector->raw)
-                products_add(logits + (uint64_t)h * stride, count, out);
+                products_add(logits + h * stride, count, out);
             else
-                softmax_add(logits + (uint64_t)h * stride, count, scale, out);
+                softmax_add(logits + h * stride, count, scale, out);
         }
         g += heads;
     }

@@ -101,8 +101,8 @@ LANE_OP vf vf_bf16(const uint16_t *p)
 LANE_OP void vf_pair(const uint16_t *p, vf *low, vf *high)
 {
     for (int i = 0; i < 16; i++) {
-        low->x[i] = kern_bf16_to_f32(p[2 * i]);
-        high->x[i] = kern_bf16_to_f32(p[2 * i + 1]);
+        low->x[i] = kern_bf16_to_f32(p[(ptrdiff_t)2 * i]);
+        high->x[i] = kern_bf16_to_f32(p[(ptrdiff_t)2 * i + 1]);
     }
 }
 LANE_OP float vf_sum(vf v)
@@ -146,8 +146,8 @@ LANE_OP void vn_store(float *p, vn v)
 LANE_OP void vn_pair(const uint16_t *p, vn *low, vn *high)
 {
     for (int i = 0; i < 8; i++) {
-        low->x[i] = kern_bf16_to_f32(p[2 * i]);
-        high->x[i] = kern_bf16_to_f32(p[2 * i + 1]);
+        low->x[i] = kern_bf16_to_f32(p[(ptrdiff_t)2 * i]);
+        high->x[i] = kern_bf16_to_f32(p[(ptrdiff_t)2 * i + 1]);
     }
 }
 

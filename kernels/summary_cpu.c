@@ -100,7 +100,7 @@ static void append_task(const void *context, uint32_t task, void *scratch)
 {
     (void)scratch;
     const kern_append_args *a = context;
-    const uint64_t dim = a->head_dim, block = 2 * KERN_BLOCK * dim;
+    const uint64_t dim = a->head_dim, block = UINT64_C(2) * KERN_BLOCK * dim;
     const uint32_t end = (task + 1) * TASK_ROWS < a->rows ? (task + 1) * TASK_ROWS : a->rows;
     for (uint32_t r = task * TASK_ROWS; r < end; r++)
         for (uint32_t h = 0; h < a->kv_heads; h++) {

@@ -14,6 +14,11 @@
 
 #include <string.h>
 
+enum {
+    RETRY_NS_MIN = 500 * 1000,   /* half a millisecond: a round trip and a little */
+    BLOCKED_NS_MAX = 100 * 1000, /* nobody says when a full table has room again */
+};
+
 static uint32_t credit(const kv_client_config *config, kv_class class)
 {
     uint32_t max = config->config->inflight_max[class];
@@ -373,7 +378,7 @@ void client_retry_later(kv_client *c, uint32_t i)
     client_request *r = &c->requests[i];
     if (r->retry.place != 0) return;
     uint64_t wait = r->hint_ns;
-    if (wait < 500 * 1000) wait = 500 * 1000; /* half a millisecond: a round trip and a little */
+    if (wait < RETRY_NS_MIN) wait = RETRY_NS_MIN;
     wait += rng_below(&c->random, wait / 2 + 1);
     r->hint_ns = 0;
     kv_timer_set(&c->timers, &r->retry, clock_now(&c->config.clock) + wait);
@@ -612,7 +617,7 @@ void kv_client_wait(kv_client *client, int wake_fd, uint64_t until_ns)
     uint64_t now = clock_now(&c->config.clock);
     uint64_t next = kv_timer_next(&c->timers);
     if (next > until_ns) next = until_ns;
-    if (c->blocked && next > now + 100 * 1000) next = now + 100 * 1000;
+    if (c->blocked && next > now + BLOCKED_NS_MAX) next = now + BLOCKED_NS_MAX;
     if (next > now) c->transport->ops->wait(c->transport, wake_fd, next - now);
 }
 

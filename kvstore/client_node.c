@@ -143,7 +143,8 @@ const placement *client_place(kv_client *c, context_id context, uint32_t layer)
 {
     uint32_t layers = c->config.layout.layers;
     uint32_t group = layer * 4 / layers;
-    placement *p = &c->places[(context.lo ^ context.hi ^ group * 0x9e37u) % CLIENT_PLACES];
+    placement *p =
+        &c->places[(context.lo ^ context.hi ^ (uint64_t)group * 0x9e37u) % CLIENT_PLACES];
     if (p->count != 0 && p->group == group && context_id_equal(p->context, context)) return p;
     uint32_t rank[CLIENT_RANKS_MAX];
     uint32_t count = cluster_place(&c->cluster.map, context, layer, layers, rank, CLIENT_RANKS_MAX);
@@ -264,9 +265,10 @@ void client_node_lease(kv_client *c, uint32_t i)
     wire_lease l = {.epoch = c->cluster.map.epoch, .lease_ns = lease};
     wire_head_set(&l.head, WIRE_LEASE, 0, 0);
     kv_message m = {.head = &l, .head_bytes = sizeof l};
-    uint64_t next = lease / 3;
-    if (client_send(c, i, &m) == STATUS_BUSY && next > LEASE_AGAIN_NS) next = LEASE_AGAIN_NS;
-    if (PLANT(LEASE_FORGOTTEN)) next = UINT64_C(1000) * lease;
+    bool soon = client_send(c, i, &m) == STATUS_BUSY && lease / 3 > LEASE_AGAIN_NS;
+    uint64_t next = PLANT(LEASE_FORGOTTEN) ? UINT64_C(1000) * lease
+                    : soon                 ? LEASE_AGAIN_NS
+                                           : lease / 3;
     kv_timer_set(&c->timers, &n->lease, clock_now(&c->config.clock) + next);
 }
 

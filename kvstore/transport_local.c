@@ -128,7 +128,7 @@ static kv_peer handle(const kv_hub *hub, const cable *l, uint32_t end)
 static cable *resolve(local *t, kv_peer peer, uint32_t *out_end)
 {
     uint64_t index = (peer & 0xffff) - 1;
-    CHECK(peer != 0 && index < CABLES_MAX * 2);
+    CHECK(peer != 0 && index < UINT64_C(2) * CABLES_MAX);
     cable *l = &t->hub->cable[index / 2];
     *out_end = index % 2;
     if (l->generation != (uint32_t)(peer >> 16)) return NULL;

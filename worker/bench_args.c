@@ -60,7 +60,7 @@ static status parse_contexts(bench_options *o)
         char *end = NULL;
         unsigned long tokens = *at >= '0' && *at <= '9' ? strtoul(at, &end, 10) : 0;
         if (end != NULL && *end == 'K' && tokens <= 1 << 14) tokens *= 1024, end++;
-        if (end == NULL || (*end != ',' && *end != '\0') || tokens < 2 * KERN_BLOCK ||
+        if (end == NULL || (*end != ',' && *end != '\0') || tokens < 2ul * KERN_BLOCK ||
             tokens > 1 << 24)
             return FAIL(INVALID,
                         "--contexts %.60s: lengths of %d tokens and more with commas between, as "

@@ -127,7 +127,7 @@ static status fill_tail(fill *f)
     TRY(wait_slots(f, heads));
     for (uint32_t i = 0; i < heads; i++) {
         int32_t slot = io_slot_take(e->io);
-        fill_block tail = {f->b->options.seed * 977 + f->seq * heads + i,
+        fill_block tail = {f->b->options.seed * 977 + (uint64_t)f->seq * heads + i,
                            io_slot_bytes(e->io, slot)};
         write_block(&tail, e->block_bytes);
         e->seq[f->seq].tail_slot[i] = slot;

@@ -64,6 +64,7 @@ static double median(const double *values, uint32_t count)
 static bench_span sum_runs(const bench *b)
 {
     bench_span all = {0};
+    CHECK(b->options.runs > 0);
     for (uint32_t i = 0; i < b->options.runs; i++) {
         uint64_t *to = (uint64_t *)&all;
         const uint64_t *from = (const uint64_t *)&b->run[i];

@@ -30,6 +30,7 @@ enum {
 typedef struct shard_file {
     const char *path; /* named in sentences */
     const uint8_t *map;
+    void *mapping; /* the same, for munmap */
     uint64_t bytes, header_bytes;
     cJSON *header;
     uint32_t count;
@@ -183,7 +184,8 @@ static status map_file(const char *path, shard_file *s)
         if (map == MAP_FAILED)
             result = FAIL(IO, "%s: cannot map: %s", path, strerror(errno));
         else
-            *s = (shard_file){.path = s->path, .map = map, .bytes = (uint64_t)st.st_size};
+            *s = (shard_file){
+                .path = s->path, .map = map, .mapping = map, .bytes = (uint64_t)st.st_size};
     }
     close(fd);
     return result;
@@ -380,7 +382,7 @@ void checkpoint_close(checkpoint *c)
     if (!c) return;
     for (uint32_t i = 0; i < c->shard_count; i++) {
         json_free(c->shards[i].header);
-        munmap((void *)(uintptr_t)c->shards[i].map, (size_t)c->shards[i].bytes);
+        munmap(c->shards[i].mapping, (size_t)c->shards[i].bytes);
     }
     arena_destroy(c->arena);
 }

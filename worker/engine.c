@@ -144,7 +144,7 @@ static void read_dims(worker_engine *e)
     e->max_entries = sched_entries_needed(e, &e->config.widest, e->max_blocks);
     e->block_bytes = block_layout_bytes(&e->config.model->layout);
     e->rows_max = e->cluster.max_num_batched_tokens + e->seqs;
-    e->qkv_stride = ((uint64_t)e->heads + 2 * e->kv_heads) * e->head_dim;
+    e->qkv_stride = (e->heads + UINT64_C(2) * e->kv_heads) * e->head_dim;
 }
 
 /* Takes memory until something fails, then nothing more: `result` says what. */

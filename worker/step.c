@@ -500,7 +500,8 @@ static void keep_picks(worker_engine *e)
         size_t layer = (size_t)l * e->seqs * e->kv_heads;
         for (size_t at = 0; at < (size_t)e->decode_rows * e->kv_heads; at++) {
             sequence *s = &e->seq[e->row.seq[at / e->kv_heads]];
-            int32_t *to = s->last_pick + (l * e->kv_heads + at % e->kv_heads) * e->max_select;
+            int32_t *to =
+                s->last_pick + ((size_t)l * e->kv_heads + at % e->kv_heads) * e->max_select;
             const int32_t *from = e->seen.block + (layer + at) * e->max_select;
             for (uint32_t i = 0; i < e->max_select; i++)
                 to[i] = (int32_t)i < e->seen.count[layer + at] ? from[i] : -1;

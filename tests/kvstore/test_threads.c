@@ -67,6 +67,15 @@ static bool next(kv_client *c, kv_done *out)
     }
 }
 
+static void name_node(cluster_node *n, uint32_t i)
+{
+    snprintf(n->name, sizeof n->name, "n%u", i);
+    snprintf(n->data, sizeof n->data, "local:%u", 100 + i);
+    snprintf(n->domain, sizeof n->domain, "d%u", i);
+    n->weight = 1;
+    n->alive = true;
+}
+
 TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
 {
     arena *a = arena_create("threads");
@@ -77,11 +86,7 @@ TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
     config.map = (cluster_map){.epoch = 1, .replicas = 2, .node_count = NODES};
     for (uint32_t i = 0; i < NODES; i++) {
         node_start(&node[i], hub, i);
-        snprintf(config.map.node[i].name, CLUSTER_NAME_MAX, "n%u", i);
-        snprintf(config.map.node[i].data, CLUSTER_ADDRESS_MAX, "local:%u", 100 + i);
-        snprintf(config.map.node[i].domain, CLUSTER_NAME_MAX, "d%u", i);
-        config.map.node[i].weight = 1;
-        config.map.node[i].alive = true;
+        name_node(&config.map.node[i], i);
     }
     kv_transport *transport;
     kv_client *client;
