@@ -95,7 +95,7 @@ TEST(a_node_and_a_worker_end_without_a_lost_byte)
         memcpy(prompt + at, sentence, sizeof sentence);
     snprintf(line, sizeof line,
              "{\"custom_id\":\"a\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":"
-             "{\"prompt\":\"%s\",\"max_tokens\":2,\"temperature\":0}}\n",
+             "{\"prompt\":\"%s\",\"max_tokens\":16,\"temperature\":0}}\n",
              prompt);
     program_write("in.jsonl", line);
     static const char *const args[] = {CHECKED,     PROGRAM,          "decode",    "@in.jsonl",
