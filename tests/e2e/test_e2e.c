@@ -102,9 +102,9 @@ static uint64_t now_ns(void)
     return clock_now(&clock_monotonic);
 }
 
-/* Something happens to node 1 after so many tokens: all prompts' blocks are on their way or read by
- * then. A paused node goes on after 2 s. */
-enum { TROUBLE_TOKENS = 300 };
+/* Something happens to node 1 after so many tokens, while the later prompts are still being
+ * computed; a paused node goes on after 2 s. */
+enum { TROUBLE_TOKENS = 100 };
 
 typedef struct trouble {
     action act;
