@@ -1,12 +1,16 @@
 /* Clients that come and go: after thousands that were killed or torn down in the middle of their
- * traffic, a node has the descriptors, threads, connections, contexts and slots that it had, and
- * its memory grew by no more than a tolerance.
+ * traffic, a node has the descriptors, threads, connections, contexts and slots that it had, its
+ * memory grew by no more than a tolerance, and it serves.
  *
- * Most cycles are cheap: a client in this process that dials, greets, asks and puts, and is taken
- * down wherever it happens to be. Some are dear: a process of its own, killed by SIGKILL while its
- * messages are under way. Where a cycle ends is drawn from the seed.
+ * A cycle is a client that dials, greets, puts and asks, and ends wherever it happens to be. Most
+ * are cheap: in this process, torn down. Some are dear: a process of its own that ends by SIGKILL,
+ * half of them between two turns of its loop, half wherever a timer of the kernel finds them, UCX's
+ * own steps included; a few of those run at the same time. Where a cycle ends is drawn from the
+ * seed.
  *
- * --cycles N (default 1000), --json FILE. Each 20th cycle is a killed process. */
+ * --cycles N (default 1000), --killed-each N (each N-th is a killed process; default 20, 1: all),
+ * --parallel N (processes at a time, default 4), --json FILE. The long one, a few minutes:
+ * test_churn --cycles 10000 --killed-each 1 */
 #include <dirent.h>
 #include <poll.h>
 #include <signal.h>
@@ -18,17 +22,19 @@
 
 #include "proto/rpc.h"
 #include "proto/shoal_node.pb-c.h"
+#include "tests/faults/record.h"
 #include "tests/kvstore/process.h"
 
 enum {
-    WARM = 50, /* cycles before the first look: pools and caches are filled then */
-    KILLED_EACH = 20,
+    WARM = 50,   /* cycles before the first look: pools and caches are filled then */
     BLOCKS = 16, /* a client's */
     FILLS = 64,  /* as many are the slots of the node */
+    TURNS_MAX = 60,
+    LIFE_US_MAX = 30000, /* from the start of its process: UCX's takes about a third */
     PATIENCE_MS = 20000,
-    MEMORY_KIB_MAX = 8192, /* growth of the node's resident memory, all cycles together */
+    MEMORY_KIB_MAX = 2048, /* growth of the node's resident memory, all cycles together */
 };
-static uint64_t cycles = 1000;
+static uint64_t cycles = 1000, killed_each = 20, parallel = 4;
 static const char *json_path;
 
 typedef struct look {
@@ -163,8 +169,9 @@ static void victim_close(victim *v)
     arena_destroy(v->memory);
 }
 
-/* Put blocks and read them back for `turns` turns of its loop, or until all is done. */
-static void victim_live(victim *v, uint64_t seed, uint64_t turns)
+/* Put blocks and read them back for `turns` turns of its loop, or until all is done, which it says.
+ */
+static bool victim_live(victim *v, uint64_t seed, uint64_t turns)
 {
     block_id id[BLOCKS];
     uint64_t digest[BLOCKS];
@@ -187,30 +194,48 @@ static void victim_live(victim *v, uint64_t seed, uint64_t turns)
         }
         while (kv_client_next(v->client, &done)) {
             stored += done.kind == KV_KIND_PUT && done.result == STATUS_OK;
-            if (done.kind == KV_KIND_GET) return;
+            if (done.kind != KV_KIND_GET) continue;
+            for (uint32_t i = 0; i < done.count; i++)
+                if (done.slot[i] >= 0) kv_slot_release(v->client, done.slot[i]);
+            return done.result == STATUS_OK;
         }
         kv_get g = {id, digest, BLOCKS, KV_DEMAND, now + 200000000};
         if (stored == BLOCKS && !asked) asked = kv_get_submit(v->client, &g, &ticket) == STATUS_OK;
         kv_client_wait(v->client, -1, now + 1000000);
     }
+    return false;
 }
 
-/* In a process of its own, which ends by SIGKILL with everything open. */
-static void victim_killed(const char *self, const node_process *n, uint64_t seed, uint64_t turns)
+/* In processes of their own, which end by SIGKILL with everything open. */
+static uint64_t running;
+
+static void victim_await(const node_process *n)
 {
-    char seed_text[24], turns_text[24];
+    int how;
+    pid_t pid = waitpid(-1, &how, 0);
+    EXPECT_MSG(pid != n->pid, "the node ended with 0x%x", how);
+    EXPECT_MSG(pid > 0 && WIFSIGNALED(how) && WTERMSIG(how) == SIGKILL, "a victim ended with 0x%x",
+               how);
+    running--;
+}
+
+/* life_us 0: it kills itself after so many turns. */
+static void victim_start(const node_process *n, uint64_t seed, uint64_t turns, uint64_t life_us)
+{
+    char seed_text[24], turns_text[24], life_text[24];
     snprintf(seed_text, sizeof seed_text, "%llu", (unsigned long long)seed);
     snprintf(turns_text, sizeof turns_text, "%llu", (unsigned long long)turns);
+    snprintf(life_text, sizeof life_text, "%llu", (unsigned long long)life_us);
+    if (running >= parallel) victim_await(n);
     pid_t pid = fork();
     EXPECT(pid >= 0);
     if (pid == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        execl(self, self, "--victim", n->name, n->data, seed_text, turns_text, (char *)NULL);
+        execl("/proc/self/exe", "test_churn", "--victim", n->name, n->data, seed_text, turns_text,
+              life_text, (char *)NULL);
         _exit(127);
     }
-    int how;
-    EXPECT(waitpid(pid, &how, 0) == pid);
-    EXPECT_MSG(WIFSIGNALED(how) && WTERMSIG(how) == SIGKILL, "a victim ended with 0x%x", how);
+    running++;
 }
 
 static int victim_main(char **argv)
@@ -218,9 +243,16 @@ static int victim_main(char **argv)
     node_process n = {.pid = 0};
     snprintf(n.name, sizeof n.name, "%s", argv[2]);
     snprintf(n.data, sizeof n.data, "%s", argv[3]);
-    uint64_t seed = strtoull(argv[4], NULL, 10);
+    uint64_t seed = strtoull(argv[4], NULL, 10), life_us = strtoull(argv[6], NULL, 10);
+    struct sigevent kill_me = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL};
+    struct itimerspec when = {.it_value = {.tv_nsec = (long)life_us * 1000}};
+    timer_t timer;
+    CHECK(life_us <= LIFE_US_MAX && timer_create(CLOCK_MONOTONIC, &kill_me, &timer) == 0);
+    CHECK(timer_settime(timer, 0, &when, NULL) == 0);
     victim *v = victim_open(&n, seed);
-    victim_live(v, seed, strtoull(argv[5], NULL, 10));
+    (void)victim_live(v, seed, life_us > 0 ? UINT64_MAX : strtoull(argv[5], NULL, 10));
+    while (life_us > 0) /* all is done: it stays connected */
+        kv_client_poll(v->client);
     return raise(SIGKILL);
 }
 
@@ -240,23 +272,22 @@ static void report(const look *before, const look *after, uint64_t killed, doubl
            (unsigned long long)after->slots_free);
     FILE *file = json_path != NULL ? fopen(json_path, "a") : NULL;
     if (file == NULL) return;
-    char date[32];
-    time_t t = time(NULL);
-    struct tm utc;
-    EXPECT(gmtime_r(&t, &utc) != NULL && strftime(date, sizeof date, "%F", &utc) > 0);
+    char stamp[512];
+    record_stamp(stamp, sizeof stamp);
     fprintf(file,
-            "{\"schema\":\"shoal.churn/1\",\"cycles\":%llu,\"killed\":%llu,\"seconds\":%.1f,"
+            "{\"schema\":\"shoal.churn/1\",\"cycles\":%llu,\"killed\":%llu,\"parallel\":%llu,"
+            "\"seconds\":%.1f,"
             "\"fds\":[%llu,%llu],\"threads\":[%llu,%llu],\"rss_kib\":[%llu,%llu],"
             "\"connections\":[%llu,%llu],\"connections_total\":%llu,\"contexts\":[%llu,%llu],"
-            "\"slots_free\":[%llu,%llu],\"seed\":%llu,\"date\":\"%s\"}\n",
-            (unsigned long long)cycles, (unsigned long long)killed, seconds,
-            (unsigned long long)before->fds, (unsigned long long)after->fds,
+            "\"slots_free\":[%llu,%llu],\"seed\":%llu,%s}\n",
+            (unsigned long long)cycles, (unsigned long long)killed, (unsigned long long)parallel,
+            seconds, (unsigned long long)before->fds, (unsigned long long)after->fds,
             (unsigned long long)before->threads, (unsigned long long)after->threads,
             (unsigned long long)before->resident_kib, (unsigned long long)after->resident_kib,
             (unsigned long long)before->connections, (unsigned long long)after->connections,
             (unsigned long long)after->connections_total, (unsigned long long)before->contexts,
             (unsigned long long)after->contexts, (unsigned long long)before->slots_free,
-            (unsigned long long)after->slots_free, (unsigned long long)test_seed(), date);
+            (unsigned long long)after->slots_free, (unsigned long long)test_seed(), stamp);
     EXPECT(fclose(file) == 0);
 }
 
@@ -264,16 +295,19 @@ static uint64_t churn(const node_process *n, rng *random, uint64_t count)
 {
     uint64_t killed = 0;
     for (uint64_t i = 0; i < count; i++) {
-        uint64_t seed = rng_next(random) | 1, turns = rng_below(random, 60);
-        if (i % KILLED_EACH == 0) {
-            victim_killed("/proc/self/exe", n, seed, turns);
+        uint64_t seed = rng_next(random) | 1, turns = rng_below(random, TURNS_MAX);
+        uint64_t life_us = rng_below(random, 2) * (1 + rng_below(random, LIFE_US_MAX));
+        if (i % killed_each == 0) {
+            victim_start(n, seed, turns, life_us);
             killed++;
             continue;
         }
         victim *v = victim_open(n, seed);
-        victim_live(v, seed, turns);
+        (void)victim_live(v, seed, turns);
         victim_close(v);
     }
+    while (running > 0)
+        victim_await(n);
     return killed;
 }
 
@@ -282,8 +316,19 @@ static void fill(const node_process *n, rng *random)
 {
     victim *v = victim_open(n, rng_next(random) | 1);
     for (int i = 0; i < FILLS; i++)
-        victim_live(v, rng_next(random) | 1, 1000);
+        EXPECT(victim_live(v, rng_next(random) | 1, UINT64_MAX));
     victim_close(v);
+}
+
+static void expect_same(const look *before, const look *after)
+{
+    EXPECT_EQ_U64(after->connections, 0);
+    EXPECT_EQ_U64(after->contexts, 0);
+    EXPECT_EQ_U64(after->slots_reserved + after->slots_quarantined + after->slots_used, 0);
+    EXPECT_EQ_U64(after->slots_free, before->slots_free);
+    EXPECT_EQ_U64(after->fds, before->fds);
+    EXPECT_EQ_U64(after->threads, before->threads);
+    EXPECT_LE_U64(after->resident_kib, before->resident_kib + MEMORY_KIB_MAX);
 }
 
 TEST(clients_that_come_and_go_leave_nothing_behind_in_a_node)
@@ -304,30 +349,35 @@ TEST(clients_that_come_and_go_leave_nothing_behind_in_a_node)
     report(&before, &after, killed, (double)(clock_now(&clock_monotonic) - started) * 1e-9);
     EXPECT_EQ_U64(entries("/proc/%d/fd", getpid()), own_fds); /* nor in the clients' process */
     EXPECT_GE_U64(after.connections_total, before.connections_total + cycles / 4);
-    EXPECT_EQ_U64(after.connections, 0);
-    EXPECT_EQ_U64(after.contexts, 0);
-    EXPECT_EQ_U64(after.slots_reserved + after.slots_quarantined + after.slots_used, 0);
-    EXPECT_EQ_U64(after.slots_free, before.slots_free);
-    EXPECT_EQ_U64(after.fds, before.fds);
-    EXPECT_EQ_U64(after.threads, before.threads);
-    EXPECT_LE_U64(after.resident_kib, before.resident_kib + MEMORY_KIB_MAX);
+    expect_same(&before, &after);
+    fill(&n, &random);
     rpc_client_destroy(client);
     node_signal(&n, SIGTERM);
     EXPECT_EQ_I64(node_reap(&n), 0);
 }
 
+static bool number_flag(const char *flag, char **argv, uint64_t *out_value)
+{
+    if (strcmp(argv[0], flag) != 0 || argv[1] == NULL) return false;
+    *out_value = strtoull(argv[1], NULL, 10);
+    return true;
+}
+
 int main(int argc, char **argv)
 {
-    if (argc == 6 && strcmp(argv[1], "--victim") == 0) return victim_main(argv);
+    if (argc == 7 && strcmp(argv[1], "--victim") == 0) return victim_main(argv);
     int kept = 1;
     for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--json") == 0 && i + 1 < argc)
+        if (number_flag("--cycles", argv + i, &cycles) ||
+            number_flag("--killed-each", argv + i, &killed_each) ||
+            number_flag("--parallel", argv + i, &parallel))
+            i++;
+        else if (strcmp(argv[i], "--json") == 0 && i + 1 < argc)
             json_path = argv[++i];
-        else if (strcmp(argv[i], "--cycles") == 0 && i + 1 < argc)
-            cycles = strtoull(argv[++i], NULL, 10);
         else
             argv[kept++] = argv[i];
     }
     argv[kept] = NULL;
+    CHECK(killed_each > 0 && parallel > 0);
     return test_main(kept, argv);
 }
