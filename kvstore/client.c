@@ -438,12 +438,19 @@ client_ask *client_ask_find(kv_client *c, uint64_t id, uint32_t node)
     return ask;
 }
 
+static bool kind_asks(const kv_message *m)
+{
+    uint8_t kind = ((const wire_head *)m->head)->kind;
+    return kind == WIRE_GET || kind == WIRE_PUT || kind == WIRE_DROP;
+}
+
 status client_send(kv_client *c, uint32_t node, const kv_message *m)
 {
     client_node *n = &c->node[node];
     CHECK(n->peer != 0);
     status sent = c->transport->ops->send(c->transport, n->peer, m);
     uint64_t now = clock_now(&c->config.clock);
+    if (n->owes_since_ns == 0 && kind_asks(m)) n->owes_since_ns = now;
     if (sent != STATUS_BUSY)
         n->full_since_ns = 0;
     else if (n->full_since_ns == 0)

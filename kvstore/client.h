@@ -52,6 +52,7 @@ typedef struct client_node {
     uint64_t
         put_suspect_until_ns; /* puts do: not for a late get, since copies stay where they went */
     uint64_t full_since_ns;   /* its connection takes nothing since then; 0: it does */
+    uint64_t owes_since_ns;   /* asked then, and not a word from it since; 0: it owes nothing */
     uint64_t backoff_ns;
     bool was_ready;
     bool refused; /* its last answer was a refusal that only people can mend */

@@ -22,6 +22,7 @@ enum {
     LEASE_AGAIN_NS = 1000 * 1000, /* a full connection must not starve a lease */
 };
 static const uint64_t backoff_max_ns = UINT64_C(1000) * 1000 * 1000;
+static const uint64_t silence_ns_max = UINT64_C(4000) * 1000 * 1000;
 
 /* ---- the map --------------------------------------------------------------------------------- */
 
@@ -180,11 +181,27 @@ uint32_t client_node_pick(const kv_client *c, const placement *p, kv_kind kind, 
     return second;
 }
 
+/* A node that owes answers and has said nothing at all for a while is dialled anew. While bytes
+ * wait to be acknowledged TCP sends no keepalives: it repeats them at intervals that double, for a
+ * quarter of an hour, so the old connection may stay silent after a partition for as long as that
+ * took. Looked at when an answer is late, and with each heartbeat. */
+static void silence_end(kv_client *c, uint32_t i, uint64_t now)
+{
+    client_node *n = &c->node[i];
+    if (n->state != NODE_READY || n->owes_since_ns == 0) return;
+    if (now - n->owes_since_ns < silence_ns_max) return;
+    LOG(WARN, "node %s has said nothing for %llu ms; dialling it anew", n->name,
+        (unsigned long long)((now - n->owes_since_ns) / 1000000));
+    n->owes_since_ns = 0;
+    c->transport->ops->hang_up(c->transport, n->peer);
+}
+
 void client_node_suspect(kv_client *c, uint32_t node, bool by_puts_too)
 {
-    uint64_t until = clock_now(&c->config.clock) + c->cluster.suspect_ns;
+    uint64_t now = clock_now(&c->config.clock), until = now + c->cluster.suspect_ns;
     c->node[node].suspect_until_ns = until;
     if (by_puts_too) c->node[node].put_suspect_until_ns = until;
+    silence_end(c, node, now);
 }
 
 /* ---- connections ----------------------------------------------------------------------------- */
@@ -222,7 +239,7 @@ static void node_dial(kv_client *c, uint32_t i)
         return;
     }
     n->peer = peer;
-    n->full_since_ns = 0;
+    n->full_since_ns = n->owes_since_ns = 0;
     n->state = NODE_DIALING;
     kv_timer_set(&c->timers, &n->timer,
                  clock_now(&c->config.clock) + c->cluster.connect_deadline_ns);
@@ -261,6 +278,7 @@ void client_node_lease(kv_client *c, uint32_t i)
 {
     client_node *n = &c->node[i];
     if (n->state != NODE_READY) return;
+    silence_end(c, i, clock_now(&c->config.clock));
     uint64_t lease = c->cluster.lease_ns > 3 ? c->cluster.lease_ns : 3;
     wire_lease l = {.epoch = c->cluster.map.epoch, .lease_ns = lease};
     wire_head_set(&l.head, WIRE_LEASE, 0, 0);
@@ -371,6 +389,7 @@ static void on_message(void *owner, kv_peer peer, const kv_message *m)
     kv_client *c = owner;
     uint32_t i = node_of(c, peer);
     if (i == CLIENT_NONE || c->node[i].state == NODE_OUT) return;
+    c->node[i].owes_since_ns = 0;
     wire_head head = {.kind = 0};
     if (wire_decode_head(m->head, m->head_bytes, m->body_bytes, &head) != STATUS_OK) head.kind = 0;
     if (head.kind == WIRE_BLOCK)

@@ -1,7 +1,8 @@
 /* kvstore/server.c - a node: who may talk to it, and the loop that answers.
  *
  * Connection: accepted -> HELLO -> READY, or refused by name and left to the client to close. A
- * connection that says nothing sensible within a few seconds is closed. The first accepted HELLO
+ * connection that says nothing sensible within a few seconds is closed, and so is one that was
+ * silent for its client's lease and grace. The first accepted HELLO
  * fixes layout and block size; they may change when the store is empty and nobody is connected.
  *
  * A poll moves messages (which only queue jobs), answers jobs in order of class, gives slots of
@@ -133,7 +134,8 @@ static void on_opened(void *owner, kv_peer peer)
     kv_server *s = owner;
     for (uint32_t i = 0; i < s->config.connections_max; i++) {
         if (s->conn[i].peer != 0) continue;
-        s->conn[i] = (server_conn){.peer = peer, .since_ns = clock_now(&s->config.clock)};
+        uint64_t now = clock_now(&s->config.clock);
+        s->conn[i] = (server_conn){.peer = peer, .since_ns = now, .heard_ns = now};
         s->stats.connections++;
         s->stats.connections_total++;
         return;
@@ -214,6 +216,7 @@ static status hello_judge(kv_server *s, uint32_t conn, const wire_hello *hello, 
     kv_owner_renew(s->contexts, owner, now + hello->lease_ns);
     c->owner = hello->owner;
     c->tenant = hello->tenant;
+    c->lease_ns = hello->lease_ns;
     c->ready = true;
     return STATUS_OK;
 }
@@ -239,6 +242,7 @@ static void on_lease(kv_server *s, uint32_t conn, const kv_message *m)
     uint64_t now = clock_now(&s->config.clock);
     uint32_t owner = kv_owner_find(s->contexts, c->owner, c->tenant, now);
     uint64_t until = lease.lease_ns > UINT64_MAX - now ? UINT64_MAX : now + lease.lease_ns;
+    c->lease_ns = lease.lease_ns;
     if (owner != KV_NONE) kv_owner_renew(s->contexts, owner, until);
     (void)server_epoch_old(s, conn, lease.epoch);
 }
@@ -274,6 +278,7 @@ static void on_message(void *owner, kv_peer peer, const kv_message *m)
     kv_server *s = owner;
     uint32_t conn = conn_find(s, peer);
     if (conn == KV_NONE) return; /* being closed */
+    s->conn[conn].heard = true;
     wire_head head;
     if (wire_decode_head(m->head, m->head_bytes, m->body_bytes, &head) != STATUS_OK) {
         if (foreign_version(m)) welcome(s, conn, STATUS_REFUSED);
@@ -309,6 +314,17 @@ static const kv_events server_events = {
 
 /* ---- the loop -------------------------------------------------------------------------------- */
 
+/* It never greeted, or its lease and grace went by without a word: a client renews on each
+ * connection, so nobody is there. TCP alone would keep what it owes such a client, and the slots
+ * that are being sent to it, for a quarter of an hour. */
+static bool is_over(const kv_server *s, const server_conn *c, uint64_t now)
+{
+    if (!c->ready) return now - c->since_ns >= hello_wait_ns;
+    uint64_t silent = now - c->heard_ns;
+    return silent >= hello_wait_ns && silent >= c->lease_ns &&
+           silent - c->lease_ns >= s->config.lease_grace_ns;
+}
+
 static void check_times(kv_server *s, uint64_t now)
 {
     if (now < s->check_next_ns) return;
@@ -318,7 +334,10 @@ static void check_times(kv_server *s, uint64_t now)
     if (expired > 0) LOG(INFO, "%u leases ended: their contexts go", expired);
     for (uint32_t i = 0; i < s->config.connections_max; i++) {
         server_conn *c = &s->conn[i];
-        if (c->peer == 0 || c->ready || now - c->since_ns < hello_wait_ns) continue;
+        if (c->peer == 0) continue;
+        if (c->heard) c->heard_ns = now;
+        c->heard = false;
+        if (!is_over(s, c, now)) continue;
         s->transport->ops->hang_up(s->transport, c->peer);
     }
 }

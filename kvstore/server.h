@@ -20,10 +20,13 @@ typedef struct server_conn {
     kv_peer peer;           /* 0: free */
     uint64_t since_ns;      /* accepted */
     uint64_t full_since_ns; /* it takes nothing since then; 0: it does */
+    uint64_t heard_ns;      /* about when it last said something */
+    uint64_t lease_ns;      /* that it last asked for */
     uint64_t owner;         /* id in its HELLO */
     uint32_t tenant;
     uint32_t pending; /* jobs in the queues */
     bool ready;       /* HELLO accepted */
+    bool heard;       /* since the last look at the clock */
 } server_conn;
 
 typedef enum job_kind { JOB_GET, JOB_PUT, JOB_RESULT } job_kind;

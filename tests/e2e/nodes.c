@@ -153,8 +153,10 @@ status nodes_count_one(uint32_t i, uint32_t timeout_ms, node_counts *out_counts)
     rpc_client_destroy(client);
     if (s != STATUS_OK) return s;
     const Shoal__V1__NodeStats *stats = (const Shoal__V1__NodeStats *)reply;
-    node_counts counts = {
-        .corrupt = stats->corrupt, .misses = stats->misses, .connections = stats->connections};
+    node_counts counts = {.corrupt = stats->corrupt,
+                          .misses = stats->misses,
+                          .connections = stats->connections,
+                          .contexts = stats->contexts};
     for (size_t k = 0; k < stats->n_classes; k++) {
         const Shoal__V1__NodeClassStats *class = stats->classes[k];
         bool write = class->traffic_class == SHOAL__V1__TRAFFIC_CLASS__TRAFFIC_WRITE_BACK ||
@@ -179,6 +181,7 @@ void nodes_counts(node_counts *out_sum)
         out_sum->corrupt += one.corrupt;
         out_sum->misses += one.misses;
         out_sum->connections += one.connections;
+        out_sum->contexts += one.contexts;
     }
 }
 

@@ -10,7 +10,7 @@
 enum { NODES_MAX = 8 };
 
 typedef struct node_counts {
-    uint64_t served, stored, corrupt, misses, connections;
+    uint64_t served, stored, corrupt, misses, connections, contexts;
 } node_counts;
 
 /* Ports are free ones found now. faults: --fault SPEC of every node, or NULL. memory: "256MiB". */

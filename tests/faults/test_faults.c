@@ -9,12 +9,16 @@
  * scheduler excuses. Reported only: how long a step waited at most, and how long after the end of
  * the fault the node was at work again.
  *
- * --json FILE appends a line a row, {"schema":"shoal.faults/1",...}. */
+ * Partitions last longer than what notices a silent peer (keepalives of 3 s): 8 s, under a load
+ * that is long enough, which the speed of the run without faults tells.
+ *
+ * --json FILE appends a line a row, {"schema":"shoal.faults/1",...}; --partition SECONDS for
+ * partitions of another length. */
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cjson/cJSON.h>
@@ -22,10 +26,20 @@
 #include "tests/e2e/nodes.h"
 #include "tests/faults/net.h"
 #include "tests/faults/proxy.h"
+#include "tests/faults/record.h"
 #include "tests/test.h"
 #include "tests/worker/program.h"
 
-enum { PROMPTS = 4, NEW_TOKENS = 400, HOLD_MS = 1500, PATIENCE_MS = 15000, VICTIM = 1 };
+enum {
+    PROMPTS = 4,
+    PROMPTS_MAX = 400,
+    NEW_TOKENS = 400,
+    HOLD_MS = 1500,
+    PATIENCE_MS = 15000,
+    VICTIM = 1,
+    CONTROL_PORT = 7201,
+};
+static uint64_t partition_ms = 8000;
 static const double late_ms_max = 50; /* P4 says 1 ms plus scheduling: two cores, five processes */
 static const char *json_path;
 
@@ -40,6 +54,9 @@ typedef enum fault {
     SLOW,
     FLIPS,
     RESTARTS,
+    PART_TO,
+    PART_FROM,
+    PART_BOTH,
     FAULTS
 } fault;
 
@@ -52,7 +69,10 @@ static const char *const fault_name[FAULTS] = {"none",
                                                "drop both ways",
                                                "slow link (proxy)",
                                                "flips in node memory",
-                                               "restart each, empty"};
+                                               "restart each, empty",
+                                               "partition to node",
+                                               "partition from node",
+                                               "partition both ways"};
 
 typedef struct outcome {
     double fault_s; /* how long it lasted; 0: until the end */
@@ -63,14 +83,43 @@ typedef struct outcome {
     bool same;
 } outcome;
 
-static struct {
+/* Input, and the output without store and faults. */
+typedef struct expected {
     arena *memory;
-    char *prompts, *answers, digest[32]; /* input, and the output without store and faults */
-} want;
+    char *prompts, *answers, digest[32];
+    double wall_s;
+} expected;
+static expected want_short, want_long;
+
+static bool is_partition(fault f)
+{
+    return f == PART_TO || f == PART_FROM || f == PART_BOTH;
+}
 
 static uint64_t now_ms(void)
 {
     return clock_now(&clock_monotonic) / 1000000;
+}
+
+/* Data connections of a node that its process has open, as its namespace's kernel tells: it can be
+ * asked when nothing reaches the node. A line: slot, local and remote address, state, queues,
+ * timer, retransmits, user, timeout, inode; a socket that no process has any more has inode 0. */
+static uint32_t data_connections(uint32_t node)
+{
+    char path[64], line[256];
+    uint32_t count = 0;
+    snprintf(path, sizeof path, "/proc/%d/net/tcp", (int)nodes_pid(node));
+    FILE *f = fopen(path, "r");
+    EXPECT(f != NULL);
+    while (fgets(line, sizeof line, f) != NULL) {
+        unsigned port, state;
+        unsigned long inode;
+        if (sscanf(line, "%*u: %*x:%x %*x:%*x %x %*x:%*x %*x:%*x %*x %*u %*u %lu", &port, &state,
+                   &inode) == 3)
+            count += port != CONTROL_PORT && state == TCP_ESTABLISHED && inode != 0;
+    }
+    fclose(f);
+    return count;
 }
 
 static void nap(void)
@@ -80,7 +129,7 @@ static void nap(void)
 
 /* ---- files ----------------------------------------------------------------------------------- */
 
-static void make_prompts(void)
+static void make_prompts(uint32_t count)
 {
     char command[1024], *line = NULL;
     size_t room = 0;
@@ -90,14 +139,17 @@ static void make_prompts(void)
     FILE *in = fopen(program_path("cases/text-16k.jsonl"), "r");
     FILE *out = fopen(program_path("in.jsonl"), "w");
     EXPECT(in != NULL && out != NULL);
-    for (int i = 0; i < PROMPTS; i++) {
-        EXPECT(getline(&line, &room, in) > 0);
+    for (uint32_t i = 0; i < count; i++) {
+        if (getline(&line, &room, in) <= 0) {
+            rewind(in);
+            EXPECT(getline(&line, &room, in) > 0);
+        }
         cJSON *json = cJSON_Parse(line);
         char *text = cJSON_GetObjectItem(json, "text")->valuestring;
-        text[9000 + 1500 * i] = 0; /* about 2.5 characters a token */
+        text[9000 + 1500 * (i % PROMPTS)] = 0; /* about 2.5 characters a token */
         char *quoted = cJSON_PrintUnformatted(cJSON_GetObjectItem(json, "text"));
         fprintf(out,
-                "{\"custom_id\":\"p%d\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":"
+                "{\"custom_id\":\"p%u\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":"
                 "{\"model\":\"small-model\",\"max_tokens\":%d,\"temperature\":0,\"ignore_eos\":"
                 "true,\"prompt\":%s}}\n",
                 i, NEW_TOKENS, quoted);
@@ -109,18 +161,20 @@ static void make_prompts(void)
     EXPECT(fclose(out) == 0);
 }
 
-static void make_site(void)
+static void make_site(const char *leases)
 {
-    char command[2048];
-    program_write("cluster.yaml", "replicas: 2\n"
-                                  "network: {plain_data: true}\n"
-                                  "tls: {authority: ca.pem, certificate: node.pem, key: node.key}\n"
-                                  "nodes:\n"
-                                  "- {name: n1, data: 10.77.0.1:7101, control: 10.77.0.1:7201}\n"
-                                  "- {name: n2, data: 10.77.0.2:7101, control: 10.77.0.2:7201}\n"
-                                  "- {name: n3, data: 10.77.0.3:7101, control: 10.77.0.3:7201}\n"
-                                  "client: {lease: 20s}\n"
-                                  "worker: {device_pool: 16MiB, host_tier: 0B, threads: 2}\n");
+    char command[2048], site[1024];
+    snprintf(site, sizeof site,
+             "replicas: 2\n"
+             "network: {plain_data: true}\n"
+             "tls: {authority: ca.pem, certificate: node.pem, key: node.key}\n"
+             "nodes:\n"
+             "- {name: n1, data: 10.77.0.1:7101, control: 10.77.0.1:7201}\n"
+             "- {name: n2, data: 10.77.0.2:7101, control: 10.77.0.2:7201}\n"
+             "- {name: n3, data: 10.77.0.3:7101, control: 10.77.0.3:7201}\n"
+             "worker: {device_pool: 16MiB, host_tier: 0B, threads: 2}\n%s",
+             leases);
+    program_write("cluster.yaml", site);
     snprintf(command, sizeof command,
              "exec 2>/dev/null; cd '%s' && K='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1' && "
              "openssl req -x509 $K -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem && "
@@ -172,22 +226,33 @@ static void read_summary(const program_run *run, outcome *o, char digest[32])
     cJSON_Delete(json);
 }
 
-static void reference(void)
+static void reference(expected *want, uint32_t prompts)
 {
     static program_run run;
     outcome o;
-    if (want.answers == NULL) {
-        want.memory = arena_create("reference");
-        make_prompts();
+    if (want->answers == NULL) {
+        want->memory = arena_create("reference");
+        make_prompts(prompts);
         program_wait(load_start(false), &run);
-        read_summary(&run, &o, want.digest);
+        read_summary(&run, &o, want->digest);
         EXPECT_EQ_U64(o.failed, 0);
-        want.prompts = program_read(want.memory, "in.jsonl");
-        want.answers = program_read(want.memory, "out.jsonl");
+        want->wall_s = o.wall_s;
+        want->prompts = program_read(want->memory, "in.jsonl");
+        want->answers = program_read(want->memory, "out.jsonl");
     } else {
-        program_write("in.jsonl", want.prompts);
+        program_write("in.jsonl", want->prompts);
     }
-    EXPECT(want.prompts != NULL && want.answers != NULL);
+    EXPECT(want->prompts != NULL && want->answers != NULL);
+}
+
+/* As many prompts as last until some seconds after a partition. */
+static const expected *reference_for(fault f)
+{
+    reference(&want_short, PROMPTS);
+    if (!is_partition(f)) return &want_short;
+    double prompts = PROMPTS * ((double)partition_ms / 1000 + 4) / want_short.wall_s;
+    reference(&want_long, prompts > PROMPTS_MAX ? PROMPTS_MAX : (uint32_t)prompts + 1);
+    return &want_long;
 }
 
 static bool ended(pid_t pid)
@@ -228,9 +293,9 @@ static void begin(fault f)
     if (f == KILLED) nodes_kill(VICTIM);
     if (f == STOPPED) nodes_signal(VICTIM, SIGSTOP);
     if (f == LINK_DOWN) net_link(VICTIM, false);
-    if (f == DROP_TO) net_drop(VICTIM, NET_TO);
-    if (f == DROP_FROM) net_drop(VICTIM, NET_FROM);
-    if (f == DROP_BOTH) net_drop(VICTIM, NET_BOTH);
+    if (f == DROP_TO || f == PART_TO) net_drop(VICTIM, NET_TO);
+    if (f == DROP_FROM || f == PART_FROM) net_drop(VICTIM, NET_FROM);
+    if (f == DROP_BOTH || f == PART_BOTH) net_drop(VICTIM, NET_BOTH);
 }
 
 static bool finish(fault f)
@@ -238,7 +303,7 @@ static bool finish(fault f)
     if (f == KILLED) nodes_restart(VICTIM);
     if (f == STOPPED) nodes_signal(VICTIM, SIGCONT);
     if (f == LINK_DOWN) net_link(VICTIM, true);
-    if (f == DROP_TO || f == DROP_FROM || f == DROP_BOTH) net_heal();
+    if (f == DROP_TO || f == DROP_FROM || f == DROP_BOTH || is_partition(f)) net_heal();
     return f != SLOW && f != FLIPS && f != NONE;
 }
 
@@ -268,8 +333,9 @@ static void trouble(fault f, pid_t load, outcome *o)
     uint64_t before = f == KILLED ? 0 : worked(VICTIM), started = now_ms();
     begin(f);
     EXPECT_MSG(!ended(load), "the worker was done before the fault began");
-    pass(load, HOLD_MS);
+    pass(load, is_partition(f) ? partition_ms : HOLD_MS);
     if (!finish(f)) return;
+    EXPECT_MSG(!ended(load), "the worker was done before the fault ended");
     uint64_t healed = now_ms();
     o->fault_s = (double)(healed - started) / 1000;
     o->back_ms = await_back(load, healed, before);
@@ -298,24 +364,20 @@ static void write_json(fault f, const outcome *o)
 {
     FILE *file = json_path != NULL ? fopen(json_path, "a") : NULL;
     if (file == NULL) return;
-    char date[32];
-    time_t t = time(NULL);
-    struct tm utc;
-    EXPECT(gmtime_r(&t, &utc) != NULL && strftime(date, sizeof date, "%F", &utc) > 0);
-    double load = 0;
-    (void)getloadavg(&load, 1);
+    char stamp[512];
+    record_stamp(stamp, sizeof stamp);
     fprintf(file,
             "{\"schema\":\"shoal.faults/1\",\"fault\":\"%s\",\"lost\":%llu,\"wrong\":%d,"
             "\"late_ms_max\":%.3f,\"fault_s\":%.2f,\"back_ms\":%.0f,\"stall_ms_max\":%.2f,"
             "\"wall_s\":%.2f,\"remote\":%llu,\"hedged\":%llu,\"failed_over\":%llu,\"corrupt\":%llu,"
             "\"void_rows\":%llu,\"recomputes\":%llu,\"reconnects\":%llu,\"proxy_bytes\":%llu,"
-            "\"load\":%.1f,\"date\":\"%s\"}\n",
+            "%s}\n",
             fault_name[f], (unsigned long long)(o->failed + (f == RESTARTS ? 0 : o->recomputes)),
             !o->same, o->late_ms, o->fault_s, o->back_ms, o->stall_ms, o->wall_s,
             (unsigned long long)o->remote, (unsigned long long)o->hedged,
             (unsigned long long)o->failed_over, (unsigned long long)o->corrupt,
             (unsigned long long)o->void_rows, (unsigned long long)o->recomputes,
-            (unsigned long long)o->reconnects, (unsigned long long)o->proxy.bytes, load, date);
+            (unsigned long long)o->reconnects, (unsigned long long)o->proxy.bytes, stamp);
     EXPECT(fclose(file) == 0);
 }
 
@@ -338,8 +400,8 @@ static void row(fault f)
     pid_t proxy = 0;
     char digest[32];
     net_open();
-    reference();
-    make_site();
+    const expected *want = reference_for(f);
+    make_site("client: {lease: 20s}\n");
     nodes_site site = {
         .config_path = program_path("cluster.yaml"), .enter = net_enter, .faulty = 1 << VICTIM};
     nodes_start_at(&site, f == FLIPS ? "flip-memory=0.05,seed=7" : NULL);
@@ -359,7 +421,7 @@ static void row(fault f)
     arena *a = arena_create("answers");
     const char *answers = program_read(a, "out.jsonl");
     o.same =
-        answers != NULL && strcmp(answers, want.answers) == 0 && strcmp(digest, want.digest) == 0;
+        answers != NULL && strcmp(answers, want->answers) == 0 && strcmp(digest, want->digest) == 0;
     arena_destroy(a);
     o.corrupt += nodes.corrupt;
     show(f, &o);
@@ -407,6 +469,55 @@ TEST(each_node_in_turn_restarted_empty)
 {
     row(RESTARTS);
 }
+TEST(packets_to_a_node_vanish_for_longer_than_keepalives)
+{
+    row(PART_TO);
+}
+TEST(packets_from_a_node_vanish_for_longer_than_keepalives)
+{
+    row(PART_FROM);
+}
+TEST(packets_to_and_from_a_node_vanish_for_longer_than_keepalives)
+{
+    row(PART_BOTH);
+}
+
+/* Its last words are lost, and the node has bytes under way to it: TCP would repeat them for a
+ * quarter of an hour. The node gives all up when lease and grace are over. */
+TEST(a_worker_that_vanishes_behind_a_partition_is_forgotten_by_its_node)
+{
+    enum { FORGOTTEN_MS_MAX = 20000 };
+    static program_run run;
+    node_counts seen;
+    net_open();
+    reference(&want_short, PROMPTS);
+    make_site("client: {lease: 2s}\nnode: {lease_grace: 3s}\n");
+    nodes_site site = {.config_path = program_path("cluster.yaml"), .enter = net_enter};
+    nodes_start_at(&site, NULL);
+    pid_t load = load_start(true);
+    await_reads(load, 50);
+    EXPECT_OK(nodes_count_one(VICTIM, 5000, &seen));
+    EXPECT(seen.connections > 0 && seen.contexts > 0);
+    net_drop(VICTIM, NET_FROM); /* asks go on to reach it: answers are on their way for good */
+    pass(load, 500);
+    net_drop(VICTIM, NET_TO);
+    uint64_t began = now_ms();
+    EXPECT(kill(load, SIGKILL) == 0);
+    program_wait(load, &run);
+    EXPECT(data_connections(VICTIM) > 0);
+    while (data_connections(VICTIM) > 0 && now_ms() < began + FORGOTTEN_MS_MAX)
+        nap();
+    uint64_t forgotten_ms = now_ms() - began;
+    EXPECT_EQ_U64(data_connections(VICTIM), 0);
+    net_heal();
+    do /* its lease ends about when the connection does, not in the same moment */
+        EXPECT_OK(nodes_count_one(VICTIM, 5000, &seen));
+    while (seen.connections + seen.contexts > 0 && now_ms() < began + FORGOTTEN_MS_MAX);
+    EXPECT_EQ_U64(seen.connections + seen.contexts, 0);
+    printf("a worker that vanished: forgotten after %llu ms; lease 2 s, grace 3 s\n",
+           (unsigned long long)forgotten_ms);
+    nodes_stop();
+}
 
 int main(int argc, char **argv)
 {
@@ -414,6 +525,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--json") == 0 && i + 1 < argc)
             json_path = argv[++i];
+        else if (strcmp(argv[i], "--partition") == 0 && i + 1 < argc)
+            partition_ms = strtoull(argv[++i], NULL, 10) * 1000;
         else
             argv[kept++] = argv[i];
     }

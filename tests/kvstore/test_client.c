@@ -240,6 +240,48 @@ TEST(an_acknowledgement_of_a_node_that_left_the_map_does_not_count)
     rig_destroy(r);
 }
 
+/* ---- silence --------------------------------------------------------------------------------- */
+
+TEST(a_node_that_owes_an_answer_and_says_nothing_is_dialled_anew)
+{
+    rig *r = rig_create(&(rig_options){.nodes = 1, .replicas = 1});
+    block_id id = rig_id(r, 1, 0);
+    EXPECT(rig_put(r, &id) == STATUS_OK);
+    r->client->cluster.lease_ns = UINT64_C(20000) * RIG_MS; /* its copies outlive this */
+    client_node_lease(r->client, 0);
+    rig_run(r, RIG_MS);
+    r->node[0].paused = true;
+    uint64_t began = r->now_ns;
+    while (r->client->node[0].state == NODE_READY && r->now_ns < began + UINT64_C(9000) * RIG_MS)
+        EXPECT(get_one(r, &id) != STATUS_OK);
+    EXPECT_GE_U64(r->now_ns - began, UINT64_C(4000) * RIG_MS);
+    EXPECT_LE_U64(r->now_ns - began, UINT64_C(5000) * RIG_MS);
+    r->node[0].paused = false;
+    rig_run(r, UINT64_C(3000) * RIG_MS);
+    EXPECT_EQ_U64(stats_of(r).reconnects, 1);
+    EXPECT(get_one(r, &id) == STATUS_OK); /* the same process: its copies are there */
+    rig_destroy(r);
+}
+
+TEST(a_node_that_owes_nothing_or_answers_in_the_end_keeps_its_connection)
+{
+    rig *r = rig_create(&(rig_options){.nodes = 1, .replicas = 1});
+    block_id id = rig_id(r, 1, 0);
+    EXPECT(rig_put(r, &id) == STATUS_OK);
+    r->node[0].paused = true;
+    rig_run(r, UINT64_C(2500) * RIG_MS); /* not a word, and nobody asked; its grace is 2 s */
+    for (uint32_t i = 0; i < 4; i++) {
+        EXPECT(get_one(r, &id) != STATUS_OK);
+        r->node[0].paused = true;
+        rig_run(r, UINT64_C(2000) * RIG_MS);
+        r->node[0].paused = false; /* its late answer counts as a word */
+        rig_run(r, UINT64_C(500) * RIG_MS);
+        r->node[0].paused = true;
+    }
+    EXPECT_EQ_U64(stats_of(r).reconnects, 0);
+    rig_destroy(r);
+}
+
 /* ---- leases ---------------------------------------------------------------------------------- */
 
 TEST(a_full_connection_does_not_cost_a_lease)

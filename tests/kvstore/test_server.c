@@ -173,6 +173,43 @@ TEST(who_says_nothing_for_five_seconds_is_hung_up_on)
     node_close();
 }
 
+TEST(who_is_silent_for_its_lease_and_grace_is_hung_up_on_and_who_renews_is_not)
+{
+    node_open();
+    client_open(1);
+    client_open(2);
+    wire_hello patient = {.owner = 300,
+                          .epoch = EPOCH,
+                          .lease_ns = UINT64_C(60000) * MS,
+                          .layout = LAYOUT,
+                          .tenant = TENANT,
+                          .block_bytes = BLOCK};
+    peer_opened(&p, 3);
+    peer_says(&p, 3, WIRE_HELLO, &patient, sizeof patient, 0, NULL, 0);
+    wire_lease lease = {.epoch = EPOCH, .lease_ns = UINT64_C(1000) * MS};
+    for (uint32_t i = 0; i < 49; i++) {
+        peer_says(&p, 2, WIRE_LEASE, &lease, sizeof lease, 0, NULL, 0);
+        kv_server_poll(node);
+        p.now_ns += UINT64_C(100) * MS;
+    }
+    kv_server_poll(node);
+    EXPECT_EQ_U64(p.hang_ups, 0); /* five seconds at least, however short the lease */
+    peer_says(&p, 2, WIRE_LEASE, &lease, sizeof lease, 0, NULL, 0);
+    p.now_ns += UINT64_C(200) * MS;
+    kv_server_poll(node);
+    EXPECT(p.hang_ups == 1 && p.hung_up == 1);
+    p.now_ns += UINT64_C(54000) * MS;
+    peer_closed(&p, 1);
+    peer_says(&p, 2, WIRE_LEASE, &lease, sizeof lease, 0, NULL, 0);
+    kv_server_poll(node);
+    EXPECT_EQ_U64(p.hang_ups, 1);
+    p.now_ns += UINT64_C(1500) * MS; /* the lease of 60 s and the grace are over */
+    peer_says(&p, 2, WIRE_LEASE, &lease, sizeof lease, 0, NULL, 0);
+    kv_server_poll(node);
+    EXPECT(p.hang_ups == 2 && p.hung_up == 3);
+    node_close();
+}
+
 TEST(one_more_connection_than_there_are_places_is_hung_up_on)
 {
     node_open();
