@@ -164,6 +164,8 @@ extern "C" status cuda_weight_pack(kern_backend *backend, const kern_matrix *par
             done = FAIL(GPU, "copy of a weight: %s", cudaGetErrorString(copied));
         at += count;
     }
+    if (done == STATUS_OK && cudaStreamSynchronize(cudaStreamLegacy) != cudaSuccess)
+        done = FAIL(GPU, "the copy of a weight failed"); /* our streams do not wait for that one */
     const cublasOperation_t transposed = CUBLAS_OP_T;
     if (done == STATUS_OK &&
         (cublasLtMatmulDescCreate(&w->matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F) !=

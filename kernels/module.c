@@ -50,6 +50,6 @@ status kern_cuda_open(const kern_config *config, kern_backend **out_backend)
     if (symbol == NULL)
         return FAIL(UNSUPPORTED, "%s is not a backend of this program", module_name);
     memcpy(&open_module, &symbol, sizeof open_module); /* POSIX: a function pointer fits */
-    const kern_module_host host = {module_log};
+    const kern_module_host host = {module_log, kern_module_layout()};
     return open_module(&host, config, out_backend);
 }

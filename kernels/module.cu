@@ -55,6 +55,8 @@ status measure_timer(cuda_device *d)
     return STATUS_OK;
 }
 
+/* cudaMemset returns before it has run, on a stream that ours (non-blocking) do not wait for: what
+ * the caller next copies or fills here could be cleared after the fact. So it is waited for. */
 status device_alloc(kern_backend *backend, uint64_t bytes, void **out_memory)
 {
     (void)backend;
@@ -63,7 +65,8 @@ status device_alloc(kern_backend *backend, uint64_t bytes, void **out_memory)
     if (error == cudaErrorMemoryAllocation)
         return FAIL(NO_MEMORY, "no %llu bytes of device memory", (unsigned long long)bytes);
     if (error != cudaSuccess) return FAIL(GPU, "cudaMalloc: %s", cudaGetErrorString(error));
-    const cudaError_t cleared = cudaMemset(memory, 0, bytes ? bytes : 64);
+    cudaError_t cleared = cudaMemset(memory, 0, bytes ? bytes : 64);
+    if (cleared == cudaSuccess) cleared = cudaStreamSynchronize(cudaStreamLegacy);
     if (cleared != cudaSuccess) {
         (void)cudaFree(memory);
         return FAIL(GPU, "cudaMemset: %s", cudaGetErrorString(cleared));
@@ -99,9 +102,23 @@ void device_free_shared(kern_backend *backend, void *memory)
     (void)cudaFreeHost(memory);
 }
 
+/* Host memory that is not pinned: the driver may stage it, or read it in place after the call. */
+bool is_pageable(const void *memory)
+{
+    cudaPointerAttributes about = {};
+    if (cudaPointerGetAttributes(&about, memory) == cudaSuccess)
+        return about.type == cudaMemoryTypeUnregistered;
+    (void)cudaGetLastError();
+    return true;
+}
+
+/* The caller may reuse pageable memory when this returns, so such a copy is waited for: between
+ * steps and before a step's first plan, never behind kern_wait. */
 status stream_copy(kern_stream *stream, void *to, const void *from, uint64_t bytes)
 {
-    TRY_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, cuda_stream_of(stream)->handle));
+    const cudaStream_t handle = cuda_stream_of(stream)->handle;
+    TRY_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, handle));
+    if (is_pageable(from)) TRY_CUDA(cudaStreamSynchronize(handle));
     return STATUS_OK;
 }
 
@@ -278,5 +295,8 @@ kern_module_open(const kern_module_host *module_host, const kern_config *config,
                  kern_backend **out_backend)
 {
     host = *module_host;
+    if (host.layout != kern_module_layout())
+        return FAIL(UNSUPPORTED, "kernels_cuda.so and this program were built from different "
+                                 "sources: build both again");
     return backend_open(config, out_backend);
 }
