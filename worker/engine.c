@@ -103,12 +103,22 @@ status engine_seal_pool(worker_engine *e, uint32_t seq, uint32_t block, int32_t 
     TRY(engine_read_table(e, seq));
     for (uint32_t i = 0; i < n; i++) {
         int32_t entry = e->seen_entry_of[(size_t)i * e->max_blocks + block];
-        CHECK(entry >= 0 && entry < s->entries);
+        if (entry < 0 || entry >= s->entries) /* a row there was OK, so the plan gave it an entry */
+            return FAIL(INTERNAL, "block %u of layer %u, KV head %u is in entry %d of %d", block,
+                        i / e->kv_heads, i % e->kv_heads, entry, s->entries);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        int32_t entry = e->seen_entry_of[(size_t)i * e->max_blocks + block];
         e->seal_slot[i] = s->pool_slot[i * (uint32_t)s->entries + (uint32_t)entry];
         out_slot[i] = io_slot_take(e->io);
         e->seal_copy[i] = io_slot_bytes(e->io, out_slot[i]);
     }
-    return engine_seal(e, seq, block, e->pool, true);
+    status result = engine_seal(e, seq, block, e->pool, true);
+    for (uint32_t i = 0; i < n && result != STATUS_OK; i++) {
+        io_slot_give(e->io, out_slot[i]);
+        out_slot[i] = -1;
+    }
+    return result;
 }
 
 /* Storage blocks that a selection can hold at most. */
@@ -508,7 +518,8 @@ void worker_destroy(worker_engine *e)
         for (uint32_t i = 0; i < e->seqs; i++)
             e->seq[i].cancel = true;
         e->queue_count = 0;
-        bool open = !e->broken; /* else nobody can tell the nodes; leases end by themselves */
+        bool open =
+            e->failed == STATUS_OK; /* else nobody can tell the nodes; leases end by themselves */
         while (open && clock_now(&e->config.clock) < until) {
             sched_turn(e);
             open = false;
@@ -606,6 +617,11 @@ void worker_cancel(worker_engine *e, uint64_t id)
     }
 }
 
+void engine_device_failed(worker_engine *e, status why)
+{
+    if (e->failed == STATUS_OK) e->failed = why;
+}
+
 void engine_emit(worker_engine *e, const worker_event *event)
 {
     CHECK(ring_push(e->events, event)); /* a step makes at most a few a sequence; see worker_step */
@@ -620,12 +636,15 @@ bool worker_next_event(worker_engine *e, worker_event *out_event)
 status worker_step(worker_engine *e)
 {
     if (ring_count(e->events) > 32 * (e->seqs + ENGINE_QUEUE)) return STATUS_PENDING;
+    if (e->failed != STATUS_OK)
+        return FAIL(INTERNAL, "an earlier step failed: this engine can only be closed");
     sched_turn(e);
-    if (e->broken) return FAIL(INTERNAL, "an earlier step failed: this engine can only be closed");
-    status result = step_run(e);
-    if (result != STATUS_OK && result != STATUS_PENDING) {
-        e->broken = true;
+    status result = e->failed != STATUS_OK ? e->failed : step_run(e);
+    if (result != STATUS_OK && result != STATUS_PENDING) engine_device_failed(e, result);
+    if (e->failed != STATUS_OK) { /* also where the step itself was fine, and sealing was not */
         fetch_abandon(e);
+        sched_fail_all(e, e->failed);
+        return e->failed;
     }
     if (result == STATUS_PENDING) io_pause(e->io, clock_now(&e->config.clock) + 2000000);
     return result;

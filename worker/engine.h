@@ -182,8 +182,8 @@ struct worker_engine {
     prefetch_group *prefetch; /* [groups - layers] */
     uint32_t groups;
     io_shared shared;
-    bool *fetching;             /* [L] IO_FETCH sent, IO_GATHERED owed */
-    bool broken;                /* a step failed: the device may be in any state */
+    bool *fetching; /* [L] IO_FETCH sent, IO_GATHERED owed */
+    status failed;  /* OK, or why the device may be in any state: nothing is computed any more */
     uint32_t planned, gathered; /* layers of this step whose plan, whose gather is over */
     uint64_t *wait_ns;          /* what kern_wait adds to (shared) */
     uint8_t *ahead_bit;         /* [S, L, Hk, B] installed by prefetch, not used yet */
@@ -216,16 +216,23 @@ void engine_notify(void *self);                   /* kern_host.notify */
 void engine_pause(void *self, uint64_t until_ns); /* kern_host.pause */
 bool engine_selectors_equal(const kern_selector *a, const kern_selector *b);
 void engine_emit(worker_engine *e, const worker_event *event);
+/* An op, a copy or a wait for the device did not work. The first such status is kept, and the step
+ * under way or the next one ends the engine with it. OK: nothing. */
+void engine_device_failed(worker_engine *e, status why);
 /* One block of a sequence in all layers and KV heads has the pool's or a prompt's host slots
  * e->seal_slot, and its copies if any e->seal_copy: digests into e->seal_digest, after a sync. */
 status engine_seal(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *pool, bool copy);
 /* The open block of a sequence in the pool: its slots into e->seal_slot, fresh host slots into
- * out_slot [L * Hk] and their bytes into e->seal_copy. BUSY: too few host slots. */
+ * out_slot [L * Hk] and their bytes into e->seal_copy. BUSY: too few host slots. Where it fails, no
+ * slot is kept and out_slot is all -1. */
 status engine_seal_pool(worker_engine *e, uint32_t seq, uint32_t block, int32_t *out_slot);
 
 /* sched.c */
 void sched_turn(worker_engine *e); /* everything between steps */
 void sched_finish(worker_engine *e, uint32_t seq, worker_reason reason, status result);
+/* The engine is over: every request has its FINISHED event, and nothing is asked of device or io.
+ */
+void sched_fail_all(worker_engine *e, status why);
 void sched_recompute(worker_engine *e, uint32_t seq);
 uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks);
 sequence *sched_prefilling(worker_engine *e, uint32_t *out_seq);

@@ -338,7 +338,8 @@ void fetch_install(worker_engine *e, int32_t group)
                                      .verify = e->config.verify};
         status result = kern_install(e->stream, &install);
         if (result == STATUS_OK) result = kern_stream_sync(e->stream);
-        CHECK(result == STATUS_OK);
+        engine_device_failed(e, result);
+        fits = result == STATUS_OK;
     }
     for (uint32_t i = 0; i < n; i++) {
         bool in = fits && atomic_load(&x->arrival[i].state) == STATUS_OK;
@@ -378,9 +379,13 @@ status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bo
                                      .n = n,
                                      .max_candidates = e->max_select,
                                      .forced = forced};
-        TRY(kern_candidates(e->stream, &args));
+        status result = kern_candidates(e->stream, &args);
+        engine_device_failed(e, result);
+        TRY(result);
     }
-    return kern_stream_sync(e->stream);
+    status result = kern_stream_sync(e->stream);
+    engine_device_failed(e, result);
+    return result;
 }
 
 /* Locality blocks that the next step may select and the pool lacks (NOSA: known before it starts).

@@ -182,10 +182,14 @@ static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
     uint32_t n = e->layers * e->kv_heads;
     for (uint32_t i = 0; i < n; i++)
         e->seal_slot[i] = *stage(e, s, i / e->kv_heads, i % e->kv_heads, block);
-    TRY(engine_seal(e, seq, block, io_slot_bytes(e->io, 0), false));
+    status result = engine_seal(e, seq, block, io_slot_bytes(e->io, 0), false);
+    engine_device_failed(e, result);
+    for (uint32_t i = 0; i < n && result == STATUS_OK; i++)
+        result =
+            engine_digest_set(e, seq, i / e->kv_heads, i % e->kv_heads, block, e->seal_digest[i]);
+    if (result != STATUS_OK) return result; /* all of it is still ours, or all is the io side's */
     for (uint32_t i = 0; i < n; i++) {
         uint32_t l = i / e->kv_heads, h = i % e->kv_heads;
-        TRY(engine_digest_set(e, seq, l, h, block, e->seal_digest[i]));
         io_command command = {.op = IO_SEALED,
                               .seq = (int32_t)seq,
                               .layer = (int32_t)l,
@@ -227,6 +231,7 @@ status prefill_sealed(worker_engine *e)
     for (uint32_t b = from; b < to; b++) {
         status result = seal_block(e, seq, b);
         if (result != STATUS_OK) {
+            s->done = b * KERN_BLOCK; /* blocks before it are the io side's */
             sched_finish(e, seq, REASON_FAILED, result);
             return STATUS_OK;
         }

@@ -22,7 +22,7 @@ uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, ui
     return with_margin < blocks ? (uint32_t)with_margin : blocks;
 }
 
-/* Fills and copies cannot fail but with the device, and then everything does: the stream tells. */
+/* Fills and copies cannot fail but with the device, and then everything does: the engine ends. */
 static void entries_give(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
@@ -33,7 +33,7 @@ static void entries_give(worker_engine *e, uint32_t seq)
     CHECK(e->pool_free <= e->pool_slots);
     size_t blocks = (size_t)e->kv_heads * e->max_blocks,
            entries = (size_t)e->kv_heads * e->max_entries;
-    status result = STATUS_OK;
+    status result = e->failed;
     for (uint32_t l = 0; l < e->layers && result == STATUS_OK; l++) {
         kern_table t = engine_table(e, l);
         void *absent[] = {t.entry_of + seq * blocks, t.block_of + seq * entries,
@@ -45,9 +45,10 @@ static void entries_give(worker_engine *e, uint32_t seq)
             result =
                 kern_fill(e->stream, t.used_step + seq * entries, 0, entries * sizeof(uint32_t));
     }
-    CHECK(result == STATUS_OK);
     s->entries = 0;
-    CHECK(kern_copy(e->stream, e->entries + seq, &s->entries, sizeof s->entries) == STATUS_OK);
+    if (result == STATUS_OK)
+        result = kern_copy(e->stream, e->entries + seq, &s->entries, sizeof s->entries);
+    engine_device_failed(e, result);
     s->generation++;
 }
 
@@ -59,14 +60,17 @@ static bool entries_take(worker_engine *e, uint32_t seq)
     if (n > e->pool_free) return false;
     for (uint32_t i = 0; i < n; i++)
         s->pool_slot[i] = e->pool_stack[--e->pool_free];
-    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+    status result = STATUS_OK;
+    for (uint32_t i = 0; i < e->layers * e->kv_heads && result == STATUS_OK; i++) {
         int32_t *slot_of = engine_table(e, i / e->kv_heads).slot_of +
                            ((size_t)seq * e->kv_heads + i % e->kv_heads) * e->max_entries;
-        CHECK(kern_copy(e->stream, slot_of, s->pool_slot + (size_t)i * entries,
-                        entries * sizeof(int32_t)) == STATUS_OK);
+        result = kern_copy(e->stream, slot_of, s->pool_slot + (size_t)i * entries,
+                           entries * sizeof(int32_t));
     }
     s->entries = (int32_t)entries;
-    CHECK(kern_copy(e->stream, e->entries + seq, &s->entries, sizeof s->entries) == STATUS_OK);
+    if (result == STATUS_OK)
+        result = kern_copy(e->stream, e->entries + seq, &s->entries, sizeof s->entries);
+    engine_device_failed(e, result);
     s->generation++;
     return true;
 }
@@ -79,8 +83,8 @@ static bool park(worker_engine *e, uint32_t seq)
     sequence *s = &e->seq[seq];
     if (s->done % KERN_BLOCK != 0) {
         status result = engine_seal_pool(e, seq, s->done / KERN_BLOCK, s->tail_slot);
-        if (result == STATUS_BUSY) return false;
-        CHECK(result == STATUS_OK);
+        if (result != STATUS_OK && result != STATUS_BUSY) engine_device_failed(e, result);
+        if (result != STATUS_OK) return false;
     }
     entries_give(e, seq);
     s->state = SEQ_READY;
@@ -97,11 +101,31 @@ static void tail_drop(worker_engine *e, sequence *s)
     }
 }
 
-/* The open block goes back into the pool through the exchange that io never sees. */
-static void tail_install(worker_engine *e, uint32_t seq)
+/* Installs of one layer's open block, in the exchange that io never sees. */
+static status install_layer(worker_engine *e, uint32_t layer)
+{
+    kern_exchange *x = &e->exchange[e->groups];
+    kern_install_args install = {.exchange = x,
+                                 .table = engine_table(e, layer),
+                                 .pool = e->pool,
+                                 .block_bytes = e->block_bytes,
+                                 .step = e->step_number,
+                                 .keep_step = e->step_number,
+                                 .verify = true};
+    status result = kern_install(e->stream, &install);
+    if (result == STATUS_OK) result = kern_stream_sync(e->stream);
+    engine_device_failed(e, result);
+    for (uint32_t h = 0; h < e->kv_heads && result == STATUS_OK; h++)
+        result = (status)atomic_load(&x->arrival[h].state);
+    return result;
+}
+
+/* The open block goes back into the pool. Not OK: the device failed, or the block's bytes are not
+ * what they were, and only a recompute has them. */
+static status tail_install(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
-    if (s->done % KERN_BLOCK == 0) return;
+    if (s->done % KERN_BLOCK == 0) return STATUS_OK;
     kern_exchange *x = &e->exchange[e->groups];
     for (uint32_t l = 0; l < e->layers; l++) {
         for (uint32_t h = 0; h < e->kv_heads; h++) {
@@ -118,19 +142,14 @@ static void tail_install(worker_engine *e, uint32_t seq)
             atomic_store(&x->arrival[h].state, STATUS_OK);
         }
         atomic_store(&x->published, e->kv_heads);
-        kern_install_args install = {.exchange = x,
-                                     .table = engine_table(e, l),
-                                     .pool = e->pool,
-                                     .block_bytes = e->block_bytes,
-                                     .step = e->step_number,
-                                     .keep_step = e->step_number,
-                                     .verify = true};
-        CHECK(kern_install(e->stream, &install) == STATUS_OK);
-        CHECK(kern_stream_sync(e->stream) == STATUS_OK);
-        for (uint32_t h = 0; h < e->kv_heads; h++)
-            CHECK(atomic_load(&x->arrival[h].state) == STATUS_OK);
+        status result = install_layer(e, l);
+        if (result == STATUS_OK) continue;
+        LOG(ERROR, "the open block of sequence %llu did not get back into layer %u: %s",
+            (unsigned long long)s->request.id, l, status_sentence(result));
+        return result;
     }
     tail_drop(e, s);
+    return STATUS_OK;
 }
 
 /* First the forced blocks and the best by importance, then what it attended to last. */
@@ -158,7 +177,12 @@ static bool resume(worker_engine *e, uint32_t seq)
     s->resumed_step = e->step_number;
     s->state = SEQ_RESUMING;
     s->ran = 0;
-    tail_install(e, seq);
+    s->void_status = e->failed != STATUS_OK ? e->failed : tail_install(e, seq);
+    if (e->failed != STATUS_OK) return true; /* the engine ends */
+    if (s->void_status != STATUS_OK) {
+        sched_recompute(e, seq);
+        return true;
+    }
     resume_fetch(e, seq);
     io_command unhold = {.op = IO_UNHOLD, .seq = (int32_t)seq};
     io_send(e->io, &unhold);
@@ -202,6 +226,39 @@ void sched_finish(worker_engine *e, uint32_t seq, worker_reason reason, status r
     engine_emit(e, &s->final);
     io_command forget = {.op = IO_FORGET, .seq = (int32_t)seq};
     io_send(e->io, &forget);
+}
+
+static void fail_one(worker_engine *e, worker_event *final, uint64_t id, status why)
+{
+    final->id = id;
+    final->kind = WORKER_FINISHED;
+    final->reason = REASON_FAILED;
+    final->result = why;
+    final->finished_ns = clock_now(&e->config.clock);
+    engine_emit(e, final);
+}
+
+void sched_fail_all(worker_engine *e, status why)
+{
+    uint32_t live = 0;
+    for (uint32_t i = 0; i < e->seqs; i++) {
+        sequence *s = &e->seq[i];
+        if (s->state != SEQ_FREE && s->state != SEQ_CLOSING) {
+            fail_one(e, &s->final, s->request.id, why);
+            live++;
+        }
+        s->state = SEQ_FREE;
+    }
+    for (; e->queue_count > 0; e->queue_count--, live++) {
+        const engine_request *r = &e->queue[e->queue_head];
+        worker_event final = {.submitted_ns = r->submitted_ns};
+        fail_one(e, &final, r->request.id, why);
+        e->queue_head = (e->queue_head + 1) % ENGINE_QUEUE;
+    }
+    LOG(ERROR,
+        "the device stopped at step %u (%s): %u requests have failed, and this worker has to be "
+        "started again",
+        e->step_number, status_sentence(why), live);
 }
 
 /* Every replica of a block is gone: the prompt is computed again, generated tokens are replayed as

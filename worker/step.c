@@ -428,6 +428,7 @@ static status seal_row(worker_engine *e, uint32_t seq)
     int32_t *to = e->copy_slot;
     status result = engine_seal_pool(e, seq, block, to);
     CHECK(result != STATUS_BUSY); /* may_decode saw to it */
+    engine_device_failed(e, result);
     TRY(result);
     for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
         uint32_t l = i / e->kv_heads, h = i % e->kv_heads;

@@ -95,7 +95,9 @@ typedef struct worker_event {
 } worker_event;
 
 /* One step: OK when something moved, PENDING when every sequence waits (the call then waited at
- * most a few ms itself), else a status that ends the engine. */
+ * most a few ms itself), else a status that ends the engine: the device failed (GPU: a launch,
+ * ECC), and every request's FINISHED event says FAILED with it. What was handed out before is
+ * right. */
 status worker_step(worker_engine *engine);
 bool worker_idle(
     const worker_engine *engine); /* nothing queued, running or waiting for the store */
