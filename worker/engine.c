@@ -486,6 +486,7 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
         take_host(e);
         result = create_io(e);
     }
+    if (result == STATUS_OK) result = step_warm(e);
     if (result == STATUS_OK) result = kern_stream_sync(e->stream);
     if (result != STATUS_OK) {
         worker_destroy(e);

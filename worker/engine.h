@@ -17,6 +17,8 @@ enum {
     ENGINE_VOID_MAX = 8, /* times a position is tried before its blocks count as lost */
     ENGINE_RECOMPUTE_MAX = 3,
     ENGINE_MEMORY_MAX = 96,
+    ENGINE_WARM_EACH = 64, /* products are tried with each number of rows up to it, then with */
+    ENGINE_WARM_STEP = 64, /* every so many, before the first step (step_warm) */
     ENGINE_LAUNCHES_AHEAD = 700, /* ops given to the stream beyond the last plan that was seen */
 };
 
@@ -246,6 +248,7 @@ status plan_layer(worker_engine *e,
 status select_ahead(worker_engine *e, uint32_t layer); /* lookahead `step`: for the next position */
 status select_ahead_ask(worker_engine *e, uint32_t layer); /* and fetch what those picks lack */
 status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out);
+status select_warm(worker_engine *e, uint32_t rows);
 
 /* prefill.c */
 uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows); /* rows with host slots */
@@ -273,5 +276,6 @@ void fetch_forget_ahead(worker_engine *e, uint32_t seq);
 
 /* step.c */
 status step_run(worker_engine *e);
+status step_warm(worker_engine *e); /* at creation: what a device loads, it loads now */
 
 #endif

@@ -65,6 +65,24 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
     return kern_select(e->stream, &select);
 }
 
+static status project_query(worker_engine *e, const model_layer *w, uint32_t rows, float *out)
+{
+    kern_linear_args q = {.weight = w->q,
+                          .x = e->norm,
+                          .out = out,
+                          .x_stride = e->hidden,
+                          .out_stride = (uint64_t)e->heads * e->head_dim,
+                          .rows = rows,
+                          .scale = 1.0f};
+    return kern_linear(e->stream, &q);
+}
+
+/* See step_warm: the product of select_query. */
+status select_warm(worker_engine *e, uint32_t rows)
+{
+    return project_query(e, &e->config.model->layer[0], rows, e->pick_q[0]);
+}
+
 /* The layer's own query of other states: norm -> q_proj -> RoPE. out: [count, Hq * D] dense. */
 status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out)
 {
@@ -76,13 +94,6 @@ status select_query(worker_engine *e, uint32_t layer, row_range rows, const floa
                               .hidden = e->hidden,
                               .eps = (float)e->config.model->config.norm_eps};
     uint64_t width = (uint64_t)e->heads * e->head_dim;
-    kern_linear_args q = {.weight = w->q,
-                          .x = e->norm,
-                          .out = out,
-                          .x_stride = e->hidden,
-                          .out_stride = width,
-                          .rows = rows.count,
-                          .scale = 1.0f};
     kern_rope_args rope = {.x = out,
                            .row_pos = e->dev.pos + rows.first,
                            .cos = e->config.model->cos,
@@ -93,7 +104,7 @@ status select_query(worker_engine *e, uint32_t layer, row_range rows, const floa
                            .max_tokens = e->config.model->max_tokens,
                            .row_stride = width};
     TRY(kern_rmsnorm(e->stream, &norm));
-    TRY(kern_linear(e->stream, &q));
+    TRY(project_query(e, w, rows.count, out));
     return kern_rope(e->stream, &rope);
 }
 

@@ -141,15 +141,36 @@ static status rotate_rows(worker_engine *e, float *x, uint32_t heads)
     return kern_rope(e->stream, &a);
 }
 
+static status project_in(worker_engine *e, const model_layer *w)
+{
+    size_t q = (size_t)e->heads * e->head_dim;
+    TRY(project(e, w->q, e->norm, e->hidden, e->qkv, e->qkv_stride));
+    TRY(project(e, w->kv, e->norm, e->hidden, e->qkv + q, e->qkv_stride));
+    if (w->out_gate == NULL) return STATUS_OK;
+    return project(e, w->out_gate, e->norm, e->hidden, e->out_gate, e->heads);
+}
+
+static status project_out(worker_engine *e, const model_layer *w)
+{
+    return add_residual(e, w->o, e->heads_out, (uint64_t)e->heads * e->head_dim, e->x, e->x_next);
+}
+
+static status project_up(worker_engine *e, const model_layer *w)
+{
+    return project(e, w->gate_up, e->norm, e->hidden, e->gate_up, 2 * (uint64_t)e->ffn);
+}
+
+static status project_down(worker_engine *e, const model_layer *w)
+{
+    return add_residual(e, w->down, e->act, e->ffn, e->x_next, e->x);
+}
+
 static status qkv_u(worker_engine *e, uint32_t layer)
 {
     const model_layer *w = &e->config.model->layer[layer];
     size_t q = (size_t)e->heads * e->head_dim, kv = (size_t)e->kv_heads * e->head_dim;
     TRY(norm(e, e->x, w->input_norm, e->rows));
-    TRY(project(e, w->q, e->norm, e->hidden, e->qkv, e->qkv_stride));
-    TRY(project(e, w->kv, e->norm, e->hidden, e->qkv + q, e->qkv_stride));
-    if (w->out_gate != NULL)
-        TRY(project(e, w->out_gate, e->norm, e->hidden, e->out_gate, e->heads));
+    TRY(project_in(e, w));
     TRY(rotate_rows(e, e->qkv, e->heads));
     TRY(rotate_rows(e, e->qkv + q, e->kv_heads));
     kern_importance_args u = {.v = e->qkv + q + kv,
@@ -265,7 +286,7 @@ static status mlp(worker_engine *e, uint32_t layer)
 {
     const model_layer *w = &e->config.model->layer[layer];
     TRY(norm(e, e->x_next, w->post_norm, e->rows));
-    TRY(project(e, w->gate_up, e->norm, e->hidden, e->gate_up, 2 * (uint64_t)e->ffn));
+    TRY(project_up(e, w));
     kern_swiglu_args a = {.gate = e->gate_up,
                           .up = e->gate_up + e->ffn,
                           .out = e->act,
@@ -273,7 +294,7 @@ static status mlp(worker_engine *e, uint32_t layer)
                           .rows = e->rows,
                           .ffn = e->ffn};
     TRY(kern_swiglu(e->stream, &a));
-    return add_residual(e, w->down, e->act, e->ffn, e->x_next, e->x);
+    return project_down(e, w);
 }
 
 static status layer_run(worker_engine *e, uint32_t l)
@@ -293,7 +314,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     if (e->decode_rows > 0) TRY(attend(e, l));
     TRY(apply_gate(e, l));
     TRY(keep_queries(e, l));
-    TRY(add_residual(e, w->o, e->heads_out, (uint64_t)e->heads * e->head_dim, e->x, e->x_next));
+    TRY(project_out(e, w));
     TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));
     if (next_early && e->early == SOURCE_MID) TRY(plan_layer(e, l + 1)); /* under the MLP */
     TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));
@@ -376,18 +397,23 @@ static void take_logits(worker_engine *e, uint32_t r, uint32_t i)
     if (row_samples(e, r)) emit_token(e, s, &e->sampled[i], logits);
 }
 
+static status head(worker_engine *e, uint32_t n)
+{
+    kern_linear_args a = {.weight = e->config.model->lm_head,
+                          .x = e->norm,
+                          .out = e->logits,
+                          .x_stride = e->hidden,
+                          .out_stride = e->vocab,
+                          .rows = n,
+                          .scale = (float)e->config.model->config.logit_scale};
+    return kern_linear(e->stream, &a);
+}
+
 static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
 {
     TRY(collect_states(e, rows, n));
     TRY(norm(e, e->x_next, e->config.model->final_norm, n));
-    kern_linear_args head = {.weight = e->config.model->lm_head,
-                             .x = e->norm,
-                             .out = e->logits,
-                             .x_stride = e->hidden,
-                             .out_stride = e->vocab,
-                             .rows = n,
-                             .scale = (float)e->config.model->config.logit_scale};
-    TRY(kern_linear(e->stream, &head));
+    TRY(head(e, n));
     for (uint32_t i = 0; i < n; i++) {
         e->sample_pos[i] = e->row.pos[rows[i]] + 1;
         e->sampling[i] = e->seq[e->row.seq[rows[i]]].request.sampling;
@@ -404,6 +430,31 @@ static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
     for (uint32_t i = 0; i < n; i++)
         take_logits(e, rows[i], i);
     return STATUS_OK;
+}
+
+/* A library of products may load a kernel when it first sees a number of rows, and loading waits
+ * for the device, which may be waiting for a block that this thread has yet to ask for. So each
+ * product of a layer is made once with every number of rows that a step of decode rows may have,
+ * and with some of those that prompts add, where the choice of a kernel is coarser. The layers'
+ * weights are of the same shapes. Nothing here is kept: memory is as it was taken, or zeros times
+ * weights. */
+status step_warm(worker_engine *e)
+{
+    const model_layer *w = &e->config.model->layer[0];
+    if (e->inline_ops) return STATUS_OK;
+    for (uint32_t n = 1, next; n <= e->rows_max; n = next) {
+        next = n < e->seqs || n < ENGINE_WARM_EACH ? n + 1 : n + ENGINE_WARM_STEP;
+        if (n < e->rows_max && next > e->rows_max) next = e->rows_max;
+        e->rows = n;
+        TRY(project_in(e, w));
+        TRY(project_out(e, w));
+        TRY(project_up(e, w));
+        TRY(project_down(e, w));
+        TRY(select_warm(e, n));
+        if (n <= ENGINE_LOGIT_ROWS) TRY(head(e, n));
+    }
+    e->rows = 0;
+    return kern_stream_sync(e->stream);
 }
 
 static status logits_all(worker_engine *e)

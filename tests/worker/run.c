@@ -81,6 +81,7 @@ run *run_open(const run_setup *setup)
     status opened = kern_backend_open(&kern, &r->backend);
     if (opened == STATUS_UNSUPPORTED) SKIP("%s", log_last_error());
     EXPECT_MSG(opened == STATUS_OK, "%s", log_last_error());
+    if (setup->wrap != NULL) r->backend = setup->wrap(r->backend);
     EXPECT_MSG(model_load(r->backend, setup->model_dir, setup->max_len, NULL, NULL, &r->model) ==
                    STATUS_OK,
                "%s", log_last_error());

@@ -17,6 +17,7 @@ typedef struct run_setup {
     uint32_t hub_nodes, hub_replicas; /* > 0: nodes in this process on an in-process network */
     uint64_t hub_memory_bytes;        /* a node's; 0: 256 MiB */
     kv_faults hub_faults;
+    kern_backend *(*wrap)(kern_backend *backend); /* NULL, or what the engine gets in its place */
 } run_setup;
 
 run *run_open(const run_setup *setup); /* fails the test when it cannot */

@@ -1,0 +1,343 @@
+#include "tests/worker/apart.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+
+#include "kernels/backend.h"
+#include "tests/test.h"
+
+enum { QUEUE = 1024, RANGES = 512 }; /* a GPU takes about as many launches ahead */
+
+typedef struct apart_stream apart_stream;
+
+typedef union command_args {
+#define X(op) kern_##op##_args op;
+    KERN_OPS(X)
+#undef X
+    struct {
+        void *to;
+        const void *from;
+        uint64_t bytes;
+        int byte;
+    } move;
+} command_args;
+
+typedef struct command {
+    status (*run)(apart_stream *s, const command_args *args);
+    command_args args;
+} command;
+
+struct apart_stream {
+    kern_stream base; /* first */
+    kern_stream *inner;
+    arena *memory;
+    command *queue; /* [QUEUE] */
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    uint64_t asked, done, waits; /* waits: asked for and not over. Under the mutex */
+    bool stop;
+    status failed;
+};
+
+static struct {
+    kern_backend backend;
+    kern_backend *inner;
+    struct {
+        const uint8_t *at;
+        uint64_t bytes;
+    } range[RANGES];
+    void (*linear_seen)(const kern_linear_args *args);
+} apart;
+
+void apart_watch_linear(void (*seen)(const kern_linear_args *args))
+{
+    apart.linear_seen = seen;
+}
+
+/* ---- the device's side ----------------------------------------------------------------------- */
+
+#define X(op)                                                                                      \
+    static status run_##op(apart_stream *s, const command_args *args)                              \
+    {                                                                                              \
+        return apart.inner->ops->op(s->inner, &args->op);                                          \
+    }
+KERN_OPS(X)
+#undef X
+
+static status run_copy(apart_stream *s, const command_args *args)
+{
+    (void)s;
+    memmove(args->move.to, args->move.from, args->move.bytes);
+    return STATUS_OK;
+}
+
+static status run_fill(apart_stream *s, const command_args *args)
+{
+    (void)s;
+    memset(args->move.to, args->move.byte, args->move.bytes);
+    return STATUS_OK;
+}
+
+/* As wait.cu: the host answers from its own threads, and nobody is asked to pause. */
+static status run_watch(apart_stream *s, const command_args *args)
+{
+    const kern_wait_args *a = &args->wait;
+    kern_exchange *x = a->exchange;
+    const uint32_t count = atomic_load_explicit(&x->published, memory_order_acquire);
+    const uint64_t start = clock_now(&a->host->clock);
+    for (uint32_t i = 0; i < count; i++) {
+        while (atomic_load_explicit(&x->arrival[i].state, memory_order_acquire) == STATUS_PENDING &&
+               clock_now(&a->host->clock) < a->deadline_ns)
+            sched_yield();
+        int32_t pending = STATUS_PENDING;
+        (void)atomic_compare_exchange_strong(&x->arrival[i].state, &pending, STATUS_DEADLINE);
+    }
+    if (a->waited_ns != NULL) *a->waited_ns += clock_now(&a->host->clock) - start;
+    pthread_mutex_lock(&s->mutex);
+    s->waits--;
+    pthread_mutex_unlock(&s->mutex);
+    return STATUS_OK;
+}
+
+static void *work(void *self)
+{
+    apart_stream *s = self;
+    pthread_mutex_lock(&s->mutex);
+    for (;;) {
+        while (s->done == s->asked && !s->stop)
+            pthread_cond_wait(&s->changed, &s->mutex);
+        if (s->done == s->asked) break;
+        const command *c = &s->queue[s->done % QUEUE];
+        pthread_mutex_unlock(&s->mutex);
+        const status result = s->failed == STATUS_OK ? c->run(s, &c->args) : s->failed;
+        pthread_mutex_lock(&s->mutex);
+        s->failed = result;
+        s->done++;
+        pthread_cond_broadcast(&s->changed);
+    }
+    pthread_mutex_unlock(&s->mutex);
+    return NULL;
+}
+
+/* ---- the host's side ------------------------------------------------------------------------- */
+
+static command_args *next_args(apart_stream *s, status (*run)(apart_stream *, const command_args *))
+{
+    pthread_mutex_lock(&s->mutex);
+    while (s->asked - s->done == QUEUE)
+        pthread_cond_wait(&s->changed, &s->mutex);
+    command *c = &s->queue[s->asked % QUEUE];
+    pthread_mutex_unlock(&s->mutex);
+    c->run = run;
+    return &c->args;
+}
+
+static void hand_over(apart_stream *s, bool is_wait)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->asked++;
+    s->waits += is_wait;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+static apart_stream *of(kern_stream *stream)
+{
+    return (apart_stream *)(void *)stream;
+}
+
+#define X(op)                                                                                      \
+    static status apart_##op(kern_stream *stream, const kern_##op##_args *args)                    \
+    {                                                                                              \
+        next_args(of(stream), run_##op)->op = *args;                                               \
+        hand_over(of(stream), false);                                                              \
+        return STATUS_OK;                                                                          \
+    }
+KERN_OPS(X)
+#undef X
+
+static status apart_watch(kern_stream *stream, const kern_wait_args *args)
+{
+    EXPECT(args->host->pause == NULL);
+    next_args(of(stream), run_watch)->wait = *args;
+    hand_over(of(stream), true);
+    return STATUS_OK;
+}
+
+static status apart_product(kern_stream *stream, const kern_linear_args *args)
+{
+    if (apart.linear_seen != NULL) apart.linear_seen(args);
+    return apart_linear(stream, args);
+}
+
+static status apart_sync(kern_stream *stream)
+{
+    apart_stream *s = of(stream);
+    pthread_mutex_lock(&s->mutex);
+    while (s->done != s->asked)
+        pthread_cond_wait(&s->changed, &s->mutex);
+    const status result = s->failed;
+    pthread_mutex_unlock(&s->mutex);
+    return result;
+}
+
+static status apart_poll(kern_stream *stream)
+{
+    apart_stream *s = of(stream);
+    pthread_mutex_lock(&s->mutex);
+    const status result = s->done != s->asked ? STATUS_PENDING : s->failed;
+    pthread_mutex_unlock(&s->mutex);
+    return result;
+}
+
+static bool is_known(const void *memory)
+{
+    const uint8_t *at = memory;
+    for (uint32_t i = 0; i < RANGES; i++) {
+        if (apart.range[i].at != NULL && at >= apart.range[i].at &&
+            at < apart.range[i].at + apart.range[i].bytes)
+            return true;
+    }
+    return false;
+}
+
+static status apart_copy(kern_stream *stream, void *to, const void *from, uint64_t bytes)
+{
+    apart_stream *s = of(stream);
+    command_args *args = next_args(s, run_copy);
+    args->move.to = to;
+    args->move.from = from;
+    args->move.bytes = bytes;
+    EXPECT_MSG(is_known(to), "%s", "a copy into memory that is neither the device's nor shared");
+    const bool pageable = !is_known(from);
+    pthread_mutex_lock(&s->mutex);
+    const uint64_t waits = s->waits;
+    pthread_mutex_unlock(&s->mutex);
+    EXPECT_MSG(!pageable || waits == 0, "%s", "a copy from plain memory stands behind a wait");
+    hand_over(s, false);
+    return pageable ? apart_sync(stream) : STATUS_OK;
+}
+
+static status apart_fill(kern_stream *stream, void *to, int byte, uint64_t bytes)
+{
+    EXPECT(is_known(to));
+    command_args *args = next_args(of(stream), run_fill);
+    args->move.to = to;
+    args->move.byte = byte;
+    args->move.bytes = bytes;
+    hand_over(of(stream), false);
+    return STATUS_OK;
+}
+
+/* ---- memory, streams, the whole -------------------------------------------------------------- */
+
+static status apart_alloc(kern_backend *backend, uint64_t bytes, void **out_memory)
+{
+    (void)backend;
+    TRY(kern_alloc(apart.inner, bytes, out_memory));
+    for (uint32_t i = 0; i < RANGES; i++) {
+        if (apart.range[i].at != NULL) continue;
+        apart.range[i].at = *out_memory;
+        apart.range[i].bytes = bytes;
+        return STATUS_OK;
+    }
+    EXPECT_MSG(false, "%s", "too many allocations for the list of them");
+    return STATUS_INTERNAL;
+}
+
+static void apart_free(kern_backend *backend, void *memory)
+{
+    (void)backend;
+    for (uint32_t i = 0; i < RANGES; i++)
+        if (apart.range[i].at == memory) apart.range[i].at = NULL;
+    kern_free(apart.inner, memory);
+}
+
+static status apart_stream_create(kern_backend *backend, kern_stream **out_stream)
+{
+    arena *a = arena_create("apart");
+    apart_stream *s = ARENA_NEW(a, apart_stream, 1);
+    s->memory = a;
+    s->base.backend = backend;
+    s->queue = ARENA_NEW(a, command, QUEUE);
+    TRY(kern_stream_create(apart.inner, &s->inner));
+    EXPECT(pthread_mutex_init(&s->mutex, NULL) == 0 && pthread_cond_init(&s->changed, NULL) == 0);
+    EXPECT(pthread_create(&s->thread, NULL, work, s) == 0);
+    *out_stream = &s->base;
+    return STATUS_OK;
+}
+
+static void apart_stream_destroy(kern_stream *stream)
+{
+    apart_stream *s = of(stream);
+    pthread_mutex_lock(&s->mutex);
+    s->stop = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->mutex);
+    EXPECT(pthread_join(s->thread, NULL) == 0);
+    kern_stream_destroy(s->inner);
+    arena_destroy(s->memory);
+}
+
+static status apart_weight_pack(kern_backend *backend, const kern_matrix *parts,
+                                uint32_t part_count, uint32_t k, kern_weight **out_weight)
+{
+    TRY(kern_weight_pack(apart.inner, parts, part_count, k, out_weight));
+    (*out_weight)->backend = backend;
+    return STATUS_OK;
+}
+
+static void apart_weight_free(kern_weight *weight)
+{
+    apart.inner->device->weight_free(weight);
+}
+
+static void apart_close(kern_backend *backend)
+{
+    (void)backend;
+    kern_backend_close(apart.inner);
+    apart.inner = NULL;
+}
+
+static status apart_probe(kern_backend *backend, const char *what, double *out_value)
+{
+    (void)backend;
+    return kern_probe(apart.inner, what, out_value);
+}
+
+static const kern_device_ops apart_device = {
+    .alloc = apart_alloc,
+    .free = apart_free,
+    .alloc_shared = apart_alloc,
+    .free_shared = apart_free,
+    .copy = apart_copy,
+    .fill = apart_fill,
+    .stream_create = apart_stream_create,
+    .stream_destroy = apart_stream_destroy,
+    .stream_sync = apart_sync,
+    .stream_poll = apart_poll,
+    .weight_pack = apart_weight_pack,
+    .weight_free = apart_weight_free,
+    .close = apart_close,
+    .probe = apart_probe,
+};
+
+kern_backend *apart_open(kern_backend *inner)
+{
+    static kern_ops ops = {
+#define X(op) .op = apart_##op,
+        KERN_OPS(X)
+#undef X
+    };
+    EXPECT(apart.inner == NULL); /* one at a time */
+    ops.wait = apart_watch;
+    ops.linear = apart_product;
+    apart.inner = inner;
+    apart.backend = *inner;
+    apart.backend.ops = &ops;
+    apart.backend.device = &apart_device;
+    apart.backend.host_memory = false;
+    return &apart.backend;
+}
