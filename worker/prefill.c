@@ -51,11 +51,13 @@ static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern
     const float *own = e->qkv + (size_t)rows.first * e->qkv_stride;
     if (source == SOURCE_OWN || (source != SOURCE_STEP && layer == 0)) {
         pick_rows of = pick_rows_of(e, rows, own, e->qkv_stride);
+        of.prefill = e->config.tiles;
         return select_rows(e, layer, &of, &e->prefill, 0);
     }
     if (source != SOURCE_STEP) {
         const float *q = e->pick_q[layer & 1] + (size_t)rows.first * width;
         pick_rows of = pick_rows_of(e, rows, q, width);
+        of.prefill = e->config.tiles;
         return select_rows(e, layer, &of, &e->prefill, 0);
     }
     /* The query of the token before: another row's, or kept from the last chunk; token 0 has its
@@ -66,6 +68,7 @@ static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern
         size_t at = ((size_t)((pos - 1) & 1) * e->seqs + seq) * e->layers + layer;
         row_range one = {rows.first, 1};
         pick_rows of = pick_rows_of(e, one, pos == 0 ? own : e->last_q + at * width, width);
+        of.prefill = e->config.tiles;
         TRY(select_rows(e, layer, &of, &e->prefill, 0));
         first = 1;
     }
@@ -73,6 +76,7 @@ static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern
     row_range rest = {rows.first + first, rows.count - first};
     const float *before = e->qkv + (size_t)(rest.first - 1) * e->qkv_stride;
     pick_rows of = pick_rows_of(e, rest, before, e->qkv_stride);
+    of.prefill = e->config.tiles;
     return select_rows(e, layer, &of, &e->prefill, first);
 }
 
@@ -123,6 +127,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
         .heads = e->heads,
         .max_select = e->max_select,
         .block_bytes = e->block_bytes,
+        .prefill = e->config.tiles,
     };
     TRY(kern_attend(e->stream, &attend));
     if (e->row.pos[rows.first + rows.count - 1] + 1 == (int32_t)s->prefill_count)

@@ -35,6 +35,8 @@ typedef struct worker_config {
     clock_ops clock;
     uint64_t seed;        /* request ids and jitter, never tokens */
     bool prefetch;        /* locality blocks a step ahead; on by default in the programs */
+    bool tiles;           /* prompts by the backend's tile kernels, where it has them: faster, in
+                           * an order of their own (kern_attend_args.prefill). Off in the programs */
     bool verify;          /* false only in the control that proves tests can fail */
     kern_selector widest; /* the largest selector a request will bring: sizes buffers */
 } worker_config;

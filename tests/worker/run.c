@@ -8,6 +8,9 @@
 #ifndef RUN_BACKEND
 #define RUN_BACKEND "cpu"
 #endif
+#ifndef RUN_TILES
+#define RUN_TILES false
+#endif
 
 struct run {
     kern_backend *backend;
@@ -74,9 +77,8 @@ void *run_memory(size_t bytes)
     return arena_alloc(all, bytes, 64);
 }
 
-run *run_open(const run_setup *setup)
+static void open_model(run *r, const run_setup *setup)
 {
-    run *r = run_memory(sizeof *r);
     kern_config kern = {.backend = RUN_BACKEND, .threads = setup->threads};
     status opened = kern_backend_open(&kern, &r->backend);
     if (opened == STATUS_UNSUPPORTED) SKIP("%s", log_last_error());
@@ -87,6 +89,27 @@ run *run_open(const run_setup *setup)
                "%s", log_last_error());
     EXPECT_MSG(model_selector(&r->model->config, &setup->selector, &r->selector) == STATUS_OK, "%s",
                log_last_error());
+}
+
+bool run_can(const run_setup *setup)
+{
+    run *r = run_memory(sizeof *r);
+    open_model(r, setup);
+    status asked = kern_selector_check(r->backend, &r->selector);
+    EXPECT_MSG(asked == STATUS_OK || (asked == STATUS_UNSUPPORTED && !kern_runs_inline(r->backend)),
+               "%s", log_last_error());
+    if (asked != STATUS_OK)
+        printf("%s with selector %s is left out: %s\n", setup->model_dir, setup->selector.name,
+               log_last_error());
+    model_free(r->model);
+    kern_backend_close(r->backend);
+    return asked == STATUS_OK;
+}
+
+run *run_open(const run_setup *setup)
+{
+    run *r = run_memory(sizeof *r);
+    open_model(r, setup);
     if (setup->cluster != NULL)
         r->cluster = *setup->cluster;
     else
@@ -108,6 +131,7 @@ run *run_open(const run_setup *setup)
                             .seed = 1,
                             .prefetch = !setup->no_prefetch,
                             .verify = !setup->no_verify,
+                            .tiles = RUN_TILES,
                             .widest = r->selector};
     EXPECT_MSG(worker_create(&config, NULL, &r->engine) == STATUS_OK, "%s", log_last_error());
     return r;

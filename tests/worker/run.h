@@ -22,6 +22,8 @@ typedef struct run_setup {
 
 run *run_open(const run_setup *setup); /* fails the test when it cannot */
 void run_close(run *r);
+/* Whether the backend computes the setup's selector; it says why not. Host backends compute all. */
+bool run_can(const run_setup *setup);
 worker_engine *run_engine(run *r);
 const kern_selector *run_selector(run *r);
 void run_tap(run *r, void (*tap)(void *, uint64_t, uint32_t, const float *), void *self);
