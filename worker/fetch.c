@@ -131,7 +131,7 @@ status fetch_finish(worker_engine *e, uint32_t layer)
 {
     if (e->decode_rows == 0 || (e->inline_ops && !e->fetching[layer])) return STATUS_OK;
     kern_exchange *x = &e->exchange[layer];
-    uint64_t before = *e->wait_ns;
+    uint64_t before = e->inline_ops ? *e->wait_ns : 0; /* else the device's until the step ends */
     if (!e->inline_ops && layers_ahead(e) == 0) TRY(pump_until(e, layer + 1));
     uint64_t never = clock_now(&e->config.clock) + WAIT_SECONDS * UINT64_C(1000000000) +
                      e->layers * e->cluster.fetch_deadline_ns;

@@ -36,7 +36,7 @@ typedef struct worker_config {
     uint64_t seed;        /* request ids and jitter, never tokens */
     bool prefetch;        /* locality blocks a step ahead; on by default in the programs */
     bool tiles;           /* prompts by the backend's tile kernels, where it has them: faster, in
-                           * an order of their own (kern_attend_args.prefill). Off in the programs */
+                           * an order of its own (kern_attend_args.prefill); off in the programs */
     bool verify;          /* false only in the control that proves tests can fail */
     kern_selector widest; /* the largest selector a request will bring: sizes buffers */
 } worker_config;
