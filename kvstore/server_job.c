@@ -281,9 +281,10 @@ static status run_put(kv_server *s, job *j, uint64_t now)
     return STATUS_OK;
 }
 
+/* `now` is the poll's and may be older than a send of this poll that was refused. */
 static bool is_stuck(const server_conn *c, uint64_t now)
 {
-    return c->full_since_ns != 0 && now - c->full_since_ns >= STUCK_NS;
+    return c->full_since_ns != 0 && now >= c->full_since_ns + STUCK_NS;
 }
 
 bool server_jobs_run(kv_server *s, uint64_t now)

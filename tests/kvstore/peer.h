@@ -21,6 +21,7 @@ typedef struct peer_sent {
 typedef struct peer {
     kv_transport base;
     uint64_t now_ns;
+    uint64_t tick_ns; /* how far each look at the clock moves it: 0, or as a real one */
     clock_ops clock;
     peer_sent sent[PEER_SENT_MAX];
     uint32_t count; /* of sent */

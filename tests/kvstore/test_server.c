@@ -440,6 +440,33 @@ TEST(without_a_delay_an_answer_waits_for_nothing_and_sleep_ends_with_the_next_lo
     node_close();
 }
 
+TEST(a_full_connection_loses_no_answer_before_fifty_ms_on_a_clock_that_goes_on_within_a_poll)
+{
+    node_open();
+    client_open(1);
+    EXPECT(put(1, 1, id_of(1, 0)).status == STATUS_OK);
+    p.tick_ns = 100;
+    p.full = true;
+    get_say(1, 2, id_of(1, 0), KV_DEMAND);
+    kv_server_poll(node);
+    kv_server_poll(node);
+    EXPECT(!kv_server_idle(node));
+    p.now_ns += 49 * MS;
+    kv_server_poll(node);
+    EXPECT(!kv_server_idle(node));
+    p.full = false;
+    kv_server_poll(node);
+    status s;
+    EXPECT(done_to(1, 2, &s) && s == STATUS_OK);
+    p.full = true;
+    get_say(1, 3, id_of(1, 0), KV_DEMAND);
+    kv_server_poll(node);
+    p.now_ns += 50 * MS;
+    kv_server_poll(node);
+    EXPECT(kv_server_idle(node) && !done_to(1, 3, &s));
+    node_close();
+}
+
 TEST(a_get_after_its_time_is_answered_deadline)
 {
     node_open();
