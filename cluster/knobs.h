@@ -18,7 +18,7 @@ typedef struct knob {
     const char *meaning;
 } knob;
 
-enum { KNOB_STATE_DIR = 2, KNOB_COUNT = 31, KNOB_NODE_COUNT = 5, KNOB_LIMIT = 40 };
+enum { KNOB_STATE_DIR = 2, KNOB_COUNT = 32, KNOB_NODE_COUNT = 5, KNOB_LIMIT = 40 };
 _Static_assert(KNOB_COUNT + KNOB_NODE_COUNT <= KNOB_LIMIT, "a person can still read all knobs");
 
 extern const knob knobs[KNOB_COUNT];

@@ -71,6 +71,8 @@ static void tables_create(kv_client *c)
     c->drop_head = c->drop_tail = c->done_head = c->done_tail = CLIENT_NONE;
 
     c->stages = ARENA_NEW(a, client_stage, c->stages_max);
+    for (uint32_t i = 0; i < c->stages_max; i++)
+        c->stages[i].next = i + 1 < c->stages_max ? i + 1 : CLIENT_NONE;
     c->stage_bytes = ARENA_NEW(a, uint8_t, (uint64_t)c->stages_max * c->block_bytes);
 
     uint32_t wanted = 2 * (credit(config, KV_DEMAND) + credit(config, KV_PREFETCH) + c->stages_max);
@@ -295,14 +297,24 @@ status kv_get_submit(kv_client *client, const kv_get *get, kv_ticket *out_ticket
 
 static uint32_t stage_take(kv_client *c)
 {
-    for (uint32_t n = 0; n < c->stages_max; n++) {
-        uint32_t i = (c->stage_hand + n) % c->stages_max;
-        if (c->stages[i].used || (c->stages[i].lent != 0 && !PLANT(STAGE_EARLY))) continue;
-        c->stages[i].used = true;
-        c->stage_hand = i + 1;
-        return i;
-    }
-    return CLIENT_NONE;
+    uint32_t i = c->stage_free;
+    if (i == CLIENT_NONE) return i;
+    CHECK(!c->stages[i].used && (c->stages[i].lent == 0 || PLANT(STAGE_EARLY)));
+    c->stage_free = c->stages[i].next;
+    c->stages[i].used = true;
+    return i;
+}
+
+/* A request or a send let go of it: the last of them makes it free, the next put takes it, whose
+ * bytes are in the cache still. */
+void client_stage_free(kv_client *c, uint32_t i, bool by_request)
+{
+    client_stage *s = &c->stages[i];
+    bool still_lent = s->lent != 0 && !PLANT(STAGE_EARLY);
+    if (by_request) s->used = false;
+    if (s->used || still_lent || (!by_request && PLANT(STAGE_EARLY))) return;
+    s->next = c->stage_free;
+    c->stage_free = i;
 }
 
 status kv_put_submit(kv_client *client, const kv_put *put, kv_ticket *out_ticket)
@@ -449,11 +461,14 @@ status client_send(kv_client *c, uint32_t node, const kv_message *m)
     client_node *n = &c->node[node];
     CHECK(n->peer != 0);
     status sent = c->transport->ops->send(c->transport, n->peer, m);
-    uint64_t now = clock_now(&c->config.clock);
-    if (n->owes_since_ns == 0 && kind_asks(m)) n->owes_since_ns = now;
-    if (sent != STATUS_BUSY)
+    if (n->owes_since_ns == 0 && kind_asks(m)) n->owes_since_ns = clock_now(&c->config.clock);
+    if (sent != STATUS_BUSY) {
         n->full_since_ns = 0;
-    else if (n->full_since_ns == 0)
+        return sent;
+    }
+    c->full |= UINT64_C(1) << node;
+    uint64_t now = clock_now(&c->config.clock);
+    if (n->full_since_ns == 0)
         n->full_since_ns = now;
     else if (now - n->full_since_ns >= c->cluster.hedge_after_ns)
         client_node_suspect(c, node, true); /* no ask gets out to be late: others go first */
@@ -547,8 +562,12 @@ static void dispatch(kv_client *c)
 {
     static const kv_class order[] = {KV_DEMAND, KV_WRITE_BACK, KV_PREFETCH, KV_REPAIR};
     c->dirty = c->blocked = c->starved = false;
+    c->full = 0;
+    uint64_t full = 0;
     for (uint32_t k = 0; k < KV_CLASSES; k++) {
         for (uint32_t i = c->list_head[order[k]]; i != CLIENT_NONE;) {
+            if (c->full != full && (client_nodes_ready(c) & ~c->full) == 0) return; /* `blocked` */
+            full = c->full;
             uint32_t next = c->requests[i].next; /* a request may complete meanwhile */
             if (c->requests[i].kind == KV_KIND_PUT)
                 client_put_dispatch(c, i);
@@ -572,6 +591,7 @@ void kv_client_poll(kv_client *client)
     for (kv_timer *t; (t = kv_timer_due(&c->timers, now)) != NULL;)
         timer_fire(c, t);
     if (c->dirty || c->blocked) dispatch(c);
+    kv_transport_flush(c->transport);
 }
 
 bool kv_client_next(kv_client *client, kv_done *out_done)
@@ -606,7 +626,7 @@ bool kv_client_next(kv_client *client, kv_done *out_done)
         c->inflight[r->class] -= r->count;
         if (PLANT(CREDIT_LEAK)) c->inflight[r->class] += r->result == STATUS_CANCELED;
     } else if (r->kind == KV_KIND_PUT) {
-        c->stages[r->stage].used = false;
+        client_stage_free(c, r->stage, true);
         c->inflight[r->class]--;
     } else {
         c->drops--;

@@ -79,6 +79,7 @@ typedef struct client_block {
     status result;      /* when done; before: the gravest cause so far */
     block_state state;
     uint8_t asks_open;
+    uint8_t landing; /* 1 + node whose reply is being read into the slot; 0: none */
 } client_block;
 
 typedef struct client_request {
@@ -136,6 +137,7 @@ typedef struct placement {
 } placement;
 
 typedef struct client_stage {
+    uint32_t next; /* of the free list */
     uint32_t lent; /* sends that still read it */
     bool used;     /* belongs to a request */
 } client_stage;
@@ -177,11 +179,12 @@ struct kv_client {
     client_stage *stages;
     uint8_t *stage_bytes;
     uint32_t stages_max;
-    uint32_t stage_hand; /* where the search for a free one begins */
+    uint32_t stage_free; /* neither used nor lent, the last one freed first */
 
     bool dirty;          /* something may be dispatched */
     bool starved;        /* this dispatch: a DEMAND found no landing slot */
     bool blocked;        /* a send or a table refused: try again soon */
+    uint64_t full;       /* this dispatch: nodes whose connection took no more */
     status *done_status; /* [KV_BATCH_MAX] of the completion handed out last */
     int32_t *done_slot;
     kv_client_stats stats;
@@ -193,6 +196,7 @@ client_ask *client_ask_new(kv_client *c, kv_kind kind, uint32_t node, uint32_t r
 void client_ask_end(kv_client *c, client_ask *ask); /* frees it, or when its body is back */
 client_ask *client_ask_find(kv_client *c, uint64_t id, uint32_t node); /* NULL: not open there */
 status client_send(kv_client *c, uint32_t node, const kv_message *m);
+void client_stage_free(kv_client *c, uint32_t stage, bool by_request);
 void client_retry_later(kv_client *c, uint32_t request);
 void client_slot_take(kv_client *c, client_block *b, kv_class class);
 void client_slot_drop(kv_client *c, client_block *b); /* posted, will not be filled */
@@ -205,6 +209,7 @@ void client_node_lease(kv_client *c, uint32_t node);
 void client_node_suspect(kv_client *c, uint32_t node, bool by_puts_too);
 bool client_node_connecting(const kv_client *c, uint32_t node);
 bool client_node_in_map(const kv_client *c, uint32_t node); /* alive in it */
+uint64_t client_nodes_ready(const kv_client *c);            /* as a set */
 const placement *client_place(kv_client *c, context_id context, uint32_t layer);
 /* Best node for one more try: READY and not suspect, then READY. CLIENT_NONE: none; *out_wait: one
  * that is just being connected may do. */
@@ -217,6 +222,8 @@ void client_get_finish(kv_client *c, uint32_t request, status result); /* blocks
 void client_get_failed(kv_client *c, client_ask *ask, status why);     /* all that is still open */
 void client_get_late(kv_client *c, client_ask *ask);
 void client_get_retry(kv_client *c, uint32_t request);
+/* Where the bytes of a BLOCK go; NULL: it is late, or another reply is going there. */
+void *client_get_land(kv_client *c, uint32_t node, const kv_message *m);
 void client_on_block(kv_client *c, uint32_t node, const kv_message *m);
 void client_on_done(kv_client *c, uint32_t node, const kv_message *m);
 

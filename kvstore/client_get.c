@@ -5,8 +5,10 @@
  * and whoever comes first wins. A node that was busy or broke may be asked again later; one that
  * has no copy may not. When nobody is left the block ends with the gravest cause seen.
  *
- * A reply is matched by ask, connection, ordinal and slot, and its digest compared, before one byte
- * is copied. What matches no open ask is counted and dropped. */
+ * A reply is matched by ask, connection, ordinal and slot before one byte reaches the slot, and its
+ * digest compared before the slot is anybody's. What matches no open ask is counted and dropped.
+ * Where the transport can, it reads one reply a slot straight into it; it asks before each part,
+ * so none is written once the block is done. Other replies are verified first and then copied. */
 #include "kvstore/client.h"
 
 #include <string.h>
@@ -125,6 +127,7 @@ static void block_failed(kv_client *c, client_block *b, uint32_t node, status wh
     if (b->state == BLOCK_DONE) return;
     CHECK(b->state == BLOCK_ASKED && b->asks_open > 0);
     b->asks_open--;
+    if (b->landing == node + 1) b->landing = 0;
     b->tried |= bit(node);
     if (is_transient(why)) b->transient |= bit(node);
     b->result = b->result == STATUS_OK ? why : graver(b->result, why);
@@ -314,36 +317,63 @@ static void ask_check(kv_client *c, client_ask *ask)
     if (ask->open == 0 && ask->done_seen) client_ask_end(c, ask);
 }
 
-void client_on_block(kv_client *c, uint32_t node, const kv_message *m)
+/* The open ask that a BLOCK answers; NULL: none. */
+static client_ask *block_ask(kv_client *c, uint32_t node, const kv_message *m, wire_block *w)
+{
+    if (wire_decode_block(m->head, m->head_bytes, m->body_bytes, w) != STATUS_OK) return NULL;
+    client_ask *ask = client_ask_find(c, w->head.request, node);
+    bool fits = ask != NULL && ask->kind == KV_KIND_GET && (ask->open >> w->ordinal & 1) != 0 &&
+                ask->list.slot[w->ordinal] == w->slot && m->body_bytes == c->block_bytes;
+    return fits ? ask : NULL;
+}
+
+void *client_get_land(kv_client *c, uint32_t node, const kv_message *m)
 {
     wire_block w;
-    client_ask *ask = NULL;
-    if (wire_decode_block(m->head, m->head_bytes, m->body_bytes, &w) == STATUS_OK) {
-        c->stats.blocks_received++;
-        ask = client_ask_find(c, w.head.request, node);
+    client_ask *ask = block_ask(c, node, m, &w);
+    if (ask == NULL) return NULL;
+    client_block *b = &c->blocks[ask->block[w.ordinal]];
+    if (b->state == BLOCK_DONE || (b->landing != 0 && b->landing != node + 1)) return NULL;
+    CHECK((uint32_t)b->slot == w.slot && c->slot_use[w.slot] == SLOT_POSTED);
+    b->landing = (uint8_t)(node + 1);
+    return kv_slot_bytes(c, b->slot);
+}
+
+/* The block's bytes came from this node: into its slot already, or to be copied there; NULL when
+ * the slot was taken back from under them. */
+static void block_came(kv_client *c, client_block *b, uint32_t node, const void *bytes)
+{
+    uint8_t *slot = kv_slot_bytes(c, b->slot);
+    bool right = bytes != NULL && (!c->config.verify || PLANT(DIGEST_IGNORED) ||
+                                   block_digest(&b->id, bytes, c->block_bytes) == b->digest);
+    if (!right) {
+        c->stats.corrupt++;
+        block_failed(c, b, node, STATUS_CORRUPT);
+        return;
     }
-    if (PLANT(LATE_WRITE) && ask == NULL)
+    CHECK(c->slot_use[b->slot] == SLOT_POSTED);
+    if (bytes != slot) memcpy(slot, bytes, c->block_bytes);
+    block_end(c, b, STATUS_OK);
+}
+
+void client_on_block(kv_client *c, uint32_t node, const kv_message *m)
+{
+    wire_block w = {.head.kind = 0};
+    client_ask *ask = block_ask(c, node, m, &w);
+    c->stats.blocks_received += w.head.kind == WIRE_BLOCK;
+    if (PLANT(LATE_WRITE) && ask == NULL && m->body != NULL)
         memcpy(kv_slot_bytes(c, (int32_t)w.slot), m->body, m->body_bytes);
-    if (ask == NULL || ask->kind != KV_KIND_GET || (ask->open >> w.ordinal & 1) == 0 ||
-        ask->list.slot[w.ordinal] != w.slot || m->body_bytes != c->block_bytes) {
+    if (ask == NULL) {
         c->stats.late_replies++;
         return;
     }
     client_block *b = &c->blocks[ask->block[w.ordinal]];
     uint32_t request = ask->request;
     ask->open &= ~(UINT64_C(1) << w.ordinal);
-    bool wrong = c->config.verify && !PLANT(DIGEST_IGNORED) &&
-                 block_digest(&b->id, m->body, m->body_bytes) != b->digest;
-    if (b->state == BLOCK_DONE) {
+    if (b->state == BLOCK_DONE)
         c->stats.late_replies++; /* the hedge was faster */
-    } else if (wrong) {
-        c->stats.corrupt++;
-        block_failed(c, b, node, STATUS_CORRUPT);
-    } else {
-        CHECK((uint32_t)b->slot == w.slot && c->slot_use[w.slot] == SLOT_POSTED);
-        memcpy(kv_slot_bytes(c, b->slot), m->body, m->body_bytes);
-        block_end(c, b, STATUS_OK);
-    }
+    else
+        block_came(c, b, node, m->body);
     ask_check(c, ask);
     request_check(c, request);
 }

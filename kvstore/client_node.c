@@ -86,6 +86,14 @@ bool client_node_in_map(const kv_client *c, uint32_t node)
     return c->node[node].state != NODE_OUT && !c->node[node].scout;
 }
 
+uint64_t client_nodes_ready(const kv_client *c)
+{
+    uint64_t ready = 0;
+    for (uint32_t i = 0; i < CLUSTER_NODES_MAX; i++)
+        if (c->node[i].state == NODE_READY) ready |= UINT64_C(1) << i;
+    return ready;
+}
+
 void client_nodes_update(kv_client *c)
 {
     const cluster_map *map = &c->cluster.map;
@@ -408,6 +416,13 @@ static void on_message(void *owner, kv_peer peer, const kv_message *m)
         on_foreign(c, i, m);
 }
 
+static void *on_land(void *owner, kv_peer peer, const kv_message *m)
+{
+    kv_client *c = owner;
+    uint32_t i = node_of(c, peer);
+    return i == CLIENT_NONE || c->node[i].state == NODE_OUT ? NULL : client_get_land(c, i, m);
+}
+
 static void on_sent(void *owner, kv_peer peer, uint64_t cookie)
 {
     (void)peer;
@@ -423,6 +438,7 @@ static void on_sent(void *owner, kv_peer peer, uint64_t cookie)
     if (ask->kind == KV_KIND_PUT) {
         CHECK(c->stages[ask->block[0]].lent > 0);
         c->stages[ask->block[0]].lent--;
+        client_stage_free(c, ask->block[0], false);
     }
     if (ask->request == CLIENT_NONE) client_ask_end(c, ask);
 }
@@ -470,4 +486,5 @@ const kv_events client_events = {
     .message = on_message,
     .sent = on_sent,
     .closed = on_closed,
+    .land = on_land,
 };

@@ -42,6 +42,7 @@ static uint64_t put_patience(const kv_client *c, const client_request *r)
 static status put_send(kv_client *c, uint32_t request, uint32_t node)
 {
     client_request *r = &c->requests[request];
+    if ((c->full & bit(node)) != 0) return STATUS_PENDING;
     client_ask *ask = client_ask_new(c, KV_KIND_PUT, node, request);
     if (ask == NULL) return STATUS_PENDING;
     wire_put put = {

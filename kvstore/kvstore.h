@@ -19,16 +19,21 @@ enum { KV_BATCH_MAX = 1024 };
 
 /* ---- transport seam: reliable ordered messages between two ends ------------------------------ */
 
-typedef struct kv_transport kv_transport; /* UCX or in-process; opened below, closed by its owner */
+typedef struct kv_transport kv_transport; /* opened below, closed by its owner */
 status kv_transport_ucx_open(arena *a, bool spin, kv_transport **out_transport); /* on loopback */
 /* On these network devices, "eth0" or "eth0,eth1": it listens and dials on no other. */
 status kv_transport_ucx_open_on(arena *a, const char *devices, bool spin,
                                 kv_transport **out_transport);
+/* Plain TCP sockets: it dials by the host's routes, and listens where it is told to. */
+status kv_transport_tcp_open(arena *a, bool spin, kv_transport **out_transport);
 /* The devices a configuration asks for, else those that carry `listen` (a node), or from which the
  * map's nodes are reached (listen NULL: a client). INVALID: no device carries `listen`. */
 enum { KV_DEVICES_MAX = 256 };
 status kv_devices_find(const cluster_config *config, const char *listen,
                        char out_devices[KV_DEVICES_MAX]);
+/* The one that the configuration asks for; of a node that will listen there, of a client: NULL. */
+status kv_transport_open(arena *a, const cluster_config *config, const char *listen, bool spin,
+                         kv_transport **out_transport);
 /* A network inside this process: every transport opened on the same hub can dial the others by
  * address. Delivery happens inside poll. rtt and rate pace it when not 0 (label results simulated).
  */
@@ -39,8 +44,8 @@ void kv_hub_pace(kv_hub *hub, uint64_t rtt_ns, uint64_t bytes_per_s);
 status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transport);
 void kv_transport_close(kv_transport *transport);
 
-/* The loopback network of this host, measured in about a second: plain sockets, and the UCX
- * transport that clients and nodes use. GB are 10^9 bytes. IO with a sentence. */
+/* The loopback network of this host, measured in about a second: plain sockets, and the
+ * transport that clients and nodes use by default. GB are 10^9 bytes. IO with a sentence. */
 typedef struct kv_loopback {
     double tcp_gbs, transport_gbs, transport_rtt_us;
 } kv_loopback;

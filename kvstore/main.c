@@ -21,7 +21,7 @@ static const char help[] =
     "\n"
     "Identity and addresses\n"
     "  --name NAME            the node's name in the map, [a-z0-9-]\n"
-    "  --listen HOST:PORT     data plane (UCX); port 0: any. Beyond loopback only as\n"
+    "  --listen HOST:PORT     data plane; port 0: any. Beyond loopback only as\n"
     "                         the cluster file's network.plain_data allows\n"
     "  --control HOST:PORT    control plane (gRPC: shoal.v1.Node, grpc.health.v1); port 0: any.\n"
     "                         Beyond loopback only with the cluster file's tls\n"
@@ -31,6 +31,7 @@ static const char help[] =
     "  --memory SIZE          for blocks, mapped at start (default 256MiB)\n"
     "  --connections N        clients at once, 1 .. 1024 (default 64)\n"
     "  --lease-grace TIME     contexts outlive their owner's lease by this (default 30s)\n"
+    "  --ucx                  the data plane is UCX's, not plain TCP: as network.ucx\n"
     "  --spin                 poll without sleeping: for a reserved core only\n"
     "Output\n"
     "  --log-level LEVEL      error, warn, info, debug (default info)\n"
@@ -47,7 +48,7 @@ static const char help[] =
 
 typedef struct flags {
     const char *name, *listen, *control, *config, *memory, *connections, *grace, *level, *fault;
-    bool spin, json;
+    bool spin, ucx, json;
 } flags;
 
 static status text_take(const char *flag, const char *text, char *out, size_t room)
@@ -163,10 +164,11 @@ static status options_take(const flags *f, node_options *out)
     }
     TRY(faults_take(f->fault, &out->faults));
     out->spin |= f->spin;
+    out->config.ucx |= f->ucx;
     return options_check(out);
 }
 
-enum { FLAG_SPIN = 256, FLAG_JSON, FLAG_HELP, FLAG_VERSION };
+enum { FLAG_SPIN = 256, FLAG_UCX, FLAG_JSON, FLAG_HELP, FLAG_VERSION };
 
 /* False: the program is over with *out_exit. */
 static bool flags_take(int argc, char **argv, flags *f, int *out_exit)
@@ -182,6 +184,7 @@ static bool flags_take(int argc, char **argv, flags *f, int *out_exit)
         {"log-level", required_argument, NULL, 'v'},
         {"fault", required_argument, NULL, 'x'},
         {"spin", no_argument, NULL, FLAG_SPIN},
+        {"ucx", no_argument, NULL, FLAG_UCX},
         {"log-json", no_argument, NULL, FLAG_JSON},
         {"help", no_argument, NULL, FLAG_HELP},
         {"version", no_argument, NULL, FLAG_VERSION},
@@ -199,6 +202,7 @@ static bool flags_take(int argc, char **argv, flags *f, int *out_exit)
         if (flag == FLAG_VERSION) puts("shoal-kvstore " SHOAL_VERSION);
         if (flag == FLAG_HELP || flag == FLAG_VERSION) return false;
         f->spin |= flag == FLAG_SPIN;
+        f->ucx |= flag == FLAG_UCX;
         f->json |= flag == FLAG_JSON;
         if (flag < 128 && place[flag] != NULL) *place[flag] = optarg;
         if (flag == '?') *out_exit = EXIT_USAGE;

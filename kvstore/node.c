@@ -62,9 +62,7 @@ static void *data_main(void *arg)
 static status server_open(node *n)
 {
     const node_options *o = n->options;
-    char devices[KV_DEVICES_MAX];
-    TRY(kv_devices_find(&o->config, o->listen, devices));
-    TRY(kv_transport_ucx_open_on(n->memory, devices, o->spin, &n->transport));
+    TRY(kv_transport_open(n->memory, &o->config, o->listen, o->spin, &n->transport));
     kv_server_config config = {
         .memory = n->memory,
         .transport = n->transport,

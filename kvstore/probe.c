@@ -1,8 +1,8 @@
-/* kvstore/probe.c - what the loopback network gives: plain TCP sockets, and our UCX transport.
+/* kvstore/probe.c - what the loopback network gives: plain TCP sockets, and our transport over TCP.
  *
  * The transport's part: a thread that receives, and this one that sends bodies of 64 KiB as fast as
  * credit allows, then heads alone back and forth. Sockets: the same bytes by writes of 64 KiB and
- * reads that throw them away, which is about what UCX's TCP can reach at best. */
+ * reads that throw them away, which is about what a transport can reach at best. */
 #include "kvstore/transport.h"
 
 #include <arpa/inet.h>
@@ -53,7 +53,7 @@ static void on_closed(void *owner, kv_peer peer, status why)
     ((end *)owner)->peer = 0;
 }
 
-static const kv_events probe_events = {on_opened, on_message, on_sent, on_closed};
+static const kv_events probe_events = {on_opened, on_message, on_sent, on_closed, NULL};
 
 static void *receive(void *argument)
 {
@@ -120,7 +120,7 @@ static status run_transport(arena *a, end *here, end *there, kv_loopback *out)
         here->transport->ops->poll(here->transport);
     if (done != STATUS_OK || here->peer == 0 || !ping(here, &out->transport_rtt_us) ||
         !send_all(here, there, body, &out->transport_gbs))
-        done = FAIL(IO, "UCX over loopback does not deliver");
+        done = FAIL(IO, "our transport does not deliver over loopback");
     atomic_store(&there->stop, true);
     (void)pthread_join(thread, NULL);
     return done;
@@ -131,10 +131,10 @@ static status probe_transport(kv_loopback *out)
     arena *a = arena_create("loopback");
     end *here = ARENA_NEW(a, end, 1), *there = ARENA_NEW(a, end, 1);
     there->echo = true;
-    status done = kv_transport_ucx_open(a, false, &here->transport);
+    status done = kv_transport_tcp_open(a, false, &here->transport);
     if (done == STATUS_OK) {
         kv_transport_bind(here->transport, &probe_events, here);
-        done = kv_transport_ucx_open(a, false, &there->transport);
+        done = kv_transport_tcp_open(a, false, &there->transport);
     }
     if (done == STATUS_OK) {
         kv_transport_bind(there->transport, &probe_events, there);

@@ -135,7 +135,8 @@ static void on_opened(void *owner, kv_peer peer)
     for (uint32_t i = 0; i < s->config.connections_max; i++) {
         if (s->conn[i].peer != 0) continue;
         uint64_t now = clock_now(&s->config.clock);
-        s->conn[i] = (server_conn){.peer = peer, .since_ns = now, .heard_ns = now};
+        s->conn[i] =
+            (server_conn){.peer = peer, .since_ns = now, .heard_ns = now, .landing = KV_NO_SLOT};
         s->stats.connections++;
         s->stats.connections_total++;
         return;
@@ -151,6 +152,7 @@ static void on_closed(void *owner, kv_peer peer, status why)
     uint32_t conn = conn_find(s, peer);
     if (conn == KV_NONE) return;
     server_jobs_forget(s, conn);
+    server_put_land_end(s, conn);
     CHECK(s->conn[conn].pending == 0 && s->stats.connections > 0);
     s->conn[conn] = (server_conn){.peer = 0};
     s->stats.connections--;
@@ -305,11 +307,19 @@ static void on_message(void *owner, kv_peer peer, const kv_message *m)
         server_malformed(s, conn, "frame of a node"); /* WELCOME, BLOCK, ...: not from a client */
 }
 
+static void *on_land(void *owner, kv_peer peer, const kv_message *m)
+{
+    kv_server *s = owner;
+    uint32_t conn = conn_find(s, peer);
+    return conn == KV_NONE ? NULL : server_put_land(s, conn, m);
+}
+
 static const kv_events server_events = {
     .opened = on_opened,
     .message = on_message,
     .sent = on_sent,
     .closed = on_closed,
+    .land = on_land,
 };
 
 /* ---- the loop -------------------------------------------------------------------------------- */
@@ -348,6 +358,7 @@ void kv_server_poll(kv_server *server)
     bool moved = s->transport->ops->poll(s->transport);
     uint64_t now = clock_now(&s->config.clock);
     moved |= server_jobs_run(s, now);
+    kv_transport_flush(s->transport);
     moved |= server_reclaim(s);
     check_times(s, now);
     s->busy = moved;

@@ -27,6 +27,8 @@ typedef struct server_conn {
     uint32_t pending; /* jobs in the queues */
     bool ready;       /* HELLO accepted */
     bool heard;       /* since the last look at the clock */
+    uint32_t landing; /* slot that the body of a PUT is being read into; KV_NO_SLOT: none */
+    uint64_t landing_request;
 } server_conn;
 
 typedef enum job_kind { JOB_GET, JOB_PUT, JOB_RESULT } job_kind;
@@ -94,6 +96,10 @@ uint64_t server_jobs_next(const kv_server *s);
 
 /* server_put.c */
 void server_put(kv_server *s, uint32_t conn, const kv_message *m);
+/* Where the body of a PUT goes: a reserved slot, which is the connection's until the PUT has come
+ * whole; NULL: it will be refused, or is copied when it has. */
+void *server_put_land(kv_server *s, uint32_t conn, const kv_message *m);
+void server_put_land_end(kv_server *s, uint32_t conn); /* the slot goes back, if there is one */
 void server_drop(kv_server *s, uint32_t conn, const kv_message *m);
 void server_put_verify(kv_server *s, job *j, uint64_t now); /* reserved -> result */
 void server_discard(kv_server *s, uint32_t slot);           /* a published slot and its links */

@@ -1,7 +1,8 @@
 /* kvstore/server_put.c - keep a block, forget a context.
  *
- * PUT: reserve a slot and copy the bytes when the message arrives (its buffer is the transport's),
- * then, in order of class, verify the copy against the digest and publish. Only then is it answered
+ * PUT: reserve a slot for the bytes, when the message arrives (they are copied: its buffer is the
+ * transport's) or when the transport asks where to read them; then, in order of class, verify what
+ * stands in the slot against the digest and publish. Only then is it answered
  * OK. A block that is here already is answered OK when its stored bytes still verify, so that an
  * acknowledgement always means verified bytes; another digest under the same id is REFUSED. A full
  * store says NO_SPACE and evicts nothing. */
@@ -56,20 +57,58 @@ static status existing(kv_server *s, const block_id *id, uint64_t digest)
     return STATUS_PENDING;
 }
 
-static status accept_put(kv_server *s, uint32_t conn, const wire_put *put, const kv_message *m,
-                         uint32_t *out_slot)
+/* May this connection put this block? PENDING: yes. */
+static status put_allowed(kv_server *s, uint32_t conn, const wire_put *put, uint32_t body_bytes)
 {
     const server_conn *c = &s->conn[conn];
     if (server_epoch_old(s, conn, put->epoch)) return STATUS_FENCED;
     if (s->fenced || s->stats.draining) return STATUS_FENCED;
     if (put->id.layout != s->layout || put->id.tenant != c->tenant) return STATUS_REFUSED;
-    if (m->body_bytes != s->block_bytes) return STATUS_REFUSED;
+    return body_bytes == s->block_bytes ? STATUS_PENDING : STATUS_REFUSED;
+}
+
+static status accept_put(kv_server *s, uint32_t conn, const wire_put *put, const kv_message *m,
+                         uint32_t *out_slot)
+{
+    server_conn *c = &s->conn[conn];
+    status allowed = put_allowed(s, conn, put, m->body_bytes);
+    if (allowed != STATUS_PENDING) return allowed;
     status here = existing(s, &put->id, put->digest);
     if (here != STATUS_PENDING) return here;
+    if (c->landing != KV_NO_SLOT) { /* the bytes stand there already */
+        *out_slot = c->landing;
+        c->landing = KV_NO_SLOT;
+        return STATUS_PENDING;
+    }
     kv_slot_info info = {.id = put->id, .digest = put->digest};
     TRY(s->tier.ops->reserve(s->tier.self, &info, out_slot));
+    CHECK(m->body != NULL); /* a landing is not withdrawn while its connection lives */
     memcpy(s->tier.ops->bytes(s->tier.self, *out_slot, NULL), m->body, m->body_bytes);
     return STATUS_PENDING;
+}
+
+void *server_put_land(kv_server *s, uint32_t conn, const kv_message *m)
+{
+    wire_put put;
+    server_conn *c = &s->conn[conn];
+    if (wire_decode_put(m->head, m->head_bytes, m->body_bytes, &put) != STATUS_OK) return NULL;
+    if (c->landing_request != put.head.request) server_put_land_end(s, conn); /* never came whole */
+    if (c->landing == KV_NO_SLOT) {
+        kv_slot_info info = {.id = put.id, .digest = put.digest};
+        if (!c->ready || put_allowed(s, conn, &put, m->body_bytes) != STATUS_PENDING ||
+            s->tier.ops->find(s->tier.self, &put.id) != KV_NO_SLOT ||
+            s->tier.ops->reserve(s->tier.self, &info, &c->landing) != STATUS_OK)
+            return NULL;
+        c->landing_request = put.head.request;
+    }
+    return s->tier.ops->bytes(s->tier.self, c->landing, NULL);
+}
+
+void server_put_land_end(kv_server *s, uint32_t conn)
+{
+    server_conn *c = &s->conn[conn];
+    if (c->landing != KV_NO_SLOT) s->tier.ops->discard(s->tier.self, c->landing);
+    c->landing = KV_NO_SLOT;
 }
 
 void server_put(kv_server *s, uint32_t conn, const kv_message *m)
@@ -84,6 +123,7 @@ void server_put(kv_server *s, uint32_t conn, const kv_message *m)
     s->stats.class[class].submitted++;
     job *j = server_job_add(s, conn, JOB_PUT, class, put.head.request);
     if (j == NULL) {
+        server_put_land_end(s, conn);
         s->stats.class[class].refused_busy++;
         wire_result busy = {
             .head.request = put.head.request,
@@ -96,6 +136,7 @@ void server_put(kv_server *s, uint32_t conn, const kv_message *m)
     j->reply = WIRE_PUT_DONE;
     j->slot = KV_NO_SLOT;
     j->result = accept_put(s, conn, &put, m, &j->slot);
+    server_put_land_end(s, conn); /* not taken: it was refused */
     j->hint_ns = j->result == STATUS_NO_SPACE ? NO_SPACE_HINT_NS : 0;
 }
 

@@ -11,6 +11,20 @@ void kv_transport_bind(kv_transport *t, const kv_events *events, void *owner)
     t->owner = owner;
 }
 
+status kv_transport_open(arena *a, const cluster_config *config, const char *listen, bool spin,
+                         kv_transport **out_transport)
+{
+    char devices[KV_DEVICES_MAX];
+    if (!config->ucx) return kv_transport_tcp_open(a, spin, out_transport);
+    TRY(kv_devices_find(config, listen, devices));
+    return kv_transport_ucx_open_on(a, devices, spin, out_transport);
+}
+
+void kv_transport_flush(kv_transport *t)
+{
+    if (t->ops->flush != NULL) t->ops->flush(t);
+}
+
 void kv_transport_close(kv_transport *transport)
 {
     if (transport != NULL) transport->ops->close(transport);

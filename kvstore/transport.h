@@ -36,6 +36,11 @@ typedef struct kv_events {
     void (*sent)(void *owner, kv_peer peer, uint64_t cookie);
     /* The last event of a peer, also after hang_up. */
     void (*closed)(void *owner, kv_peer peer, status why);
+    /* NULL: never. Where a message's body, which has begun to come, shall go: the owner's memory,
+     * of its size; NULL: anywhere. A transport may ask, and then asks again before each part that
+     * it writes; once the answer is another, that memory is not written to any more and `message`
+     * comes with body NULL. Else it comes with the body there. */
+    void *(*land)(void *owner, kv_peer peer, const kv_message *message);
 } kv_events;
 
 typedef struct kv_transport_ops {
@@ -46,11 +51,13 @@ typedef struct kv_transport_ops {
      */
     status (*dial)(kv_transport *t, const char *address, kv_peer *out_peer);
     /* BUSY: this peer has as much in flight as it may; try again after one of its `sent`, or after
-     * the next poll. PEER_LOST: `closed` is on its way. */
+     * the next poll. PEER_LOST: `closed` is on its way. What was taken goes with the next flush,
+     * poll or wait at the latest. */
     status (*send)(kv_transport *t, kv_peer peer, const kv_message *message);
     /* Close at once, dropping what is in flight; `closed` follows from a later poll. */
     void (*hang_up)(kv_transport *t, kv_peer peer);
-    bool (*poll)(kv_transport *t); /* true: something happened */
+    bool (*poll)(kv_transport *t);  /* true: something happened */
+    void (*flush)(kv_transport *t); /* let what `send` took go now; NULL: it goes at once */
     /* Sleep until poll may find something, wake_fd (-1: none) is readable, or at most ns. */
     void (*wait)(kv_transport *t, int wake_fd, uint64_t ns_max);
     void (*close)(kv_transport *t); /* no events are called from here on */
@@ -64,6 +71,7 @@ struct kv_transport {
 
 /* Who gets the events. A transport has one owner at a time. */
 void kv_transport_bind(kv_transport *t, const kv_events *events, void *owner);
+void kv_transport_flush(kv_transport *t);
 /* "127.0.0.1:7000", "[::1]:7000", "localhost:7000": numbers only, so that nothing waits for DNS. */
 status kv_address_parse(const char *address, struct sockaddr_storage *out, socklen_t *out_bytes);
 /* poll() on wake_fd and another descriptor for at most ns_max; shared by the implementations. */

@@ -99,15 +99,14 @@ void doctor_network(doctor *d)
     if (kv_loopback_measure(&seen) != STATUS_OK) {
         doctor_finding *f = doctor_add(d, DOCTOR_BAD, "loopback", "%.150s", log_last_error());
         doctor_advise(f,
-                      "Bring the loopback interface up (ip link set lo up) and let UCX use TCP.");
+                      "Bring the loopback interface up (ip link set lo up) and let it carry TCP.");
         return;
     }
-    doctor_finding *f =
-        doctor_add(d, DOCTOR_OK, "loopback", "plain TCP; through UCX and our transport");
+    doctor_finding *f = doctor_add(d, DOCTOR_OK, "loopback", "plain TCP; through our transport");
     f->value = seen.tcp_gbs > seen.transport_gbs ? seen.tcp_gbs : seen.transport_gbs;
     f->ours = seen.transport_gbs;
     f->unit = "GB/s";
-    f = doctor_add(d, DOCTOR_OK, "loopback_rtt", "a head there and back through UCX");
+    f = doctor_add(d, DOCTOR_OK, "loopback_rtt", "a head there and back");
     f->value = seen.transport_rtt_us;
     f->unit = "us";
 }

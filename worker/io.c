@@ -206,13 +206,6 @@ static void allocate(worker_io *io)
     io->flight_index = ARENA_NEW(a, int32_t, flights);
 }
 
-static status connect_ucx(const cluster_config *cluster, arena *a, kv_transport **out_transport)
-{
-    char devices[KV_DEVICES_MAX];
-    TRY(kv_devices_find(cluster, NULL, devices));
-    return kv_transport_ucx_open_on(a, devices, cluster->spin, out_transport);
-}
-
 static status connect_store(worker_io *io)
 {
     const worker_config *w = io->config.worker;
@@ -228,7 +221,7 @@ static status connect_store(worker_io *io)
     else if (w->hub != NULL)
         TRY(kv_transport_local_open(a, w->hub, &io->transport));
     else
-        TRY(connect_ucx(w->cluster, a, &io->transport));
+        TRY(kv_transport_open(a, w->cluster, NULL, w->cluster->spin, &io->transport));
     kv_client_config client = {
         .memory = a,
         .transport = io->transport,

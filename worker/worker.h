@@ -24,14 +24,14 @@ typedef struct worker_config {
     const model *model;            /* borrowed; its backend is the engine's */
     const cluster_config *cluster; /* limits, pool, tiers, deadlines; nodes if with_store */
     bool with_store;               /* false: all KV stays in this process' memory */
-    kv_hub *hub;              /* NULL: UCX and an io thread. Else the in-process network (tests,
-                               * simulated links), polled by the step thread itself */
+    kv_hub *hub; /* NULL: a real network and an io thread. Else the in-process network (tests,
+                  * simulated links), polled by the step thread itself */
     kv_transport *transport;  /* NULL, or a network of the caller's in place of both; it is closed
                                * with the engine, and there is no io thread either */
     void (*pump)(void *self); /* with a hub: called when the engine polls, e.g. to poll servers */
     void *pump_self;
-    bool hub_thread; /* with a hub: an io thread all the same, as with UCX; the other ends have
-                      * threads of their own, and there is no pump */
+    bool hub_thread; /* with a hub: an io thread all the same, as with a real network; the other
+                      * ends have threads of their own, and there is no pump */
     clock_ops clock;
     uint64_t seed;        /* request ids and jitter, never tokens */
     bool prefetch;        /* locality blocks a step ahead; on by default in the programs */

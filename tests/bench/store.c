@@ -1,7 +1,8 @@
-/* Reads and writes of random blocks: one node of ours over UCX on loopback with digests checked at
- * both ends, plain sockets, and Redis, each one client and one server process, in turns.
+/* Reads and writes of random blocks: one node of ours on loopback, over plain TCP and over UCX,
+ * with digests checked at both ends, plain sockets, and Redis, each one client and one server
+ * process, in turns.
  *
- *     bench_store SECONDS [REDIS_PORT REDIS_PID]
+ *     bench_store SECONDS [REDIS_PORT REDIS_PID] [--only=OP,KIB,BATCH,WINDOW[,TARGET]]
  *
  * One JSON line a case, target and direction: GB/s and processor seconds per GiB (client and
  * server together) of each of RUNS runs. bench.py makes rows of them.
@@ -12,11 +13,12 @@
 
 #include "tests/kvstore/process.h"
 
+#include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <time.h>
 
-enum { RUNS = 5, TARGETS = 3 };
+enum { RUNS = 5, TARGETS = 4 };
 
 static uint64_t now(void)
 {
@@ -123,31 +125,32 @@ static void shoal_settle(target *t)
     o->written = 0;
 }
 
-static void shoal_open(target *out, uint32_t block_bytes)
+static void shoal_open(target *out, uint32_t block_bytes, bool ucx)
 {
-    static ours o;
-    memset(&o, 0, sizeof o);
-    node_spawn_sized(&o.node, "n0", "3GiB");
+    static ours both[2];
+    ours *o = &both[ucx];
+    memset(o, 0, sizeof *o);
+    node_spawn_sized(&o->node, "n0", "3GiB", ucx);
     uint32_t dtype_bytes = block_bytes / (128 * 64 * 2);
-    store_open_layout(&o.s, &o.node, 1, 1, true, (block_layout){64, 128, dtype_bytes, 4, 2, 99});
-    CHECK(o.s.block_bytes == block_bytes);
+    store_open_layout(&o->s, &o->node, 1, 1, true, (block_layout){64, 128, dtype_bytes, 4, 2, 99});
+    CHECK(o->s.block_bytes == block_bytes);
     uint8_t *bytes = malloc(block_bytes);
     CHECK(bytes != NULL);
     for (uint32_t k = 0; k < TARGET_BLOCKS; k++) {
-        block_id id = store_id(&o.s, READ_CONTEXT, k);
-        store_fill(&o.s, &id, bytes);
-        o.digest[k] = block_digest(&id, bytes, block_bytes);
+        block_id id = store_id(&o->s, READ_CONTEXT, k);
+        store_fill(&o->s, &id, bytes);
+        o->digest[k] = block_digest(&id, bytes, block_bytes);
     }
     free(bytes);
-    CHECK(store_put_all(&o.s, READ_CONTEXT, TARGET_BLOCKS) == TARGET_BLOCKS);
-    o.context = READ_CONTEXT + 1;
-    *out = (target){.name = "shoal",
+    CHECK(store_put_all(&o->s, READ_CONTEXT, TARGET_BLOCKS) == TARGET_BLOCKS);
+    o->context = READ_CONTEXT + 1;
+    *out = (target){.name = ucx ? "shoal_ucx" : "shoal",
                     .block_bytes = block_bytes,
-                    .server = o.node.pid,
+                    .server = o->node.pid,
                     .submit = shoal_submit,
                     .finish = shoal_finish,
                     .settle = shoal_settle,
-                    .self = &o};
+                    .self = o};
 }
 
 static void shoal_close(target *t)
@@ -164,10 +167,11 @@ typedef struct load_case {
     bool write;
     uint32_t batch, window;
     double seconds;
+    const char *target; /* empty: all */
 } load_case;
 
 typedef struct result {
-    double gbs[RUNS], cpu[RUNS], request_us[RUNS];
+    double gbs[RUNS], cpu[RUNS], server_cpu[RUNS], request_us[RUNS];
     uint64_t bad; /* blocks that did not come */
 } result;
 
@@ -182,7 +186,7 @@ static double cpu_of(pid_t pid)
 
 static void run_once(target *t, const load_case *c, rng *random, uint32_t run, result *out)
 {
-    double cpu = cpu_of(0) + cpu_of(t->server);
+    double client = cpu_of(0), server = cpu_of(t->server);
     uint64_t start = now(), end = start + (uint64_t)(c->seconds * 1e9), good = 0, requests = 0;
     uint32_t open = 0, block[TARGET_BATCH_MAX];
     while (now() < end || open > 0) {
@@ -193,6 +197,7 @@ static void run_once(target *t, const load_case *c, rng *random, uint32_t run, r
             open++;
         }
         if (open == 0) break;
+        t->landing = t->landings + (uint64_t)(requests % c->window) * c->batch * t->block_bytes;
         uint32_t came = t->finish(t, c->write, c->batch);
         good += came;
         out->bad += c->batch - came;
@@ -201,7 +206,9 @@ static void run_once(target *t, const load_case *c, rng *random, uint32_t run, r
     }
     double took = (double)(now() - start) * 1e-9, bytes = (double)good * t->block_bytes;
     out->gbs[run] = bytes / took / 1e9;
-    out->cpu[run] = good == 0 ? 0 : (cpu_of(0) + cpu_of(t->server) - cpu) / (bytes / (1 << 30));
+    double gib = good == 0 ? 1 : bytes / (1 << 30);
+    out->server_cpu[run] = (cpu_of(t->server) - server) / gib;
+    out->cpu[run] = out->server_cpu[run] + (cpu_of(0) - client) / gib;
     out->request_us[run] = requests == 0 ? 0 : took * 1e6 / (double)requests;
     if (t->settle != NULL) t->settle(t);
 }
@@ -214,55 +221,83 @@ static void print_list(const char *name, const double *values)
     printf("]");
 }
 
+static bool is_named(const char *name, const target *t)
+{
+    return name[0] == 0 || strcmp(name, t->name) == 0;
+}
+
 static void run_case(target *all, uint32_t count, const load_case *c, rng *random)
 {
     static result results[TARGETS];
     memset(results, 0, sizeof results);
     for (uint32_t run = 0; run < RUNS; run++)
         for (uint32_t i = 0; i < count; i++)
-            run_once(&all[i], c, random, run, &results[i]);
+            if (is_named(c->target, &all[i])) run_once(&all[i], c, random, run, &results[i]);
     for (uint32_t i = 0; i < count; i++) {
+        if (!is_named(c->target, &all[i])) continue;
         printf("{\"target\":\"%s\",\"op\":\"%s\",\"block\":%u,\"batch\":%u,\"window\":%u",
                all[i].name, c->write ? "write" : "read", all[i].block_bytes, c->batch, c->window);
         print_list("gbs", results[i].gbs);
         print_list("cpu", results[i].cpu);
+        print_list("server_cpu", results[i].server_cpu);
         print_list("request_us", results[i].request_us);
         printf(",\"bad\":%llu}\n", (unsigned long long)results[i].bad);
     }
     fflush(stdout);
 }
 
-static void run_size(uint32_t block_bytes, double seconds, uint16_t port, pid_t redis)
+/* What to run: --only=read,32,8,1,shoal is one case, to look at with a profiler. */
+typedef struct only {
+    char op[8], target[16]; /* empty: all */
+    uint32_t kib, batch, window;
+} only;
+
+static bool is_wanted(const only *o, const load_case *c)
 {
+    return o->op[0] == 0 || (strcmp(o->op, c->write ? "write" : "read") == 0 &&
+                             o->batch == c->batch && o->window == c->window);
+}
+
+static void run_size(uint32_t block_bytes, double seconds, uint16_t port, pid_t redis,
+                     const only *o)
+{
+    if (o->op[0] != 0 && o->kib << 10 != block_bytes) return;
     static const uint32_t batches[] = {1, 8, 64}, windows[] = {1, 8};
-    static uint8_t landing[TARGET_BATCH_MAX * (64 << 10)];
+    static uint8_t landing[TARGET_WINDOW_MAX * TARGET_BATCH_MAX * (64 << 10)];
     target all[TARGETS];
-    uint32_t count = 2;
+    uint32_t count = 3;
     rng random;
     rng_seed(&random, 1);
-    shoal_open(&all[0], block_bytes);
+    shoal_open(&all[0], block_bytes, false);
     sockets_open(&all[1], block_bytes);
-    bool with_redis = port != 0 && redis_open(&all[2], block_bytes, port, redis);
+    shoal_open(&all[2], block_bytes, true);
+    bool with_redis = port != 0 && redis_open(&all[3], block_bytes, port, redis);
     count += with_redis;
     for (uint32_t i = 0; i < count; i++)
-        all[i].landing = landing;
+        all[i].landings = landing;
     for (int write = 0; write < 2; write++)
         for (uint32_t w = 0; w < 2; w++)
             for (uint32_t b = 0; b < 3; b++) {
-                load_case c = {write != 0, batches[b], windows[w], seconds};
-                run_case(all, count, &c, &random);
+                load_case c = {write != 0, batches[b], windows[w], seconds, o->target};
+                if (is_wanted(o, &c)) run_case(all, count, &c, &random);
             }
-    if (with_redis) redis_close(&all[2]);
+    if (with_redis) redis_close(&all[3]);
+    shoal_close(&all[2]);
     sockets_close(&all[1]);
     shoal_close(&all[0]);
 }
 
 int main(int argc, char **argv)
 {
+    only o = {.op = ""};
+    if (argc > 1 &&
+        sscanf(argv[argc - 1], "--only=%7[a-z],%" SCNu32 ",%" SCNu32 ",%" SCNu32 ",%15s", o.op,
+               &o.kib, &o.batch, &o.window, o.target) >= 4)
+        argc--;
     double seconds = argc > 1 ? strtod(argv[1], NULL) : 0.1;
     uint16_t port = argc > 3 ? (uint16_t)strtoul(argv[2], NULL, 10) : 0;
     pid_t redis = argc > 3 ? (pid_t)strtol(argv[3], NULL, 10) : 0;
-    run_size(32 << 10, seconds, port, redis);
-    run_size(64 << 10, seconds, port, redis);
+    run_size(32 << 10, seconds, port, redis, &o);
+    run_size(64 << 10, seconds, port, redis, &o);
     return 0;
 }

@@ -19,8 +19,10 @@ enum { TARGET_BLOCKS = 1024, TARGET_BATCH_MAX = 64, TARGET_WINDOW_MAX = 8 };
 typedef struct target {
     const char *name;
     uint32_t block_bytes;
-    pid_t server;     /* whose processor time counts */
-    uint8_t *landing; /* [TARGET_BATCH_MAX] blocks: where reads of peers end */
+    pid_t server; /* whose processor time counts */
+    /* Where reads of peers end: a batch each for as many requests as are open, as our client must
+     * have it, and the batch of the oldest. */
+    uint8_t *landings, *landing;
     /* Send one request for these blocks, each < TARGET_BLOCKS. */
     bool (*submit)(struct target *t, bool write, const uint32_t *block, uint32_t count);
     /* Wait for the oldest request, of `count` blocks; how many of them are good. */

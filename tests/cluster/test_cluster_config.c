@@ -41,7 +41,8 @@ TEST(every_knob_reaches_its_member)
 {
     cluster_config got;
     static const char text[] =
-        "replicas: 2\ntenant: 7\nstate_dir: /tmp/x\nnetwork: {device: eth7, plain_data: true}\n"
+        "replicas: 2\ntenant: 7\nstate_dir: /tmp/x\n"
+        "network: {device: eth7, plain_data: true, ucx: true}\n"
         "tls: {authority: /a.pem, certificate: /b.pem, key: k.pem}\n"
         "node: {memory: 1GiB, lease_grace: 31s, connections: 65}\n"
         "client:\n  fetch_deadline: 201ms\n  hedge_after: 21ms\n  put_deadline: 6s\n"
@@ -55,7 +56,7 @@ TEST(every_knob_reaches_its_member)
     EXPECT(got.map.replicas == 2 && got.tenant == 7);
     EXPECT_EQ_STR(got.state_dir, "/tmp/x");
     EXPECT_EQ_STR(got.device, "eth7");
-    EXPECT(got.plain_data);
+    EXPECT(got.plain_data && got.ucx);
     EXPECT_EQ_STR(got.tls_authority, "/a.pem");
     EXPECT_EQ_STR(got.tls_certificate, "/b.pem");
     char want[512];
@@ -204,8 +205,8 @@ TEST(knobs_print_as_they_are_written)
     char text[256];
     cluster_config_default(&config);
     EXPECT_EQ_STR(knob_print(&knobs[0], &config, text), "1");
-    EXPECT_EQ_STR(knob_print(&knobs[8], &config, text), "256MiB");
-    EXPECT_EQ_STR(knob_print(&knobs[11], &config, text), "200ms");
+    EXPECT_EQ_STR(knob_print(&knobs[9], &config, text), "256MiB");
+    EXPECT_EQ_STR(knob_print(&knobs[12], &config, text), "200ms");
     for (size_t i = 0; i < KNOB_COUNT; i++) {
         if (knobs[i].kind == UNIT_TEXT) continue;
         uint64_t value = knob_get(&knobs[i], &config);

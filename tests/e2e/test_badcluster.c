@@ -97,7 +97,8 @@ static void foreign_message(void *owner, kv_peer peer, const kv_message *m)
 /* A node of another version, as a process: it serves until it is killed. */
 static void foreign_spawn(node_process *n, const char *name)
 {
-    static const kv_events events = {foreign_event, foreign_message, foreign_sent, foreign_closed};
+    static const kv_events events = {foreign_event, foreign_message, foreign_sent, foreign_closed,
+                                     NULL};
     int told[2];
     EXPECT(pipe(told) == 0);
     absent(n, name);
@@ -107,7 +108,7 @@ static void foreign_spawn(node_process *n, const char *name)
         (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
         arena *memory = arena_create("foreign");
         char bound[CLUSTER_ADDRESS_MAX] = "";
-        if (kv_transport_ucx_open(memory, false, &foreign_transport) != STATUS_OK) _exit(1);
+        if (kv_transport_tcp_open(memory, false, &foreign_transport) != STATUS_OK) _exit(1);
         kv_transport_bind(foreign_transport, &events, NULL);
         if (foreign_transport->ops->listen(foreign_transport, "127.0.0.1:0", bound) != STATUS_OK ||
             write(told[1], bound, sizeof bound) != (ssize_t)sizeof bound)
@@ -151,7 +152,7 @@ static void scene_open(scene *s, spoil how)
         absent(&s->node[0], "n1");
         break;
     case FULL:
-        node_spawn_sized(&s->node[0], "n1", "1MiB");
+        node_spawn_sized(&s->node[0], "n1", "1MiB", false);
         break;
     case OTHER_LAYOUT:
         node_spawn(&s->node[0], "n1", NULL, NULL);

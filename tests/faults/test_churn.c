@@ -145,7 +145,8 @@ static victim *victim_open(const node_process *n, uint64_t seed)
     snprintf(to->data, sizeof to->data, "%s", n->data);
     snprintf(to->domain, sizeof to->domain, "d");
     EXPECT_EQ_U64(block_layout_bytes(&layout), sizeof v->bytes);
-    EXPECT_OK(kv_transport_ucx_open(a, false, &v->transport));
+    v->config.ucx = n->ucx;
+    EXPECT_OK(kv_transport_open(a, &v->config, NULL, false, &v->transport));
     kv_client_config config = {
         .memory = a,
         .transport = v->transport,
@@ -337,7 +338,7 @@ TEST(clients_that_come_and_go_leave_nothing_behind_in_a_node)
     rpc_client *client;
     rng random;
     rng_seed(&random, test_seed());
-    node_spawn_grace(&n, "n0", "50ms");
+    node_spawn_grace(&n, "n0", "50ms", false);
     EXPECT_OK(rpc_client_create(n.control, NULL, &client));
     fill(&n, &random);
     (void)churn(&n, &random, WARM);

@@ -95,6 +95,14 @@ void peer_says(peer *p, kv_peer who, wire_kind kind, void *head, uint32_t head_b
     p->base.events->message(p->base.owner, who, &m);
 }
 
+void *peer_land(peer *p, kv_peer who, wire_kind kind, void *head, uint32_t head_bytes,
+                uint64_t request, uint32_t body_bytes)
+{
+    wire_head_set(head, kind, request, body_bytes);
+    kv_message m = {head, head_bytes, NULL, body_bytes, 0};
+    return p->base.events->land(p->base.owner, who, &m);
+}
+
 const peer_sent *peer_last(const peer *p, kv_peer who, wire_kind kind, uint32_t from)
 {
     for (uint32_t i = p->count; i > from; i--)

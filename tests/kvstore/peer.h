@@ -40,6 +40,9 @@ void peer_closed(peer *p, kv_peer who);
 /* Deliver a frame to the owner; kind, sizes and request are filled in. */
 void peer_says(peer *p, kv_peer who, wire_kind kind, void *head, uint32_t head_bytes,
                uint64_t request, const void *body, uint32_t body_bytes);
+/* Where the owner wants the body of such a frame, which has begun to come. */
+void *peer_land(peer *p, kv_peer who, wire_kind kind, void *head, uint32_t head_bytes,
+                uint64_t request, uint32_t body_bytes);
 /* The last frame of this kind sent to `who` (0: to anybody) since place `from`; NULL: none. */
 const peer_sent *peer_last(const peer *p, kv_peer who, wire_kind kind, uint32_t from);
 uint32_t peer_count(const peer *p, kv_peer who, wire_kind kind, uint32_t from);

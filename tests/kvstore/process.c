@@ -11,11 +11,12 @@ static uint64_t now(void)
     return clock_now(&clock_monotonic);
 }
 
-static void spawn(node_process *n, const char *name, const char *data, const char *memory,
-                  const char *flag, const char *value)
+static void spawn(node_process *n, const char *name, const char *data, const char *memory, bool ucx,
+                  const char *const more[2])
 {
     int out[2];
     CHECK(pipe(out) == 0);
+    n->ucx = ucx;
     snprintf(n->name, sizeof n->name, "%s", name);
     n->pid = fork();
     CHECK(n->pid >= 0);
@@ -24,9 +25,22 @@ static void spawn(node_process *n, const char *name, const char *data, const cha
         dup2(out[1], STDOUT_FILENO);
         close(out[0]);
         close(out[1]);
-        execl(TEST_BINARY_DIR "/bin/shoal-kvstore", "shoal-kvstore", "--name", name, "--listen",
-              data != NULL ? data : "127.0.0.1:0", "--control", "127.0.0.1:0", "--memory", memory,
-              "--log-level", "error", flag, value, (char *)NULL);
+        const char *argv[16] = {"shoal-kvstore",
+                                "--name",
+                                name,
+                                "--listen",
+                                data != NULL ? data : "127.0.0.1:0",
+                                "--control",
+                                "127.0.0.1:0",
+                                "--memory",
+                                memory,
+                                "--log-level",
+                                "error"};
+        uint32_t argc = 11;
+        if (ucx) argv[argc++] = "--ucx";
+        for (uint32_t i = 0; i < 2 && more[i] != NULL; i++)
+            argv[argc++] = more[i];
+        execv(TEST_BINARY_DIR "/bin/shoal-kvstore", (char *const *)(uintptr_t)argv);
         _exit(127);
     }
     close(out[1]);
@@ -41,17 +55,24 @@ static void spawn(node_process *n, const char *name, const char *data, const cha
 
 void node_spawn(node_process *n, const char *name, const char *data, const char *faults)
 {
-    spawn(n, name, data, "128MiB", faults != NULL ? "--fault" : NULL, faults);
+    node_spawn_over(n, name, data, faults, false);
 }
 
-void node_spawn_sized(node_process *n, const char *name, const char *memory)
+void node_spawn_over(node_process *n, const char *name, const char *data, const char *faults,
+                     bool ucx)
 {
-    spawn(n, name, NULL, memory, NULL, NULL);
+    const char *more[2] = {faults != NULL ? "--fault" : NULL, faults};
+    spawn(n, name, data, "128MiB", ucx, more);
 }
 
-void node_spawn_grace(node_process *n, const char *name, const char *lease_grace)
+void node_spawn_sized(node_process *n, const char *name, const char *memory, bool ucx)
 {
-    spawn(n, name, NULL, "32MiB", "--lease-grace", lease_grace);
+    spawn(n, name, NULL, memory, ucx, (const char *[2]){NULL, NULL});
+}
+
+void node_spawn_grace(node_process *n, const char *name, const char *lease_grace, bool ucx)
+{
+    spawn(n, name, NULL, "32MiB", ucx, (const char *[2]){"--lease-grace", lease_grace});
 }
 
 void node_signal(node_process *n, int signal)
@@ -89,7 +110,8 @@ void store_open_layout(store *s, const node_process *node, uint32_t nodes, uint3
         n->weight = 1;
         n->alive = true;
     }
-    EXPECT(kv_transport_ucx_open(s->memory, false, &s->transport) == STATUS_OK);
+    s->config.ucx = node->ucx;
+    EXPECT(kv_transport_open(s->memory, &s->config, NULL, false, &s->transport) == STATUS_OK);
     kv_client_config config = {
         .memory = s->memory,
         .transport = s->transport,

@@ -1,4 +1,5 @@
-/* tests/kvstore/process.h - store nodes as processes of their own, and a client over UCX. */
+/* tests/kvstore/process.h - store nodes as processes of their own, and a client over the network.
+ */
 #ifndef TESTS_KVSTORE_PROCESS_H
 #define TESTS_KVSTORE_PROCESS_H
 
@@ -9,15 +10,19 @@
 
 typedef struct node_process {
     pid_t pid; /* 0: not running */
+    bool ucx;
     char name[16];
     char data[CLUSTER_ADDRESS_MAX], control[CLUSTER_ADDRESS_MAX];
 } node_process;
 
 /* Start shoal-kvstore and read its ready line. data NULL: any port. */
 void node_spawn(node_process *n, const char *name, const char *data, const char *faults);
-void node_spawn_sized(node_process *n, const char *name, const char *memory); /* "1MiB" */
+/* The same over UCX, or not. */
+void node_spawn_over(node_process *n, const char *name, const char *data, const char *faults,
+                     bool ucx);
+void node_spawn_sized(node_process *n, const char *name, const char *memory, bool ucx); /* "1MiB" */
 /* Of 32 MiB; lease_grace "1s". */
-void node_spawn_grace(node_process *n, const char *name, const char *lease_grace);
+void node_spawn_grace(node_process *n, const char *name, const char *lease_grace, bool ucx);
 void node_signal(node_process *n, int signal);
 int node_reap(node_process *n); /* wait for its end: exit code, or 128 + signal */
 

@@ -637,6 +637,37 @@ static void ucx_sends_a_head_that_is_too_long(rig *r)
     (void)t->ops->send(t, 1, &long_head);
 }
 
+static kv_transport *tcp_open(void)
+{
+    kv_transport *t;
+    if (kv_transport_tcp_open(arena_create("check"), false, &t) != STATUS_OK) _Exit(3);
+    return t;
+}
+
+static void tcp_listens_twice(rig *r)
+{
+    (void)r;
+    char bound[CLUSTER_ADDRESS_MAX];
+    kv_transport *t = tcp_open();
+    if (t->ops->listen(t, "127.0.0.1:0", bound) != STATUS_OK) _Exit(3);
+    (void)t->ops->listen(t, "127.0.0.1:0", bound);
+}
+
+static void tcp_sends_to_nobody(rig *r)
+{
+    (void)r;
+    kv_message m = {.head = "", .head_bytes = 1};
+    kv_transport *t = tcp_open();
+    (void)t->ops->send(t, 0, &m);
+}
+
+static void tcp_sends_a_head_that_is_too_long(rig *r)
+{
+    (void)r;
+    kv_transport *t = tcp_open();
+    (void)t->ops->send(t, 1, &long_head);
+}
+
 TEST(transports_stop_at_what_must_never_be)
 {
     static const check_case list[] = {
@@ -648,6 +679,9 @@ TEST(transports_stop_at_what_must_never_be)
         {"UCX listening twice", ucx_listens_twice},
         {"UCX sending to nobody", ucx_sends_to_nobody},
         {"UCX sending a head that is too long", ucx_sends_a_head_that_is_too_long},
+        {"TCP listening twice", tcp_listens_twice},
+        {"TCP sending to nobody", tcp_sends_to_nobody},
+        {"TCP sending a head that is too long", tcp_sends_a_head_that_is_too_long},
     };
     ALL_ABORT(list);
 }

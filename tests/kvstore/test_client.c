@@ -39,7 +39,8 @@ static void teller_closed(void *owner, kv_peer peer, status why)
     (void)owner, (void)peer, (void)why;
 }
 
-static const kv_events teller_events = {teller_opened, teller_message, teller_sent, teller_closed};
+static const kv_events teller_events = {teller_opened, teller_message, teller_sent, teller_closed,
+                                        NULL};
 
 /* Node i learns of the map, and nobody else. */
 static void tell(rig *r, uint32_t i, const cluster_map *map)
@@ -342,7 +343,7 @@ static void deaf_sent(void *owner, kv_peer peer, uint64_t cookie)
     (void)owner, (void)peer, (void)cookie;
 }
 
-static const kv_events deaf_events = {deaf_opened, teller_message, deaf_sent, teller_closed};
+static const kv_events deaf_events = {deaf_opened, teller_message, deaf_sent, teller_closed, NULL};
 
 /* Greets, then asks for 64 blocks as often as the connection takes it, and reads no answer. */
 static void deaf_start(rig *r, deaf *d, uint64_t owner)

@@ -136,7 +136,7 @@ static void on_closed(void *owner, kv_peer peer, status why)
     ((end *)owner)->closed++;
 }
 
-static const kv_events events = {on_opened, on_message, on_sent, on_closed};
+static const kv_events events = {on_opened, on_message, on_sent, on_closed, NULL};
 
 static bool until(end *e, const uint32_t *counter, uint32_t want)
 {

@@ -58,7 +58,7 @@ static void on_closed(void *owner, kv_peer peer, status why)
     e->why = why;
 }
 
-static const kv_events test_events = {on_opened, on_message, on_sent, on_closed};
+static const kv_events test_events = {on_opened, on_message, on_sent, on_closed, NULL};
 
 static void net_open(clock_ops clock, uint64_t rtt_ns, uint64_t bytes_per_s)
 {

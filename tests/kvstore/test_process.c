@@ -1,4 +1,5 @@
-/* Nodes as processes, over UCX on loopback: killed, stopped, refused, drained. */
+/* Nodes as processes, over TCP on loopback, and where it may matter over UCX too: killed, stopped,
+ * refused, drained. */
 #include <signal.h>
 #include <stdlib.h>
 
@@ -6,11 +7,16 @@
 
 enum { BLOCKS = 1000 };
 
-static void spawn_all(node_process *n, uint32_t count, const char *faults)
+static void spawn_over(node_process *n, uint32_t count, const char *faults, bool ucx)
 {
     static const char *names[] = {"n0", "n1", "n2"};
     for (uint32_t i = 0; i < count; i++)
-        node_spawn(&n[i], names[i], NULL, faults);
+        node_spawn_over(&n[i], names[i], NULL, faults, ucx);
+}
+
+static void spawn_all(node_process *n, uint32_t count, const char *faults)
+{
+    spawn_over(n, count, faults, false);
 }
 
 static void end_all(node_process *n, uint32_t count)
@@ -22,11 +28,11 @@ static void end_all(node_process *n, uint32_t count)
     }
 }
 
-TEST(a_thousand_blocks_come_back_whole_over_ucx)
+static void a_thousand_blocks(bool ucx)
 {
     node_process n[2];
     store s;
-    spawn_all(n, 2, NULL);
+    spawn_over(n, 2, NULL, ucx);
     store_open(&s, n, 2, 2, true);
     EXPECT_EQ_U64(store_put_all(&s, 1, BLOCKS), BLOCKS);
     EXPECT_EQ_U64(store_get_all(&s, 1, BLOCKS, 64, NULL), BLOCKS);
@@ -35,12 +41,22 @@ TEST(a_thousand_blocks_come_back_whole_over_ucx)
     end_all(n, 2);
 }
 
-TEST(a_node_killed_in_the_middle_loses_nothing_that_was_acknowledged)
+TEST(a_thousand_blocks_come_back_whole_over_tcp)
+{
+    a_thousand_blocks(false);
+}
+
+TEST(a_thousand_blocks_come_back_whole_over_ucx)
+{
+    a_thousand_blocks(true);
+}
+
+static void a_node_killed(bool ucx)
 {
     node_process n[3];
     store s;
     uint64_t late = 0;
-    spawn_all(n, 3, NULL);
+    spawn_over(n, 3, NULL, ucx);
     store_open(&s, n, 3, 2, true);
     EXPECT_EQ_U64(store_put_all(&s, 1, BLOCKS), BLOCKS);
     EXPECT_EQ_U64(store_get_all(&s, 1, 200, 32, NULL), 200);
@@ -57,6 +73,16 @@ TEST(a_node_killed_in_the_middle_loses_nothing_that_was_acknowledged)
     printf("latest end past a deadline: %.3f ms\n", (double)late / 1e6);
     store_close(&s);
     end_all(n, 3);
+}
+
+TEST(a_node_killed_in_the_middle_loses_nothing_that_was_acknowledged)
+{
+    a_node_killed(false);
+}
+
+TEST(a_node_killed_in_the_middle_loses_nothing_over_ucx_either)
+{
+    a_node_killed(true);
 }
 
 TEST(a_stopped_node_costs_a_hedge_and_no_deadline)

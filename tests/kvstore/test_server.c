@@ -543,6 +543,81 @@ TEST(a_put_of_wrong_bytes_size_layout_or_tenant_is_not_kept)
     node_close();
 }
 
+static uint8_t *put_land(kv_peer who, uint64_t request, block_id id, uint64_t epoch)
+{
+    wire_put w = {.epoch = epoch,
+                  .id = id,
+                  .digest = block_digest(&id, bytes, BLOCK),
+                  .class = KV_WRITE_BACK};
+    return peer_land(&p, who, WIRE_PUT, &w, sizeof w, request, BLOCK);
+}
+
+/* The rest of what put_land began: the body stands at `at`. */
+static status put_landed(kv_peer who, uint64_t request, block_id id, const uint8_t *at)
+{
+    wire_put w = {.epoch = EPOCH,
+                  .id = id,
+                  .digest = block_digest(&id, bytes, BLOCK),
+                  .class = KV_WRITE_BACK};
+    peer_says(&p, who, WIRE_PUT, &w, sizeof w, request, at, BLOCK);
+    kv_server_poll(node);
+    return (status)answer_to(who, WIRE_PUT_DONE, request).status;
+}
+
+TEST(a_put_that_is_read_into_its_slot_is_verified_there_and_its_slot_never_leaks)
+{
+    node_open();
+    client_open(1);
+    client_open(2);
+    memset(bytes, 3, sizeof bytes);
+    uint8_t *at = put_land(1, 1, id_of(1, 0), EPOCH);
+    EXPECT(at != NULL && put_land(1, 1, id_of(1, 0), EPOCH) == at); /* asked again: the same */
+    EXPECT(stats().slots_reserved == 1 && stats().slots_used == 0);
+    memcpy(at, bytes, BLOCK);
+    EXPECT(put_landed(1, 1, id_of(1, 0), at) == STATUS_OK);
+    EXPECT(stats().slots_reserved == 0 && stats().slots_used == 1);
+    EXPECT(put_land(1, 2, id_of(1, 0), EPOCH) == NULL); /* it is here */
+
+    at = put_land(1, 3, id_of(1, 1), EPOCH);
+    memset(at, 4, BLOCK); /* not what the digest says */
+    EXPECT(put_landed(1, 3, id_of(1, 1), at) == STATUS_CORRUPT);
+    EXPECT(stats().slots_reserved == 0 && stats().slots_used == 1);
+
+    at = put_land(1, 4, id_of(1, 2), EPOCH); /* another client is faster */
+    memcpy(at, bytes, BLOCK);
+    EXPECT(put(2, 5, id_of(1, 2)).status == STATUS_OK);
+    EXPECT(put_landed(1, 4, id_of(1, 2), at) == STATUS_OK);
+    EXPECT(stats().slots_reserved == 0 && stats().slots_used == 2);
+
+    EXPECT(put_land(1, 6, id_of(1, 3), EPOCH) != NULL);
+    EXPECT(put_land(1, 7, id_of(1, 4), EPOCH) != NULL); /* 6 never came whole */
+    EXPECT(stats().slots_reserved == 1);
+    peer_closed(&p, 1); /* nor did 7 */
+    EXPECT(stats().slots_reserved == 0 && stats().slots_used == 2);
+    node_close();
+}
+
+TEST(a_put_that_will_be_refused_is_not_read_into_a_slot)
+{
+    node_open();
+    client_open(1);
+    block_id foreign = id_of(1, 0), tenant = id_of(1, 0);
+    foreign.layout++;
+    tenant.tenant++;
+    EXPECT(put_land(1, 1, foreign, EPOCH) == NULL);
+    EXPECT(put_land(1, 2, tenant, EPOCH) == NULL);
+    EXPECT(put_land(1, 3, id_of(1, 0), EPOCH - 1) == NULL);
+    peer_opened(&p, 2); /* has not said HELLO */
+    EXPECT(put_land(2, 4, id_of(1, 0), EPOCH) == NULL);
+    for (uint32_t i = 0; i < 16; i++)
+        EXPECT(put(1, 10 + i, id_of(1, i)).status == STATUS_OK);
+    EXPECT(put_land(1, 5, id_of(1, 16), EPOCH) == NULL); /* full */
+    kv_server_drain(node);
+    EXPECT(put_land(1, 6, id_of(1, 17), EPOCH) == NULL);
+    EXPECT_EQ_U64(stats().slots_reserved, 0);
+    node_close();
+}
+
 TEST(the_oldest_operation_is_told_by_its_age)
 {
     node_open();

@@ -153,6 +153,74 @@ static kv_client_stats stats(void)
     return s;
 }
 
+/* Where a BLOCK for the ask of the last GET to `who` would be read; its head is left in *out. */
+static uint8_t *block_land(kv_peer who, const peer_sent *asked, wire_block *out)
+{
+    wire_get g;
+    memcpy(&g, asked->head, sizeof g);
+    const client_ask *ask = &client->asks[g.head.request & client->ask_mask];
+    *out = (wire_block){.epoch = EPOCH, .slot = ask->list.slot[0]};
+    return peer_land(&p, who, WIRE_BLOCK, out, sizeof *out, g.head.request, BLOCK);
+}
+
+TEST(one_reply_at_a_time_is_read_into_a_slot_and_none_once_the_block_is_done)
+{
+    wire_block first, second;
+    status s;
+    client_open(2, 1);
+    all_ready();
+    (void)get(id_of(1, 0), KV_DEMAND, 100 * MS);
+    const peer_sent *one = peer_last(&p, 0, WIRE_GET, 0);
+    EXPECT(one != NULL);
+    uint32_t from = p.count;
+    run(6 * MS); /* late: the other node is asked too */
+    const peer_sent *two = peer_last(&p, 0, WIRE_GET, from);
+    EXPECT(two != NULL && two->to != one->to);
+
+    uint8_t *slot = block_land(one->to, one, &first);
+    EXPECT(slot != NULL && block_land(one->to, one, &first) == slot);
+    EXPECT(block_land(two->to, two, &second) == NULL); /* the slot is being written */
+    memset(slot, 9, BLOCK / 2);                        /* and half of it is */
+    peer_says(&p, two->to, WIRE_BLOCK, &second, sizeof second, second.head.request, bytes, BLOCK);
+    EXPECT_EQ_MEM(slot, bytes, BLOCK);
+    EXPECT(block_land(one->to, one, &first) == NULL); /* withdrawn: the other was faster */
+    peer_says(&p, one->to, WIRE_BLOCK, &first, sizeof first, first.head.request, NULL, 0);
+    EXPECT(completed(&s) && s == STATUS_OK);
+    EXPECT_EQ_U64(stats().slots_free, SLOTS);
+    client_close();
+}
+
+TEST(a_reply_that_was_read_into_a_slot_counts_only_if_its_digest_is_right)
+{
+    wire_block w;
+    status s;
+    client_open(2, 1);
+    all_ready();
+    (void)get(id_of(1, 0), KV_DEMAND, 100 * MS);
+    const peer_sent *one = peer_last(&p, 0, WIRE_GET, 0);
+    uint32_t from = p.count;
+    uint8_t *slot = block_land(one->to, one, &w);
+    memcpy(slot, bytes, BLOCK);
+    slot[BLOCK - 1] ^= 1;
+    peer_says(&p, one->to, WIRE_BLOCK, &w, sizeof w, w.head.request, slot, BLOCK);
+    EXPECT(!completed(&s) && stats().corrupt == 1);
+    kv_client_poll(client);
+    const peer_sent *two =
+        peer_last(&p, 0, WIRE_GET, from); /* the next rank, and its turn to land */
+    EXPECT(two != NULL && two->to != one->to && block_land(two->to, two, &w) == slot);
+    memcpy(slot, bytes, BLOCK);
+    peer_says(&p, two->to, WIRE_BLOCK, &w, sizeof w, w.head.request, slot, BLOCK);
+    EXPECT(completed(&s) && s == STATUS_OK);
+    (void)get(id_of(1, 1), KV_DEMAND, 2 * MS); /* a landing ends with its request */
+    from = p.count - 1;
+    EXPECT(block_land(p.sent[from].to, &p.sent[from], &w) != NULL);
+    run(3 * MS);
+    EXPECT(completed(&s) && s == STATUS_DEADLINE);
+    EXPECT(peer_land(&p, p.sent[from].to, WIRE_BLOCK, &w, sizeof w, w.head.request, BLOCK) == NULL);
+    EXPECT_EQ_U64(stats().slots_free, SLOTS);
+    client_close();
+}
+
 /* ---- greetings ------------------------------------------------------------------------------- */
 
 TEST(a_client_greets_who_accepts_it_and_says_goodbye_to_who_is_ready)

@@ -221,6 +221,7 @@ static void release(sim *s, uint32_t c, uint32_t i)
     me->held[i] = me->held[--me->held_count];
     slot_compare(s, c, h.slot, h.block, "while it was held");
     memset(kv_slot_bytes(me->client, h.slot), 0xa5, NET_BODY_MAX);
+    me->landed[h.slot] = false;
     kv_slot_release(me->client, h.slot);
 }
 

@@ -349,12 +349,47 @@ static bool arrived(const net *n, const net_conn *c, uint32_t end)
            in->record[in->delivered % NET_RECORDS].arrive_ns <= *n->now_ns;
 }
 
+static void *land(net *n, net_port *p, net_conn *c, uint32_t end, const net_record *r)
+{
+    kv_message m = {.head = r->head, .head_bytes = r->head_bytes, .body_bytes = r->body_bytes};
+    return p->base.events->land(p->base.owner, handle(n, c, end), &m);
+}
+
+static void land_part(net *n, net_port *p, net_record *r, uint32_t from, uint32_t to)
+{
+    memcpy(r->land + from, r->copy + from, to - from);
+    if (n->tap.landed != NULL) n->tap.landed(n->tap.self, p->number, r->land);
+}
+
+/* The first half of a body is here before the whole message is: it goes where the owner says. */
+static void land_half(net *n, net_port *p, net_conn *c, uint32_t end)
+{
+    net_lane *in = &c->lane[!end];
+    if (in->delivered == in->read || p->base.events->land == NULL) return;
+    net_record *r = record_at(in, in->delivered);
+    if (r->land_asked || r->lost || r->copies != 1 || r->body_bytes < NET_LAND_MIN) return;
+    if (*n->now_ns < n->blocked_ns[c->end[!end].port][c->end[end].port]) return;
+    r->land_asked = true;
+    r->land = land(n, p, c, end, r);
+    if (r->land != NULL) land_part(n, p, r, 0, r->body_bytes / 2);
+}
+
+/* The other half, unless the owner wants it there no more; where the whole body is. */
+static const void *land_rest(net *n, net_port *p, net_conn *c, uint32_t end, net_record *r)
+{
+    if (r->land == NULL) return r->copy;
+    if (land(n, p, c, end, r) != r->land) return NULL;
+    land_part(n, p, r, r->body_bytes / 2, r->body_bytes);
+    return r->land;
+}
+
 static void deliver(net *n, net_port *p, net_conn *c, uint32_t end)
 {
     net_lane *in = &c->lane[!end];
     net_record *r = record_at(in, in->delivered);
     kv_message m = {
         .head = r->head, .head_bytes = r->head_bytes, .body = r->copy, .body_bytes = r->body_bytes};
+    if (!r->lost) m.body = land_rest(n, p, c, end, r);
     uint64_t serial = c->serial, at = in->delivered;
     for (uint32_t i = 0; i < r->copies && !r->lost; i++) {
         if (c->serial != serial || c->end[end].over || c->end[end].hung_up) return;
@@ -390,6 +425,7 @@ static bool poll_end(net *n, net_port *p, net_conn *c, uint32_t end)
     moved |= tell_sent(n, p, c, end);
     for (uint32_t i = 0; i < 16; i++) {
         if (c->serial != serial || !c->end[end].opened || c->end[end].hung_up) break;
+        land_half(n, p, c, end);
         if (!arrived(n, c, end)) break;
         deliver(n, p, c, end);
         moved = true;

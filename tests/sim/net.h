@@ -22,6 +22,7 @@ enum {
     NET_CONNS = 64,
     NET_RECORDS = 128, /* in flight one way on one connection; a power of two */
     NET_BODY_MAX = 8192,
+    NET_LAND_MIN = 1024, /* shorter bodies come in one piece */
     NET_COPIES = 4096,
     NET_BODY_DIGEST_SEED = 77,
 };
@@ -34,6 +35,8 @@ typedef struct net_record {
     uint32_t head_bytes, body_bytes;
     bool lost, flip;
     uint8_t copies; /* 2: delivered twice */
+    bool land_asked;
+    uint8_t *land; /* its first half was written there; NULL: nowhere */
     alignas(8) uint8_t head[WIRE_HEAD_MAX];
 } net_record;
 
@@ -88,6 +91,8 @@ typedef struct net_tap {
     void (*delivered)(void *self, uint32_t from, uint32_t to, const kv_message *m);
     void (*body_changed)(void *self, uint32_t from, uint32_t kind); /* while it was lent */
     void *self;
+    /* A part of a body was written there, where the owner of the port wanted it. */
+    void (*landed)(void *self, uint32_t port, const uint8_t *at);
 } net_tap;
 
 struct net {

@@ -153,6 +153,19 @@ static void heard(sim *s, uint32_t n, uint32_t c)
     me->heard_ns[n] = s->now_ns;
 }
 
+static void tap_landed(void *self, uint32_t port, const uint8_t *at)
+{
+    sim *s = self;
+    if (port < SIM_NODES || port == SIM_ADMIN || s->client[port - SIM_NODES].client == NULL) return;
+    sim_client *me = &s->client[port - SIM_NODES];
+    size_t slot = (size_t)(at - me->landing) / NET_BODY_MAX;
+    CHECK(at >= me->landing && slot < s->profile.slots);
+    if (me->client->slot_use[slot] != SLOT_POSTED)
+        sim_fail(s, "P4", "c%u: a reply was read into slot %zu, which waits for none",
+                 port - SIM_NODES, slot);
+    me->landed[slot] = true;
+}
+
 static void tap_delivered(void *self, uint32_t from, uint32_t to, const kv_message *m)
 {
     sim *s = self;
@@ -220,8 +233,10 @@ static void tap_body_changed(void *self, uint32_t from, uint32_t kind)
              from < SIM_NODES ? "n" : "c", from < SIM_NODES ? from : from - SIM_NODES);
 }
 
-const net_tap oracle_tap = {
-    .sent = tap_sent, .delivered = tap_delivered, .body_changed = tap_body_changed};
+const net_tap oracle_tap = {.sent = tap_sent,
+                            .delivered = tap_delivered,
+                            .landed = tap_landed,
+                            .body_changed = tap_body_changed};
 
 /* ---- completions ----------------------------------------------------------------------------- */
 
@@ -408,11 +423,18 @@ static bool poisoned(const uint8_t *slot)
     return slot[0] == 0xa5 && memcmp(slot, slot + 1, NET_BODY_MAX - 1) == 0;
 }
 
+/* A slot that replies were read into holds rubbish once its request has ended: it is poisoned anew.
+ */
 static void slot_look(sim *s, uint32_t c, uint32_t slot)
 {
-    const sim_client *me = &s->client[c];
+    sim_client *me = &s->client[c];
+    uint8_t *bytes = me->landing + (size_t)slot * NET_BODY_MAX;
     if (me->client->slot_use[slot] == SLOT_FILLED) return;
-    if (!poisoned(me->landing + (size_t)slot * NET_BODY_MAX))
+    if (me->landed[slot]) {
+        if (me->client->slot_use[slot] == SLOT_POSTED) return;
+        me->landed[slot] = false;
+        memset(bytes, 0xa5, NET_BODY_MAX);
+    } else if (!poisoned(bytes))
         sim_fail(s, "P4", "c%u: slot %u was written while it belonged to nobody", c, slot);
 }
 
@@ -470,6 +492,8 @@ static void node_check(sim *s, uint32_t n)
             jobs++;
             reserved += server->jobs[i].kind == JOB_PUT && server->jobs[i].slot != KV_NO_SLOT;
         }
+    for (uint32_t i = 0; i < server->config.connections_max; i++)
+        reserved += server->conn[i].peer != 0 && server->conn[i].landing != KV_NO_SLOT;
     if (reserved != u.reserved || jobs != server->jobs_used)
         sim_fail(s, "P8", "n%u: %u slots reserved for %llu, %u jobs of %u", n, reserved,
                  (unsigned long long)u.reserved, jobs, server->jobs_used);

@@ -114,6 +114,7 @@ typedef struct sim_client {
     uint32_t held_count, open_count;
     uint64_t stalled_ns, bad_ns, next_op_ns;
     uint32_t cursor;                   /* slot whose poison is looked at next */
+    bool landed[SIM_SLOTS_MAX];        /* written while it was posted, not poisoned since */
     uint64_t heard_ns[SIM_NODES];      /* last LEASE or HELLO that a node got */
     uint64_t welcomed_ns[SIM_NODES];   /* last WELCOME from a node */
     uint64_t lease_lost_ns[SIM_NODES]; /* last time the node could let go of our contexts */

@@ -1,0 +1,453 @@
+/* The two transports of a real network, on loopback: what both must do, and what is one's alone. */
+#include "kvstore/transport.h"
+#include "tests/test.h"
+
+#include <arpa/inet.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+typedef struct peer_log {
+    uint8_t *landing;    /* where bodies go; NULL: nowhere */
+    uint32_t land_asked; /* how often */
+    uint32_t land_until; /* asked more often than this: withdrawn; 0: never */
+    uint32_t landed;     /* bodies that came there */
+    uint32_t withdrawn;  /* messages without the body that they have */
+    uint32_t opened, closed, messages, sent;
+    kv_peer last;
+    uint8_t head[WIRE_HEAD_MAX];
+    uint64_t body_digest;
+    uint32_t body_bytes;
+} peer_log;
+
+static void log_opened(void *owner, kv_peer peer)
+{
+    peer_log *l = owner;
+    l->opened++;
+    l->last = peer;
+}
+
+static void log_message(void *owner, kv_peer peer, const kv_message *m)
+{
+    peer_log *l = owner;
+    l->messages++;
+    l->last = peer;
+    memcpy(l->head, m->head, m->head_bytes);
+    l->body_bytes = m->body_bytes;
+    l->landed += m->body != NULL && m->body == l->landing;
+    l->withdrawn += m->body == NULL && m->body_bytes > 0;
+    if (m->body != NULL) l->body_digest = bytes_digest(m->body, m->body_bytes, 1);
+}
+
+static void log_sent(void *owner, kv_peer peer, uint64_t cookie)
+{
+    (void)peer;
+    (void)cookie;
+    ((peer_log *)owner)->sent++;
+}
+
+static void log_closed(void *owner, kv_peer peer, status why)
+{
+    (void)peer;
+    (void)why;
+    ((peer_log *)owner)->closed++;
+}
+
+static void *log_land(void *owner, kv_peer peer, const kv_message *m)
+{
+    (void)peer;
+    peer_log *l = owner;
+    EXPECT(m->body == NULL && m->body_bytes > 0);
+    l->land_asked++;
+    return l->land_until != 0 && l->land_asked > l->land_until ? NULL : l->landing;
+}
+
+static const kv_events log_events = {log_opened, log_message, log_sent, log_closed, NULL};
+static const kv_events land_events = {log_opened, log_message, log_sent, log_closed, log_land};
+
+typedef enum kind { UCX, TCP } kind;
+
+static status open_one(kind with, arena *a, kv_transport **out)
+{
+    return with == UCX ? kv_transport_ucx_open(a, false, out)
+                       : kv_transport_tcp_open(a, false, out);
+}
+
+/* Poll both until `*counter` reaches `want`, or five seconds have passed. */
+static bool until(kv_transport *a, kv_transport *b, const uint32_t *counter, uint32_t want)
+{
+    uint64_t end = clock_now(&clock_monotonic) + UINT64_C(5000000000);
+    while (*counter < want && clock_now(&clock_monotonic) < end) {
+        kv_transport_flush(a);
+        if (b != NULL) kv_transport_flush(b);
+        bool moved = a->ops->poll(a);
+        if (b != NULL) moved |= b->ops->poll(b);
+        if (!moved) a->ops->wait(a, -1, 100 * 1000);
+    }
+    return *counter >= want;
+}
+
+static void messages_cross(kind with)
+{
+    arena *a = arena_create("network test");
+    kv_transport *server, *client;
+    peer_log at_server = {0}, at_client = {0};
+    char address[CLUSTER_ADDRESS_MAX];
+    kv_peer peer;
+    EXPECT(open_one(with, a, &server) == STATUS_OK);
+    EXPECT(open_one(with, a, &client) == STATUS_OK);
+    kv_transport_bind(server, &log_events, &at_server);
+    kv_transport_bind(client, &log_events, &at_client);
+    EXPECT(server->ops->listen(server, "127.0.0.1:0", address) == STATUS_OK);
+    EXPECT(client->ops->dial(client, address, &peer) == STATUS_OK);
+    EXPECT(until(client, server, &at_client.opened, 1));
+    uint8_t *body = calloc(1, 1 << 20);
+    for (uint32_t i = 0; i < 1 << 20; i++)
+        body[i] = (uint8_t)(i * 7 + i / 251);
+    static const uint32_t sizes[] = {1, 100, 8192, 16384, 32768, 65536, 1 << 20};
+    for (uint32_t i = 0; i < 7; i++) {
+        kv_message m = {"0123456789abcdef", 16, body, sizes[i], i};
+        EXPECT(client->ops->send(client, peer, &m) == STATUS_OK);
+        EXPECT(until(client, server, &at_server.messages, i + 1));
+        EXPECT_EQ_U64(at_server.body_bytes, sizes[i]);
+        EXPECT_EQ_X64(at_server.body_digest, bytes_digest(body, sizes[i], 1));
+        EXPECT(until(client, server, &at_client.sent, i + 1));
+    }
+    kv_message reply = {"answer", 6, NULL, 0, 0};
+    EXPECT(server->ops->send(server, at_server.last, &reply) == STATUS_OK);
+    EXPECT(until(client, server, &at_client.messages, 1));
+    EXPECT_EQ_MEM(at_client.head, "answer", 6);
+    kv_transport_close(server);
+    EXPECT(until(client, NULL, &at_client.closed, 1));
+    kv_transport_close(client);
+    free(body);
+    arena_destroy(a);
+}
+
+TEST(messages_cross_whole_and_a_closed_end_is_told)
+{
+    messages_cross(UCX);
+    messages_cross(TCP);
+}
+
+static void hang_up(kind with)
+{
+    arena *a = arena_create("network test");
+    kv_transport *server, *client;
+    peer_log at_server = {0}, at_client = {0};
+    char address[CLUSTER_ADDRESS_MAX];
+    kv_peer peer;
+    EXPECT(open_one(with, a, &server) == STATUS_OK);
+    EXPECT(open_one(with, a, &client) == STATUS_OK);
+    kv_transport_bind(server, &log_events, &at_server);
+    kv_transport_bind(client, &log_events, &at_client);
+    EXPECT(server->ops->listen(server, "127.0.0.1:0", address) == STATUS_OK);
+    EXPECT(client->ops->dial(client, address, &peer) == STATUS_OK);
+    EXPECT(until(client, server, &at_client.opened, 1));
+    EXPECT(until(server, client, &at_server.opened, 1));
+    /* Of twenty sleeps of 20 ms one at least is not cut short: nothing is left to do. */
+    uint64_t longest = 0;
+    for (uint32_t i = 0; i < 20; i++) {
+        while (client->ops->poll(client))
+            continue;
+        uint64_t start = clock_now(&clock_monotonic);
+        client->ops->wait(client, -1, 20 * 1000 * 1000);
+        uint64_t slept = clock_now(&clock_monotonic) - start;
+        if (slept > longest) longest = slept;
+    }
+    EXPECT_GE_U64(longest, 19 * 1000 * 1000);
+    client->ops->hang_up(client, peer);
+    EXPECT(until(client, server, &at_client.closed, 1));
+    EXPECT(until(server, client, &at_server.closed, 1));
+    kv_message m = {"late", 4, NULL, 0, 0};
+    EXPECT(client->ops->send(client, peer, &m) == STATUS_PEER_LOST);
+    kv_transport_close(client);
+    kv_transport_close(server);
+    arena_destroy(a);
+}
+
+TEST(who_hangs_up_is_told_when_it_is_over_and_an_idle_connection_sleeps)
+{
+    hang_up(UCX);
+    hang_up(TCP);
+}
+
+static void dial_to_nobody(kind with)
+{
+    arena *a = arena_create("network test");
+    kv_transport *client;
+    peer_log at_client = {0};
+    kv_peer peer;
+    EXPECT(open_one(with, a, &client) == STATUS_OK);
+    kv_transport_bind(client, &log_events, &at_client);
+    EXPECT(client->ops->dial(client, "127.0.0.1:1", &peer) == STATUS_OK);
+    EXPECT(until(client, NULL, &at_client.closed, 1));
+    kv_transport_close(client);
+    arena_destroy(a);
+}
+
+TEST(a_dial_to_nobody_is_closed_soon)
+{
+    dial_to_nobody(UCX);
+    dial_to_nobody(TCP);
+}
+
+static void taken_port(kind with)
+{
+    arena *a = arena_create("network test");
+    kv_transport *one, *two;
+    peer_log l = {0};
+    char address[CLUSTER_ADDRESS_MAX], other[CLUSTER_ADDRESS_MAX];
+    EXPECT(open_one(with, a, &one) == STATUS_OK);
+    EXPECT(open_one(with, a, &two) == STATUS_OK);
+    kv_transport_bind(one, &log_events, &l);
+    EXPECT(one->ops->listen(one, "127.0.0.1:0", address) == STATUS_OK);
+    EXPECT(two->ops->listen(two, address, other) == STATUS_IO);
+    EXPECT_HAS_STR(log_last_error(), "in use");
+    kv_transport_close(two);
+    kv_transport_close(one);
+    arena_destroy(a);
+}
+
+TEST(a_taken_port_is_refused_with_a_sentence)
+{
+    taken_port(UCX);
+    taken_port(TCP);
+}
+
+TEST(devices_are_those_asked_for_or_those_of_the_addresses)
+{
+    cluster_config c;
+    char devices[KV_DEVICES_MAX];
+    cluster_config_default(&c);
+    EXPECT_OK(kv_devices_find(&c, "127.0.0.1:0", devices));
+    EXPECT_EQ_STR(devices, "lo");
+    EXPECT_OK(kv_devices_find(&c, NULL, devices)); /* no nodes: loopback */
+    EXPECT_EQ_STR(devices, "lo");
+    c.map.node_count = 2; /* both on one device: named once */
+    snprintf(c.map.node[0].data, sizeof c.map.node[0].data, "127.0.0.1:7101");
+    snprintf(c.map.node[1].data, sizeof c.map.node[1].data, "127.3.2.1:7102");
+    EXPECT_OK(kv_devices_find(&c, NULL, devices));
+    EXPECT_EQ_STR(devices, "lo");
+    EXPECT_STATUS(kv_devices_find(&c, "192.0.2.77:7101", devices), STATUS_INVALID); /* TEST-NET-1 */
+    EXPECT_HAS_STR(log_last_error(), "no network device here carries 192.0.2.77");
+    snprintf(c.device, sizeof c.device, "eth8,eth9");
+    EXPECT_OK(kv_devices_find(&c, "192.0.2.77:7101", devices));
+    EXPECT_EQ_STR(devices, "eth8,eth9");
+}
+
+TEST(a_transport_on_a_device_that_is_not_there_is_refused)
+{
+    kv_transport *t = NULL;
+    arena *a = arena_create("ucx");
+    EXPECT(kv_transport_ucx_open_on(a, "nodevice7", false, &t) != STATUS_OK ||
+           t->ops->listen(t, "127.0.0.1:0", (char[CLUSTER_ADDRESS_MAX]){0}) != STATUS_OK);
+    kv_transport_close(t);
+    arena_destroy(a);
+}
+
+/* ---- plain TCP ------------------------------------------------------------------------------- */
+
+typedef struct pair {
+    arena *a;
+    kv_transport *server, *client;
+    peer_log at_server, at_client;
+    kv_peer peer; /* the client's end */
+    char address[CLUSTER_ADDRESS_MAX];
+} pair;
+
+static void pair_open(pair *p, const kv_events *server_events)
+{
+    *p = (pair){.a = arena_create("pair")};
+    EXPECT(kv_transport_tcp_open(p->a, false, &p->server) == STATUS_OK);
+    EXPECT(kv_transport_tcp_open(p->a, false, &p->client) == STATUS_OK);
+    kv_transport_bind(p->server, server_events, &p->at_server);
+    kv_transport_bind(p->client, &log_events, &p->at_client);
+    EXPECT(p->server->ops->listen(p->server, "127.0.0.1:0", p->address) == STATUS_OK);
+    EXPECT(p->client->ops->dial(p->client, p->address, &p->peer) == STATUS_OK);
+    EXPECT(until(p->client, p->server, &p->at_client.opened, 1));
+    EXPECT(until(p->server, p->client, &p->at_server.opened, 1));
+}
+
+static void pair_close(pair *p)
+{
+    kv_transport_close(p->client);
+    kv_transport_close(p->server);
+    arena_destroy(p->a);
+}
+
+TEST(a_long_body_is_read_where_the_owner_says_and_a_short_one_is_not)
+{
+    pair p;
+    pair_open(&p, &land_events);
+    uint8_t *body = calloc(1, 1 << 20);
+    p.at_server.landing = calloc(1, 1 << 20);
+    for (uint32_t i = 0; i < 1 << 20; i++)
+        body[i] = (uint8_t)(i * 11 + i / 257);
+    static const uint32_t sizes[] = {4096, 8192, 32768, 40000, 65536, 1 << 20};
+    for (uint32_t i = 0; i < 6; i++) {
+        memset(p.at_server.landing, 0, 1 << 20);
+        for (uint32_t twin = 0; twin < 2; twin++) { /* the second's head comes with the first */
+            kv_message m = {"head", 4, body, sizes[i], i};
+            EXPECT(p.client->ops->send(p.client, p.peer, &m) == STATUS_OK);
+        }
+        EXPECT(until(p.client, p.server, &p.at_server.messages, 2 * i + 2));
+        EXPECT_EQ_U64(p.at_server.landed, 2 * i);
+        EXPECT_EQ_X64(p.at_server.body_digest, bytes_digest(body, sizes[i], 1));
+        if (i > 0) EXPECT_EQ_MEM(p.at_server.landing, body, sizes[i]);
+    }
+    EXPECT_EQ_U64(p.at_server.withdrawn, 0);
+    free(p.at_server.landing);
+    free(body);
+    pair_close(&p);
+}
+
+TEST(a_landing_that_was_withdrawn_is_not_written_any_more)
+{
+    pair p;
+    pair_open(&p, &land_events);
+    uint8_t *body = malloc(1 << 20);
+    p.at_server.landing = calloc(1, 1 << 20);
+    memset(body, 7, 1 << 20);
+    p.at_server.land_until = 2; /* once for the head's part, once for the next */
+    kv_message m = {"head", 4, body, 1 << 20, 1};
+    EXPECT(p.client->ops->send(p.client, p.peer, &m) == STATUS_OK);
+    while (p.at_server.land_asked <= 2) {
+        kv_transport_flush(p.client);
+        p.client->ops->poll(p.client);
+        p.server->ops->poll(p.server);
+    }
+    memset(p.at_server.landing, 0, 1 << 20); /* somebody else's now */
+    EXPECT(until(p.client, p.server, &p.at_server.messages, 1));
+    EXPECT(p.at_server.withdrawn == 1 && p.at_server.landed == 0);
+    for (uint32_t i = 0; i < 1 << 20; i++)
+        CHECK(p.at_server.landing[i] == 0);
+    p.at_server.land_until = 0; /* the stream goes on */
+    EXPECT(p.client->ops->send(p.client, p.peer, &m) == STATUS_OK);
+    EXPECT(until(p.client, p.server, &p.at_server.landed, 1));
+    EXPECT_EQ_MEM(p.at_server.landing, body, 1 << 20);
+    free(p.at_server.landing);
+    free(body);
+    pair_close(&p);
+}
+
+static int dial_plain(const char *address)
+{
+    struct sockaddr_storage to;
+    socklen_t bytes;
+    EXPECT(kv_address_parse(address, &to, &bytes) == STATUS_OK);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    EXPECT(fd >= 0 && connect(fd, (struct sockaddr *)&to, bytes) == 0);
+    return fd;
+}
+
+TEST(what_is_no_frame_ends_the_connection_and_what_is_half_of_one_waits)
+{
+    static const struct {
+        uint8_t bytes[8];
+        uint32_t count;
+        bool ends;
+    } say[] = {
+        {{0x48, 0x53, 4, 0, 0, 0, 0, 0}, 8, false},   /* a head is to come */
+        {{0x48, 0x53, 4}, 3, false},                  /* half a frame */
+        {{0x49, 0x53, 4, 0, 0, 0, 0, 0}, 8, true},    /* another magic */
+        {{0x48, 0x53, 129, 0, 0, 0, 0, 0}, 8, true},  /* a head longer than any */
+        {{0x48, 0x53, 4, 0, 1, 0, 0x10, 0}, 8, true}, /* a body of 1 MiB and a byte */
+        {{'G', 'E', 'T', ' ', '/', ' ', 'H', 'T'}, 8, true},
+    };
+    pair p;
+    pair_open(&p, &log_events);
+    for (uint32_t i = 0; i < sizeof say / sizeof say[0]; i++) {
+        uint32_t opened = p.at_server.opened, closed = p.at_server.closed;
+        int fd = dial_plain(p.address);
+        EXPECT(until(p.server, p.client, &p.at_server.opened, opened + 1));
+        EXPECT(write(fd, say[i].bytes, say[i].count) == (ssize_t)say[i].count);
+        if (say[i].ends) EXPECT(until(p.server, p.client, &p.at_server.closed, closed + 1));
+        for (uint32_t n = 0; n < 50; n++)
+            p.server->ops->poll(p.server);
+        EXPECT_EQ_U64(p.at_server.closed, closed + say[i].ends);
+        close(fd);
+        EXPECT(until(p.server, p.client, &p.at_server.closed, closed + 1));
+    }
+    EXPECT_EQ_U64(p.at_server.messages, 0);
+    EXPECT_EQ_U64(p.at_client.closed, 0);
+    pair_close(&p);
+}
+
+/* Whoever dials says so much that the other must have looked at it. */
+static void across(kind listens)
+{
+    arena *a = arena_create("network test");
+    kv_transport *server, *client, *friend;
+    peer_log at_server = {0}, at_client = {0}, at_friend = {0};
+    char address[CLUSTER_ADDRESS_MAX];
+    kv_peer peer;
+    static uint8_t body[64 << 10];
+    EXPECT(open_one(listens, a, &server) == STATUS_OK);
+    EXPECT(open_one(listens, a, &friend) == STATUS_OK);
+    EXPECT(open_one(listens == UCX ? TCP : UCX, a, &client) == STATUS_OK);
+    kv_transport_bind(server, &log_events, &at_server);
+    kv_transport_bind(client, &log_events, &at_client);
+    kv_transport_bind(friend, &log_events, &at_friend);
+    EXPECT(server->ops->listen(server, "127.0.0.1:0", address) == STATUS_OK);
+    EXPECT(client->ops->dial(client, address, &peer) == STATUS_OK);
+    kv_message m = {"hello", 5, body, sizeof body, 1};
+    for (uint32_t n = 0; n < 2000 && at_client.closed == 0; n++) {
+        if (at_client.opened > 0 && n % 100 == 0) (void)client->ops->send(client, peer, &m);
+        if (!client->ops->poll(client)) client->ops->wait(client, -1, 100 * 1000);
+        (void)server->ops->poll(server);
+    }
+    EXPECT_EQ_U64(at_server.messages + at_client.messages, 0);
+    EXPECT(friend->ops->dial(friend, address, &peer) == STATUS_OK); /* nobody was harmed */
+    EXPECT(until(friend, server, &at_friend.opened, 1));
+    EXPECT(friend->ops->send(friend, peer, &m) == STATUS_OK);
+    EXPECT(until(friend, server, &at_server.messages, 1));
+    kv_transport_close(client);
+    kv_transport_close(friend);
+    kv_transport_close(server);
+    arena_destroy(a);
+}
+
+TEST(a_dial_from_ucx_to_tcp_or_back_delivers_nothing_and_harms_nobody)
+{
+    across(TCP);
+    across(UCX);
+}
+
+TEST(who_does_not_read_makes_busy_and_gets_everything_in_order_when_it_does)
+{
+    enum { BODY = 64 << 10, MAX = 4096 };
+    pair p;
+    pair_open(&p, &log_events);
+    uint8_t *body = calloc(1, BODY);
+    uint32_t sent = 0;
+    kv_message m = {.head = &sent, .head_bytes = 4, .body = body, .body_bytes = BODY};
+    for (status s = STATUS_OK; s == STATUS_OK && sent < MAX; sent += s == STATUS_OK) {
+        s = p.client->ops->send(p.client, p.peer, &m);
+        p.client->ops->poll(p.client);
+        EXPECT(s == STATUS_OK || s == STATUS_BUSY);
+    }
+    EXPECT(sent > 64 && sent < MAX);
+    EXPECT(until(p.client, p.server, &p.at_server.messages, sent));
+    uint32_t last = sent - 1;
+    EXPECT_EQ_MEM(p.at_server.head, &last, 4);
+    EXPECT(until(p.client, p.server, &p.at_client.sent, sent));
+    EXPECT(p.client->ops->send(p.client, p.peer, &m) == STATUS_OK);
+    p.client->ops->hang_up(p.client, p.peer); /* what was not sent is given back */
+    EXPECT(until(p.client, p.server, &p.at_client.closed, 1));
+    EXPECT_EQ_U64(p.at_client.sent, sent + 1);
+    free(body);
+    pair_close(&p);
+}
+
+TEST(the_loopback_network_is_measured)
+{
+    kv_loopback seen = {0};
+    EXPECT(kv_loopback_measure(&seen) == STATUS_OK);
+    EXPECT(seen.tcp_gbs > 0.01 && seen.transport_gbs > 0.01 && seen.transport_rtt_us > 0.5);
+    printf("loopback: sockets %.2f GB/s, transport %.2f GB/s, round trip %.1f us\n", seen.tcp_gbs,
+           seen.transport_gbs, seen.transport_rtt_us);
+}
+
+TEST_MAIN()
