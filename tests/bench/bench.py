@@ -72,7 +72,7 @@ class Bench:
         if more.get('peer_value'):
             more['ratio'] = value / more['peer_value'] if higher else more['peer_value'] / value
         row.update(more)
-        row.update({'runs': runs, 'simulated': False, 'device': self.device, 'load': os.getloadavg()[0],
+        row.update({'runs': runs, 'simulated': False, 'device': self.device, 'load': more.get('load', os.getloadavg()[0]),
                     'commit': self.commit, 'date': self.date})
         self.keep(group, row)
         return row
@@ -120,18 +120,21 @@ def ucx_once(size, count, env):
     return rate, spent / ((count + warm) * size / (1 << 30))
 
 
-def ucx_perftest(bench, size):
-    """The better of UCX's default segments and ours: {'gbs', 'cpu', 'how'}; None without ucx_perftest"""
-    if not shutil.which('ucx_perftest'):
-        bench.note('no ucx_perftest (Debian: ucx-utils): the store is held against sockets alone')
-        return None
-    best = None
+def ucx_perftest(bench, size, kept):
+    """RUNS more of UCX's default segments and of larger ones, kept as {how: [(GB/s, processor seconds per GiB)]}"""
     for how, more in (('default segments', {}),
                       ('72K segments', {'UCX_TCP_TX_SEG_SIZE': '72K', 'UCX_TCP_RX_SEG_SIZE': '144K'})):
         env = dict(os.environ, UCX_TLS='tcp', UCX_NET_DEVICES='lo', **more)
         got = [x for x in (ucx_once(size, 4000, env) for _ in range(RUNS)) if x]
         if len(got) < RUNS:
             bench.note(f'ucx_perftest {size} {how}: {RUNS - len(got)} of {RUNS} runs failed')
+        kept.setdefault(how, []).extend(got)
+
+
+def ucx_better(kept):
+    """The better of the two: {'gbs', 'cpu', 'how'}; None when there is neither"""
+    best = None
+    for how, got in kept.items():
         if got and (best is None or median([x[0] for x in got]) > median(best['gbs'])):
             best = {'gbs': [x[0] for x in got], 'cpu': [x[1] for x in got], 'how': how}
     return best
@@ -139,23 +142,33 @@ def ucx_perftest(bench, size):
 
 def store_rows(bench, kept, ucx):
     for (op, block, window, batch), by in sorted(kept.items()):
-        ours, sockets, redis = by['shoal'], by['sockets'], by.get('redis')
+        ours, sockets, ucx_ours, redis = by['shoal'], by['sockets'], by.get('shoal_ucx'), by.get('redis')
         case = f'{block >> 10} KiB, batch {batch}, window {window}'
         value, peers = median(ours['gbs']), {'sockets': sockets}
         if ucx.get(block):
             peers['ucx_perftest'] = ucx[block]
         peer = max(peers, key=lambda name: median(peers[name]['gbs']))
         more = {'peer': peer, 'peer_value': median(peers[peer]['gbs']), 'peer_runs': peers[peer]['gbs'],
-                'cpu_s_per_gib': median(ours['cpu']), 'request_us': median(ours['request_us']), 'bad_blocks': ours['bad']}
-        for name, got in list(peers.items()) + ([('redis', redis)] if redis else []):
+                'cpu_s_per_gib': median(ours['cpu']), 'node_cpu_s_per_gib': median(ours['server_cpu']), 'load': ours['load'],
+                'cpu_ratio': median(peers[peer]['cpu']) / median(ours['cpu']), 'request_us': median(ours['request_us']), 'bad_blocks': ours['bad']}
+        others = [('shoal_ucx', ucx_ours), ('redis', redis)]
+        for name, got in list(peers.items()) + [(name, got) for name, got in others if got]:
             more[f'{name}_gbs'], more[f'{name}_cpu_s_per_gib'] = median(got['gbs']), median(got['cpu'])
+        if ucx_ours:
+            more['shoal_ucx_runs'] = ucx_ours['gbs']
         if redis:
             more['ratio_redis'] = value / more['redis_gbs'] if more['redis_gbs'] else None
+            more['redis_runs'] = redis['gbs']
         bench.row('store', f'store_{op}', case, ours['gbs'], 'GB/s', **more)
 
 
 def group_store(bench):
-    port, redis = free_port(), None
+    port, redis, ucx = free_port(), None, {32768: {}, 65536: {}}
+    with_ucx = shutil.which('ucx_perftest')
+    if not with_ucx:
+        bench.note('no ucx_perftest (Debian: ucx-utils): the store is held against sockets alone')
+    for size in ucx if with_ucx else ():  # before and after the store's own runs
+        ucx_perftest(bench, size, ucx[size])
     if shutil.which('redis-server'):
         redis = subprocess.Popen(['redis-server', '--port', str(port), '--bind', '127.0.0.1', '--save', '',
                                   '--appendonly', 'no', '--dir', tempfile.gettempdir()], stdout=subprocess.DEVNULL)
@@ -172,7 +185,9 @@ def group_store(bench):
     for line in lines:
         kept.setdefault((line['op'], line['block'], line['window'], line['batch']), {})[line['target']] = line
     kept = {key: by for key, by in kept.items() if 'shoal' in by and 'sockets' in by}
-    store_rows(bench, kept, {size: ucx_perftest(bench, size) for size in (32768, 65536)})
+    for size in ucx if with_ucx else ():
+        ucx_perftest(bench, size, ucx[size])
+    store_rows(bench, kept, {size: ucx_better(ucx[size]) for size in ucx})
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
@@ -344,7 +359,7 @@ def draw(rows, notes):
             more = ''
             if 'cpu_s_per_gib' in row:
                 more = f'CPU s/GiB {number(row["cpu_s_per_gib"])}'
-                for name in ('sockets', 'ucx_perftest', 'redis'):
+                for name in ('sockets', 'shoal_ucx', 'ucx_perftest', 'redis'):
                     if f'{name}_gbs' in row:
                         more += f'; {name} {number(row[name + "_gbs"])} GB/s, {number(row[name + "_cpu_s_per_gib"])}'
                 if row.get('ratio_redis'):
