@@ -238,6 +238,10 @@ extern "C" status cuda_probe(kern_backend *backend, const char *what, double *ou
         *out_value = (double)(strcmp(what, "memory") == 0 ? all_bytes : free_bytes);
         return STATUS_OK;
     }
+    if (strcmp(what, "stream_bytes") == 0) {
+        *out_value = (double)CUDA_WORKSPACE_BYTES + CUDA_COUNTERS * sizeof(uint32_t);
+        return STATUS_OK;
+    }
     if (strcmp(what, "ecc") == 0) {
         int on = 0;
         TRY_CUDA(cudaDeviceGetAttribute(&on, cudaDevAttrEccEnabled, d->ordinal));

@@ -31,6 +31,7 @@ void kern_stream_watch(kern_stream *stream, const kern_watch *watch);
  *   host_gather         the same out of (pinned) host memory; counts each byte once
  *   h2d, d2h            one large pinned copy, GB/s              (cuda)
  *   memory, memory_free bytes of device memory                   (cuda)
+ *   stream_bytes        bytes of it that a stream owns           (cuda)
  *   ecc                 1 on, 0 off                              (cuda)
  *   clock, clock_max, memory_clock, memory_clock_max             MHz (cuda, with NVML)
  *   pcie_gen, pcie_gen_max, pcie_width, pcie_width_max           (cuda, with NVML)

@@ -41,6 +41,7 @@ static const flag flags[] = {
     {"--budget", "N|A,B,C,D", "blocks a step: a listed total, or first, before the current, query, total (default: the model's)", AT(budget), 0, 0, FLAG_STRING, BOTH, false},
     {"--lookahead", "own|mid|input|step", "whose query selects (default own)", AT(lookahead), 0, 0, FLAG_STRING, BOTH, true},
     {"--device-pool", "SIZE", "device memory for KV blocks, as 64MiB (default: the cluster file's)", AT(device_pool_bytes), 0, 0, FLAG_BYTES, BOTH, false},
+    {"--hbm", "SIZE", "all device memory, as 40GiB: weights, workspaces, summaries; the pool is the rest unless given", AT(hbm_bytes), 0, 0, FLAG_BYTES, BOTH, false},
     {"--host-tier", "SIZE", "host memory for blocks beyond the pool, as 1GiB (default: the cluster file's)", AT(host_tier_bytes), 0, 0, FLAG_BYTES, BOTH, false},
     {"--max-num-seqs", "N", "sequences that decode in one step", AT(max_num_seqs), 1, 4096, FLAG_WHOLE, BOTH, false},
     {"--max-model-len", "N", "longest prompt with its answer, in tokens (default: the model's)", AT(max_model_len), 1, 1u << 24, FLAG_WHOLE, BOTH, false},
@@ -203,6 +204,7 @@ static status check_whole(args_verb verb, const args *a)
     if (a->model == NULL) return FAIL(INVALID, "%s needs --model DIR", what);
     if (verb == ARGS_DECODE && a->output == NULL)
         return FAIL(INVALID, "decode needs -o FILE for its answers");
+    if (a->hbm_bytes == 0) return FAIL(INVALID, "--hbm 0B: a worker needs device memory");
     if (a->overwrite && a->resume)
         return FAIL(INVALID, "--overwrite and --resume exclude each other");
     if (a->resume && strcmp(a->output, "-") == 0)
@@ -222,6 +224,7 @@ status args_parse(args_verb verb, int argc, char **argv, args *out_args)
         .log_level = "warn",
         .device_pool_bytes = UINT64_MAX,
         .host_tier_bytes = UINT64_MAX,
+        .hbm_bytes = UINT64_MAX,
         .max_num_seqs = UINT32_MAX,
         .max_model_len = UINT32_MAX,
         .max_num_batched_tokens = UINT32_MAX,
@@ -258,7 +261,9 @@ status args_parse(args_verb verb, int argc, char **argv, args *out_args)
 
 void args_apply(const args *a, cluster_config *config)
 {
-    if (a->device_pool_bytes != UINT64_MAX) config->device_pool_bytes = a->device_pool_bytes;
+    if (a->hbm_bytes != UINT64_MAX ||
+        a->device_pool_bytes != UINT64_MAX) /* UINT64_MAX: the rest of --hbm */
+        config->device_pool_bytes = a->device_pool_bytes;
     if (a->host_tier_bytes != UINT64_MAX) config->host_tier_bytes = a->host_tier_bytes;
     if (a->max_num_seqs != UINT32_MAX) config->max_num_seqs = a->max_num_seqs;
     if (a->max_model_len != UINT32_MAX) config->max_model_len = a->max_model_len;

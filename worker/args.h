@@ -21,7 +21,7 @@ typedef struct args {
     const char *backend, *log_level;
     const char *task, *kind; /* eval: "text" or "keys"; "trained", "unseen" or NULL */
     args_format format;
-    uint64_t device_pool_bytes, host_tier_bytes; /* UINT64_MAX: not given */
+    uint64_t device_pool_bytes, host_tier_bytes, hbm_bytes; /* UINT64_MAX: not given */
     uint32_t max_num_seqs, max_model_len, max_num_batched_tokens, park_quantum, victim_margin,
         threads;                         /* UINT32_MAX: not given */
     uint32_t tokens, limit, decode_from; /* eval; UINT32_MAX: all */

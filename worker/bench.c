@@ -233,6 +233,7 @@ static status open_engine(bench *b)
                             .hub_thread = b->store != NULL,
                             .clock = clock_monotonic,
                             .seed = o->seed,
+                            .hbm_bytes = o->hbm,
                             .prefetch = !o->no_prefetch,
                             .verify = true,
                             .widest = b->selector};

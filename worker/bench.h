@@ -29,7 +29,7 @@ typedef struct bench_options {
     uint32_t batch;                                      /* 0: as many as the memory holds */
     uint32_t runs, steps, warm;                          /* steps: of one run */
     uint32_t nodes, replicas, threads, margin, quantum;
-    uint64_t device_pool, kv_memory, host_tier, seed;
+    uint64_t device_pool, kv_memory, hbm, host_tier, seed;
     double churn; /* 0: not given, the walk that was measured */
     double rtt_us, gbit;
     bool resident, nosi_like, no_prefetch, profile, quiet, json, help;

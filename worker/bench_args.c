@@ -19,6 +19,7 @@ static const flag_row rows[] = {
     {"--lookahead", "own|mid|input|step", "whose query selects (default own)", AT(lookahead), FLAG_TYPE_WORD, 0, 0},
     {"--churn", "X", "misses a layer, KV head and step at an exact fit (default: as an 8B at 16K, 3.58 at its budget)", AT(churn), FLAG_TYPE_REAL, 0.01, 1000},
     {"--device-pool", "SIZE", "device memory for KV blocks (default: what the batch needs)", AT(device_pool), FLAG_TYPE_BYTES, 0, 0},
+    {"--hbm", "SIZE", "all device memory: refuses weights, workspaces, summaries and pool beyond it", AT(hbm), FLAG_TYPE_BYTES, 0, 0},
     {"--kv-memory", "SIZE", "device memory for KV blocks and summaries together", AT(kv_memory), FLAG_TYPE_BYTES, 0, 0},
     {"--victim-margin", "N", "percent of pool slots beyond the selection (default 25; 0: exact fit)", AT(margin), FLAG_TYPE_WHOLE, 0, 1000},
     {"--resident", NULL, "all blocks stay in the pool: nothing is offloaded", AT(resident), FLAG_TYPE_ON, 0, 0},

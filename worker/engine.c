@@ -161,6 +161,7 @@ static void read_dims(worker_engine *e)
 typedef struct taking {
     worker_engine *e;
     status result;
+    bool dry; /* only count */
 } taking;
 
 static void *take_some(taking *t, uint64_t bytes, bool shared)
@@ -168,6 +169,10 @@ static void *take_some(taking *t, uint64_t bytes, bool shared)
     worker_engine *e = t->e;
     void *p = NULL;
     if (t->result != STATUS_OK) return NULL;
+    if (t->dry) {
+        *(shared ? &e->shared_bytes : &e->device_bytes) += bytes;
+        return NULL;
+    }
     t->result =
         shared ? kern_alloc_shared(e->backend, bytes, &p) : kern_alloc(e->backend, bytes, &p);
     if (t->result != STATUS_OK) return NULL;
@@ -293,10 +298,12 @@ static void take_summaries(taking *t)
 {
     worker_engine *e = t->e;
     uint64_t per_seq = (uint64_t)e->layers * e->kv_heads, heads = per_seq * e->seqs;
+    uint64_t before = e->device_bytes;
     e->kc = take(t, heads * e->max_windows * e->head_dim, sizeof(uint16_t));
     e->uc = take(t, heads * e->max_windows, sizeof(uint16_t));
     e->u = take(t, heads * e->max_len, sizeof(uint16_t));
     e->key_ring = take(t, heads * KERN_KEY_RING * e->head_dim, sizeof(uint16_t));
+    e->summary_bytes = e->device_bytes - before;
     e->entry_of = take_absent(t, heads * e->max_blocks);
     e->block_of = take_absent(t, heads * e->max_entries);
     e->slot_of = take_absent(t, heads * e->max_entries);
@@ -357,7 +364,7 @@ static void take_exchanges(taking *t)
     e->exchange = take_shared(t, all, sizeof(kern_exchange));
     kern_miss *miss = take_shared(t, all * capacity, sizeof(kern_miss));
     kern_arrival *arrival = take_shared(t, all * capacity, sizeof(kern_arrival));
-    if (t->result != STATUS_OK) return;
+    if (t->result != STATUS_OK || t->dry) return;
     e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
     for (uint32_t g = 0; g <= e->groups; g++) {
         kern_exchange *x = &e->exchange[g];
@@ -420,6 +427,75 @@ void engine_pause(void *self, uint64_t until_ns)
 
 /* ---- creation -------------------------------------------------------------------------------- */
 
+static uint64_t smallest_pool(const worker_engine *e)
+{
+    return (uint64_t)e->layers * e->kv_heads * e->max_entries * e->block_bytes;
+}
+
+/* Device memory beside weights and pool: summaries, tables and workspaces, the stream's own. */
+static uint64_t count_others(worker_engine *e)
+{
+    taking t = {.e = e, .result = STATUS_OK, .dry = true};
+    double stream = 0;
+    e->device_bytes = e->shared_bytes = 0;
+    take_summaries(&t);
+    take_rows(&t);
+    take_picks(&t);
+    take_exchanges(&t);
+    if (kern_probe(e->backend, "stream_bytes", &stream) != STATUS_OK) stream = 0;
+    e->stream_bytes = (uint64_t)stream;
+    uint64_t all = e->device_bytes + e->stream_bytes;
+    e->device_bytes = e->shared_bytes = 0;
+    return all;
+}
+
+/* What would do in place of a limit that is too small: more memory, or fewer sequences. */
+static status refuse_limit(worker_engine *e, uint64_t others, uint64_t pool)
+{
+    const double mib = 1.0 / 1048576.0;
+    uint64_t limit = e->config.hbm_bytes, weights = e->config.model->weight_bytes;
+    uint64_t need = weights + others + pool, summaries = e->summary_bytes;
+    bool smallest = e->cluster.device_pool_bytes == WORKER_POOL_REST;
+    uint32_t asked = e->cluster.max_num_seqs, n = asked - 1;
+    for (; n > 0; n--) {
+        e->cluster.max_num_seqs = n;
+        read_dims(e);
+        if (weights + count_others(e) + (smallest ? smallest_pool(e) : pool) <= limit) break;
+    }
+    char or_else[64];
+    (void)snprintf(or_else, sizeof or_else,
+                   n > 0 ? "--max-num-seqs %u" : "a smaller --max-model-len or budget", n);
+    return FAIL(NO_MEMORY,
+                "%.1f MiB of device memory (--hbm) do not hold weights of %.1f MiB, workspaces of "
+                "%.1f, summaries of %.1f and %s pool of %.1f: give --hbm %lluMiB, or %s",
+                (double)limit * mib, (double)weights * mib, (double)(others - summaries) * mib,
+                (double)summaries * mib, smallest ? "the smallest" : "a", (double)pool * mib,
+                (unsigned long long)((need + 1048575) / 1048576), or_else);
+}
+
+/* The pool's size by the limit of device memory, if there is one, and whether the device has it. */
+static status size_pool(worker_engine *e)
+{
+    uint64_t limit = e->config.hbm_bytes, others = count_others(e);
+    uint64_t weights = e->config.model->weight_bytes, pool = e->cluster.device_pool_bytes;
+    double left = 0;
+    CHECK(pool != WORKER_POOL_REST || limit != 0);
+    if (pool == WORKER_POOL_REST) pool = smallest_pool(e);
+    if (limit != 0 && weights + others + pool > limit) return refuse_limit(e, others, pool);
+    if (e->cluster.device_pool_bytes == WORKER_POOL_REST) {
+        uint64_t most = smallest_pool(e) * e->seqs; /* more would serve nobody */
+        pool = limit - weights - others < most ? limit - weights - others : most;
+    }
+    e->cluster.device_pool_bytes = pool;
+    if (kern_probe(e->backend, "memory_free", &left) == STATUS_OK && (double)(others + pool) > left)
+        return FAIL(NO_MEMORY,
+                    "the device has %.0f MiB left for a pool of %.0f and %.0f of workspaces and "
+                    "summaries: lower --hbm, --device-pool or --max-num-seqs, or end what else "
+                    "uses it",
+                    left / 1048576.0, (double)pool / 1048576.0, (double)others / 1048576.0);
+    return STATUS_OK;
+}
+
 static status check_pool(const worker_engine *e)
 {
     uint64_t need = (uint64_t)e->layers * e->kv_heads * e->max_entries;
@@ -448,17 +524,29 @@ static status check_config(const worker_config *config)
     return STATUS_OK;
 }
 
+uint64_t worker_pool_bytes(const worker_engine *e)
+{
+    return (uint64_t)e->pool_slots * e->block_bytes;
+}
+
 static void print_plan(const worker_engine *e, FILE *plan)
 {
     if (plan == NULL) return;
-    double mib = 1.0 / 1048576.0;
-    uint64_t pool = (uint64_t)e->pool_slots * e->block_bytes;
+    const double mib = 1.0 / 1048576.0;
+    uint64_t pool = worker_pool_bytes(e), weights = e->config.model->weight_bytes;
+    uint64_t works = e->device_bytes - pool - e->summary_bytes + e->stream_bytes;
+    uint64_t landing = e->config.with_store ? e->cluster.landing_bytes : 0;
     fprintf(plan,
-            "memory plan: weights %.1f MiB, pool %.1f MiB (%u blocks of %u KiB), summaries, "
-            "tables and workspaces %.1f MiB, host %.1f MiB\n",
-            (double)e->config.model->weight_bytes * mib, (double)pool * mib, e->pool_slots,
-            e->block_bytes / 1024, (double)(e->device_bytes - pool) * mib,
-            (double)(arena_bytes(e->memory) + e->shared_bytes + io_shared_bytes(e->io)) * mib);
+            "memory plan: weights %.1f MiB, workspaces and tables %.1f MiB, summaries %.1f MiB, "
+            "pool %.1f MiB (%u blocks of %u KiB): %.1f MiB of device memory",
+            (double)weights * mib, (double)works * mib, (double)e->summary_bytes * mib,
+            (double)pool * mib, e->pool_slots, e->block_bytes / 1024,
+            (double)(weights + works + e->summary_bytes + pool) * mib);
+    if (e->config.hbm_bytes != 0)
+        fprintf(plan, " of the %.1f MiB allowed", (double)e->config.hbm_bytes * mib);
+    fprintf(plan, "; host %.1f MiB, of it landing zone %.1f MiB\n",
+            (double)(arena_bytes(e->memory) + e->shared_bytes + io_shared_bytes(e->io)) * mib,
+            (double)landing * mib);
 }
 
 status worker_create(const worker_config *config, FILE *plan, worker_engine **out_engine)
@@ -473,8 +561,11 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
     e->backend = config->model->backend;
     read_dims(e);
     e->inline_ops = kern_runs_inline(e->backend);
-    e->pool_slots = (uint32_t)(e->cluster.device_pool_bytes / e->block_bytes);
-    taking t = {.e = e, .result = check_pool(e)};
+    taking t = {.e = e, .result = size_pool(e)};
+    if (t.result == STATUS_OK) {
+        e->pool_slots = (uint32_t)(e->cluster.device_pool_bytes / e->block_bytes);
+        t.result = check_pool(e);
+    }
     if (t.result == STATUS_OK) t.result = kern_stream_create(e->backend, &e->stream);
     e->pool = take(&t, e->pool_slots, e->block_bytes);
     take_summaries(&t);

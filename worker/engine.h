@@ -138,7 +138,7 @@ struct worker_engine {
         bool shared;
     } taken[ENGINE_MEMORY_MAX];
     uint32_t taken_count;
-    uint64_t device_bytes, shared_bytes;
+    uint64_t device_bytes, shared_bytes, summary_bytes, stream_bytes; /* device: pool, the rest */
     uint16_t *kc, *uc, *u, *key_ring;
     int32_t *entry_of, *block_of, *slot_of;
     uint32_t *used_step;

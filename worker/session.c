@@ -232,9 +232,12 @@ status session_start(session *s, FILE *plan)
         .seed = seed,
         .prefetch = !s->args->no_prefetch,
         .verify = !s->args->no_verify,
+        .hbm_bytes = s->args->hbm_bytes != UINT64_MAX ? s->args->hbm_bytes : 0,
         .widest = widest_of(s),
     };
-    return worker_create(&config, plan, &s->engine);
+    TRY(worker_create(&config, plan, &s->engine));
+    s->cluster.device_pool_bytes = worker_pool_bytes(s->engine);
+    return STATUS_OK;
 }
 
 bool session_store_failed(session *s, status result, const char *kept, status *out_run)

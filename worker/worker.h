@@ -38,9 +38,14 @@ typedef struct worker_config {
     bool tiles;           /* prompts by the backend's tile kernels, where it has them: faster, in
                            * an order of its own (kern_attend_args.prefill); off in the programs */
     bool verify;          /* false only in the control that proves tests can fail */
+    uint64_t hbm_bytes;   /* device memory for weights, workspaces, summaries and pool; 0: no limit.
+                           * The driver's own is not counted */
     kern_selector widest; /* the largest selector a request will bring: sizes buffers */
 } worker_config;
 
+/* cluster.device_pool_bytes: what hbm_bytes leaves, at most what all sequences can use. */
+#define WORKER_POOL_REST UINT64_MAX
+uint64_t worker_pool_bytes(const worker_engine *engine);
 /* Prints the memory plan to `plan` when not NULL. NO_MEMORY names what is short and what would do.
  */
 status worker_create(const worker_config *config, FILE *plan, worker_engine **out_engine);

@@ -264,6 +264,7 @@ TEST(what_makes_no_sense_is_refused_in_one_sentence)
         {{"extra"}, "\"extra\" is too much"},
         {{"--device-pool", "64"}, "must be a size with its unit"},
         {{"--device-pool", "64KiB"}, "is too small for one step"},
+        {{"--hbm", "1MiB"}, "give --hbm "},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *argv[PROGRAM_ARGS_MAX] = {"bench", "decode", "--model", TINY, "--quiet"};

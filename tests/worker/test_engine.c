@@ -3,6 +3,8 @@
 #include "tests/test.h"
 #include "tests/worker/run.h"
 
+#include <stdlib.h>
+
 enum { PROMPT = 1700, NEW = 90 };
 
 /* Tokens that look like text to the model: a walk through its vocabulary with repeats. */
@@ -142,6 +144,63 @@ TEST(a_pool_smaller_than_one_step_is_refused_with_what_it_needs)
     worker_engine *e;
     EXPECT_EQ_I64(worker_create(&config, NULL, &e), STATUS_NO_MEMORY);
     EXPECT(strstr(log_last_error(), "--device-pool 5120KiB") != NULL);
+    model_free(m);
+    kern_backend_close(backend);
+}
+
+/* The engine that a limit of device memory gives, its numbers out of the printed plan; NULL: none.
+ */
+static worker_engine *limited(const model *m, uint64_t hbm, uint64_t pool, double *out_total)
+{
+    static cluster_config cluster;
+    char *plan = NULL;
+    size_t bytes = 0;
+    cluster_config_default(&cluster);
+    cluster.device_pool_bytes = pool;
+    cluster.max_num_seqs = 2;
+    cluster.max_model_len = 2048;
+    worker_config config = {
+        .model = m, .cluster = &cluster, .clock = clock_monotonic, .hbm_bytes = hbm};
+    const selector_choice choice = {.name = "nosa", .budget = "16"};
+    EXPECT(model_selector(&m->config, &choice, &config.widest) == STATUS_OK);
+    FILE *to = open_memstream(&plan, &bytes);
+    worker_engine *e = NULL;
+    status made = worker_create(&config, to, &e);
+    EXPECT(made == STATUS_OK || made == STATUS_NO_MEMORY);
+    fclose(to);
+    const char *total = plan != NULL ? strstr(plan, " KiB): ") : NULL;
+    if (total != NULL) *out_total = atof(total + 7);
+    free(plan);
+    return made == STATUS_OK ? e : NULL;
+}
+
+TEST(a_limit_of_device_memory_leaves_the_pool_the_rest_or_says_what_would_do)
+{
+    kern_backend *backend;
+    kern_config kern = {.backend = "cpu", .threads = 1};
+    model *m;
+    EXPECT(kern_backend_open(&kern, &backend) == STATUS_OK);
+    EXPECT(model_load(backend, TEST_SOURCE_DIR "/worker/small-model", 2048, NULL, NULL, &m) ==
+           STATUS_OK);
+    double total = 0;
+    uint64_t least = 5 << 20, most = 2 * least; /* 20 entries of 16 KiB in 16 lists: a sequence */
+    EXPECT(limited(m, 1 << 20, WORKER_POOL_REST, &total) == NULL);
+    const char *give = strstr(log_last_error(), "give --hbm ");
+    EXPECT(give != NULL && strstr(log_last_error(), "the smallest pool of 5.0") != NULL);
+    uint64_t enough = (uint64_t)atol(give + 11) << 20;
+    worker_engine *e = limited(m, enough, WORKER_POOL_REST, &total);
+    EXPECT(e != NULL && worker_pool_bytes(e) >= least && worker_pool_bytes(e) < least + (1 << 20));
+    EXPECT(total * 1048576 <= (double)enough + 60000 && total * 1048576 > (double)enough - 2e6);
+    worker_destroy(e);
+    EXPECT(limited(m, enough - (1 << 20), WORKER_POOL_REST, &total) == NULL);
+    e = limited(m, enough + (3 << 20), WORKER_POOL_REST, &total);
+    EXPECT(e != NULL && worker_pool_bytes(e) >= least + (3 << 20));
+    worker_destroy(e);
+    e = limited(m, enough + (300 << 20), WORKER_POOL_REST, &total);
+    EXPECT(e != NULL && worker_pool_bytes(e) == most); /* more would serve nobody */
+    worker_destroy(e);
+    EXPECT(limited(m, enough, 8 << 20, &total) == NULL); /* a given pool is not made smaller */
+    EXPECT(strstr(log_last_error(), "a pool of 8.0") != NULL);
     model_free(m);
     kern_backend_close(backend);
 }
