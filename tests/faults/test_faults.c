@@ -12,8 +12,8 @@
  * Partitions last longer than what notices a silent peer (keepalives of 3 s): 8 s, under a load
  * that is long enough, which the speed of the run without faults tells.
  *
- * --json FILE appends a line a row, {"schema":"shoal.faults/1",...}; --partition SECONDS for
- * partitions of another length. */
+ * --json FILE appends a line a row, {"schema":"shoal.faults/1",...}; --partition SECONDS runs the
+ * partitions alone, of another length. */
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
@@ -40,6 +40,7 @@ enum {
     CONTROL_PORT = 7201,
 };
 static uint64_t partition_ms = 8000;
+static bool partitions_only;
 static const double late_ms_max = 50; /* P4 says 1 ms plus scheduling: two cores, five processes */
 static const char *json_path;
 
@@ -399,6 +400,7 @@ static void row(fault f)
     outcome o = {.back_ms = -1};
     pid_t proxy = 0;
     char digest[32];
+    if (partitions_only && !is_partition(f)) SKIP("--partition: nothing else runs");
     net_open();
     const expected *want = reference_for(f);
     make_site("client: {lease: 20s}\n");
@@ -526,7 +528,7 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "--json") == 0 && i + 1 < argc)
             json_path = argv[++i];
         else if (strcmp(argv[i], "--partition") == 0 && i + 1 < argc)
-            partition_ms = strtoull(argv[++i], NULL, 10) * 1000;
+            partition_ms = strtoull(argv[++i], NULL, 10) * 1000, partitions_only = true;
         else
             argv[kept++] = argv[i];
     }
