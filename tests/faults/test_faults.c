@@ -295,7 +295,7 @@ static const expected *reference_for(fault f)
 {
     reference(&want_short, PROMPTS);
     if (!is_partition(f)) return &want_short;
-    double prompts = PROMPTS * ((double)partition_ms / 1000 + 4) / want_short.wall_s;
+    double prompts = PROMPTS * ((double)partition_ms / 1000 + 7) / want_short.wall_s;
     reference(&want_long, prompts > PROMPTS_MAX ? PROMPTS_MAX : (uint32_t)prompts + 1);
     return &want_long;
 }
@@ -574,7 +574,7 @@ TEST(a_worker_killed_and_resumed_answers_each_prompt_once_and_with_the_same_byte
     make_site("client: {lease: 20s}\n");
     nodes_site site = {.config_path = program_path("cluster.yaml"), .enter = net_enter};
     nodes_start_at(&site, NULL);
-    EXPECT(remove(program_path("out.jsonl")) == 0); /* the reference's */
+    (void)remove(program_path("out.jsonl")); /* the reference's, when it was made here */
     pid_t load = load_start(true);
     uint64_t until = now_ms() + 120000;
     while (answered() == 0 && !ended(load) && now_ms() < until)
