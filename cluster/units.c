@@ -1,8 +1,9 @@
 /* cluster/units.c - one scanner for every number in a config file or on a command line.
  *
  * A size or a time without a unit is refused, since "64" is a different mistake for everyone who
- * reads it. Units are the exact ones (KiB, not KB), values are whole numbers: 1536MiB, not 1.5GiB,
- * so that what is shown is what was meant and no rounding has to be explained. */
+ * reads it; only 0 is the same in every unit. Units are the exact ones (KiB, not KB), values are
+ * whole numbers: 1536MiB, not 1.5GiB, so that what is shown is what was meant and no rounding has
+ * to be explained. */
 #include "cluster/units.h"
 
 #include <inttypes.h>
@@ -41,6 +42,10 @@ static const char *scan_scaled(const unit_row *rows, size_t count, const char *t
     if (!scan_digits(&text, &value))
         return bytes ? "is not a whole number with a unit; write for example 64MiB"
                      : "is not a whole number with a unit; write for example 200ms";
+    if (*text == '\0' && value == 0) {
+        *out_value = 0;
+        return NULL;
+    }
     if (*text == '\0')
         return bytes ? "has no unit; write it with B, KiB, MiB, GiB or TiB, for example 64MiB"
                      : "has no unit; write it with ns, us, ms or s, for example 200ms";

@@ -237,6 +237,29 @@ static void link_free_if_over(cable *l)
     if (l->generation != 0 && l->end[0].gone && l->end[1].gone) l->generation = 0;
 }
 
+/* End one end of ours. Under the lock, but not while the other side is at work between: it may read
+ * our memory, in an event of its owner that hangs up and so wants the lock. The link stays, since
+ * we are not gone yet. */
+static void end_close(kv_hub *hub, cable *l, uint32_t end)
+{
+    link_end *me = &l->end[end], *other = &l->end[!end];
+    atomic_store(&me->closed, true);
+    pthread_mutex_unlock(&hub->lock);
+    while (atomic_load(&other->busy))
+        continue; /* microseconds */
+    pthread_mutex_lock(&hub->lock);
+    atomic_store(&me->gone, true);
+    if (!other->gone) wake(other->owner);
+    link_free_if_over(l);
+}
+
+/* Links of other transports come and go meanwhile; what is ours changes only under our hands,
+ * except that a dial to us may appear: the lock orders it. */
+static bool is_ours(local *t, cable *l, uint32_t end)
+{
+    return l->generation != 0 && l->end[end].owner == t && !l->end[end].gone;
+}
+
 static void local_close(kv_transport *base)
 {
     local *t = (local *)base;
@@ -244,18 +267,9 @@ static void local_close(kv_transport *base)
     pthread_mutex_lock(&hub->lock);
     for (uint32_t i = 0; i < LISTENERS_MAX; i++)
         if (hub->listener[i].owner == t) hub->listener[i].owner = NULL;
-    for (uint32_t i = 0; i < hub->cables_used; i++) {
-        cable *l = &hub->cable[i];
-        for (uint32_t e = 0; e < 2 && l->generation != 0; e++) {
-            if (l->end[e].owner != t || l->end[e].gone) continue;
-            atomic_store(&l->end[e].closed, true);
-            while (atomic_load(&l->end[!e].busy))
-                continue; /* it reads our memory: microseconds */
-            atomic_store(&l->end[e].gone, true);
-            if (!l->end[!e].gone) wake(l->end[!e].owner);
-            link_free_if_over(l);
-        }
-    }
+    for (uint32_t i = 0; i < hub->cables_used; i++)
+        for (uint32_t e = 0; e < 2; e++)
+            if (is_ours(t, &hub->cable[i], e)) end_close(hub, &hub->cable[i], e);
     pthread_mutex_unlock(&hub->lock);
     close(t->wake_fd);
 }
@@ -380,7 +394,9 @@ static bool poll_end(local *t, cable *l, uint32_t end, uint64_t now)
         me->opened_told = moved = true;
         if (end == 1) {
             atomic_store(&l->accepted, true);
-            wake(l->end[0].owner);
+            pthread_mutex_lock(&t->hub->lock);
+            if (!l->end[0].gone) wake(l->end[0].owner);
+            pthread_mutex_unlock(&t->hub->lock);
         }
         t->base.events->opened(t->base.owner, handle(t->hub, l, end));
     }
@@ -398,13 +414,6 @@ static bool poll_end(local *t, cable *l, uint32_t end, uint64_t now)
         moved = true;
     }
     return moved;
-}
-
-/* Links of other transports come and go meanwhile; what is ours changes only under our hands,
- * except that a dial to us may appear: the lock orders it. */
-static bool is_ours(local *t, cable *l, uint32_t end)
-{
-    return l->generation != 0 && l->end[end].owner == t && !l->end[end].gone;
 }
 
 static uint32_t ours(local *t, uint16_t list[2 * CABLES_MAX])

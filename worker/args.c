@@ -121,7 +121,7 @@ static status set_value(const flag *f, const char *value, args *a)
     case FLAG_PERCENT:
         return set_whole(f, value, a);
     case FLAG_BYTES:
-        if (value[0] < '0' || value[0] > '9' || value[strlen(value) - 1] != 'B')
+        if (value[0] < '0' || value[0] > '9' || !strchr("B0", value[strlen(value) - 1]))
             return FAIL(INVALID, "%s %s: must be a size with its unit, as 64MiB", f->name, value);
         return cluster_parse_bytes(value, (uint64_t *)to);
     case FLAG_SEED:

@@ -65,7 +65,7 @@ static status node_start(bench_store *s, uint32_t i, uint64_t bytes, const clust
                                .epoch = 1,
                                .map = &config->map};
     if (s->options->fault == FAULT_FLIP && i == 0)
-        server.faults = (kv_faults){.seed = s->options->seed, .flip_wire = 0.02};
+        server.faults = (kv_faults){.seed = s->options->seed, .flip_wire = 0.05};
     (void)snprintf(server.name, sizeof server.name, "%s", config->map.node[i].name);
     (void)snprintf(server.listen, sizeof server.listen, "%s", config->map.node[i].data);
     TRY(kv_server_create(&server, &n->server));

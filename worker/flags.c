@@ -46,7 +46,7 @@ static status set_value(const flag_row *f, const char *value, void *to)
         *(bool *)to = true;
         return STATUS_OK;
     case FLAG_TYPE_BYTES:
-        if (value[0] < '0' || value[0] > '9' || value[strlen(value) - 1] != 'B')
+        if (value[0] < '0' || value[0] > '9' || !strchr("B0", value[strlen(value) - 1]))
             return FAIL(INVALID, "%s %.40s: must be a size with its unit, as 64MiB", f->name,
                         value);
         return cluster_parse_bytes(value, (uint64_t *)to);

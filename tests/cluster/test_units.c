@@ -7,7 +7,8 @@ TEST(sizes_and_times_are_read_with_their_unit)
     static const struct {
         const char *text;
         uint64_t value;
-    } sizes[] = {{"0B", 0},
+    } sizes[] = {{"0", 0},
+                 {"0B", 0},
                  {"4096B", 4096},
                  {"512KiB", 512ull << 10},
                  {"64MiB", 64ull << 20},

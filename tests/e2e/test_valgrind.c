@@ -15,7 +15,7 @@
 #define VALGRIND "/usr/bin/valgrind"
 #define KVSTORE  TEST_BINARY_DIR "/bin/shoal-kvstore"
 #define CHECKED                                                                                    \
-    "--quiet", "--leak-check=full", "--show-leak-kinds=definite",                                  \
+    "--quiet", "--fair-sched=yes", "--leak-check=full", "--show-leak-kinds=definite",              \
         "--errors-for-leak-kinds=definite", "--error-exitcode=99"
 
 static program_run run;
@@ -98,15 +98,22 @@ TEST(a_node_and_a_worker_end_without_a_lost_byte)
              "{\"prompt\":\"%s\",\"max_tokens\":16,\"temperature\":0}}\n",
              prompt);
     program_write("in.jsonl", line);
-    static const char *const args[] = {CHECKED,     PROGRAM,          "decode",    "@in.jsonl",
-                                       "-o",        "@out",           "--model",   SMALL_MODEL,
-                                       "--cluster", "@cluster.yaml",  "--threads", "1",
-                                       "--quiet",   "--device-pool",  "8MiB",      "--format",
-                                       "json",      "--max-num-seqs", "1",         NULL};
+    /* In chunks of one block, so that the node has the time of the later ones to acknowledge. */
+    static const char *const args[] = {CHECKED,     PROGRAM,
+                                       "decode",    "@in.jsonl",
+                                       "-o",        "@out",
+                                       "--model",   SMALL_MODEL,
+                                       "--cluster", "@cluster.yaml",
+                                       "--threads", "1",
+                                       "--quiet",   "--device-pool",
+                                       "8MiB",      "--format",
+                                       "json",      "--max-num-batched-tokens",
+                                       "64",        NULL};
     program_wait(program_start_of(VALGRIND, args), &run);
     EXPECT_MSG(run.exit_code == 0, "exit %d: %s", run.exit_code, run.err);
     EXPECT_HAS_STR(run.out, "\"failed\":0");
-    EXPECT(strstr(run.out, "\"stored\":{\"blocks\":0") == NULL); /* it did talk to the node */
+    EXPECT_MSG(strstr(run.out, "\"stored\":{\"blocks\":0") == NULL, "it kept all: %s %s", run.out,
+               run.err);
     node_ends_clean(&n);
 }
 

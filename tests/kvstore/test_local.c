@@ -1,5 +1,7 @@
 /* The network inside this process: order of events, pacing by a clock that the test turns, ends of
  * connections, sleep. */
+#include <pthread.h>
+#include <stdatomic.h>
 #include <unistd.h>
 
 #include "kvstore/transport.h"
@@ -246,6 +248,50 @@ TEST(a_dial_that_was_never_heard_of_ends_for_who_dialled)
     kv_peer peer;
     EXPECT(ends[0].transport->ops->dial(ends[0].transport, "local:1", &peer) == STATUS_UNREACHABLE);
     kv_transport_close(ends[0].transport);
+    arena_destroy(memory);
+}
+
+static atomic_bool in_event;
+
+/* Hangs up once it sees that the other side closes. */
+static void on_message_hang_up(void *owner, kv_peer peer, const kv_message *m)
+{
+    end *e = owner;
+    kv_transport *t = e->transport;
+    e->messages++;
+    atomic_store(&in_event, true);
+    while (t->ops->send(t, peer, m) != STATUS_PEER_LOST)
+        continue; /* BUSY once the window is full */
+    t->ops->hang_up(t, peer);
+}
+
+static void *poll_until_message(void *owner)
+{
+    while (((end *)owner)->messages == 0)
+        (void)poll_of(1);
+    return NULL;
+}
+
+TEST(a_side_may_hang_up_in_an_event_while_the_other_closes)
+{
+    static const kv_events hangs_up = {on_opened, on_message_hang_up, on_sent, on_closed};
+    net_open(turned, 0, 0);
+    kv_transport_bind(ends[1].transport, NULL, NULL);
+    kv_transport_bind(ends[1].transport, &hangs_up, &ends[1]);
+    kv_transport *t = ends[0].transport;
+    kv_peer peer;
+    EXPECT_OK(t->ops->dial(t, "local:1", &peer));
+    both();
+    EXPECT_OK(t->ops->send(t, peer, &(kv_message){.head = "12345678", .head_bytes = 8}));
+    pthread_t thread;
+    EXPECT(pthread_create(&thread, NULL, poll_until_message, &ends[1]) == 0);
+    while (!atomic_load(&in_event))
+        continue;
+    t->ops->close(t);
+    EXPECT(pthread_join(thread, NULL) == 0);
+    (void)poll_of(1);
+    EXPECT_EQ_U64(ends[1].closed, 1);
+    ends[1].transport->ops->close(ends[1].transport);
     arena_destroy(memory);
 }
 

@@ -168,19 +168,20 @@ TEST(a_simulated_store_is_labelled_and_its_round_trip_shows)
 TEST(faults_change_counters_and_lose_nothing)
 {
     static const char *const faults[] = {"kill", "flip", "pause"};
-    double corrupt = 0;
-    for (int i = 0; i < 5 && (i < 3 || corrupt == 0); i++) { /* which replies are hit is chance */
-        const char *fault = i < 3 ? faults[i] : "flip";
-        PROGRAM_CALL(&run, "bench", "decode", "--model", TINY, "--contexts", "2K", "--batch", "2",
-                     "--budget", "1,4,10,16", "--victim-margin", "0", "--fault", fault, "--runs",
-                     "3", "--steps", "70", "--quiet", "--log-level", "error", "-o", "json");
-        EXPECT_MSG(run.exit_code == 0, "%s: %s", fault, run.err);
+    /* The node that flips is asked first for one in three pairs of a context and a layer: all of 32
+     * pass it by once in 400,000 runs. */
+    for (int i = 0; i < 3; i++) {
+        bool flips = strcmp(faults[i], "flip") == 0;
+        PROGRAM_CALL(&run, "bench", "decode", "--model", TINY, "--contexts", "2K", "--batch",
+                     flips ? "16" : "2", "--budget", "1,4,10,16", "--victim-margin", "0", "--fault",
+                     faults[i], "--runs", "3", "--steps", "70", "--quiet", "--log-level", "error",
+                     "-o", "json");
+        EXPECT_MSG(run.exit_code == 0, "%s: %s", faults[i], run.err);
         cJSON *row = row_of("decode");
         EXPECT(number_of(row, "tokens_off_the_walk") == 0);
-        corrupt += number_of(row, "corrupt");
+        if (flips) EXPECT_MSG(number_of(row, "corrupt") > 0, "no reply was flipped: %s", run.out);
         cJSON_Delete(row);
     }
-    EXPECT(corrupt > 0);
 }
 
 TEST(all_kinds_of_selection_run_resident_and_parked)
