@@ -58,7 +58,7 @@ typedef struct cluster_config {
     /* network */
     char device[64]; /* the data plane's, "eth0" or "eth0,eth1"; "": those of its addresses */
     bool plain_data; /* it may leave loopback unencrypted, on private addresses */
-    bool ucx;        /* it is UCX's, not plain TCP: nodes and clients must agree */
+    bool tcp;        /* plain TCP carries it, not UCX: nodes and clients must agree */
     /* of the control plane: PEM files, all or none */
     char tls_authority[256], tls_certificate[256], tls_key[256];
     /* node */

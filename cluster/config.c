@@ -27,7 +27,7 @@ const knob knobs[KNOB_COUNT] = {
      "network device of the data plane, or several with commas; none: those of its addresses"},
     {"network", "plain_data", UNIT_BOOL, MEMBER(plain_data), 0, 1,
      "the data plane may leave loopback unencrypted, on private addresses"},
-    {"network", "ucx", UNIT_BOOL, MEMBER(ucx), 0, 1, "the data plane is UCX's, not plain TCP; all nodes and clients alike"},
+    {"network", "tcp", UNIT_BOOL, MEMBER(tcp), 0, 1, "plain TCP carries the data plane, not UCX; all nodes and clients alike"},
     {"tls", "authority", UNIT_TEXT, 1, offsetof(cluster_config, tls_authority), 1, 255,
      "PEM file of who signs; the control plane beyond loopback needs all three"},
     {"tls", "certificate", UNIT_TEXT, 1, offsetof(cluster_config, tls_certificate), 1, 255,

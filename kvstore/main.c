@@ -31,7 +31,7 @@ static const char help[] =
     "  --memory SIZE          for blocks, mapped at start (default 256MiB)\n"
     "  --connections N        clients at once, 1 .. 1024 (default 64)\n"
     "  --lease-grace TIME     contexts outlive their owner's lease by this (default 30s)\n"
-    "  --ucx                  the data plane is UCX's, not plain TCP: as network.ucx\n"
+    "  --tcp                  plain TCP carries the data plane, not UCX: as network.tcp\n"
     "  --spin                 poll without sleeping: for a reserved core only\n"
     "Output\n"
     "  --log-level LEVEL      error, warn, info, debug (default info)\n"
@@ -48,7 +48,7 @@ static const char help[] =
 
 typedef struct flags {
     const char *name, *listen, *control, *config, *memory, *connections, *grace, *level, *fault;
-    bool spin, ucx, json;
+    bool spin, tcp, json;
 } flags;
 
 static status text_take(const char *flag, const char *text, char *out, size_t room)
@@ -164,11 +164,11 @@ static status options_take(const flags *f, node_options *out)
     }
     TRY(faults_take(f->fault, &out->faults));
     out->spin |= f->spin;
-    out->config.ucx |= f->ucx;
+    out->config.tcp |= f->tcp;
     return options_check(out);
 }
 
-enum { FLAG_SPIN = 256, FLAG_UCX, FLAG_JSON, FLAG_HELP, FLAG_VERSION };
+enum { FLAG_SPIN = 256, FLAG_TCP, FLAG_JSON, FLAG_HELP, FLAG_VERSION };
 
 /* False: the program is over with *out_exit. */
 static bool flags_take(int argc, char **argv, flags *f, int *out_exit)
@@ -184,7 +184,7 @@ static bool flags_take(int argc, char **argv, flags *f, int *out_exit)
         {"log-level", required_argument, NULL, 'v'},
         {"fault", required_argument, NULL, 'x'},
         {"spin", no_argument, NULL, FLAG_SPIN},
-        {"ucx", no_argument, NULL, FLAG_UCX},
+        {"tcp", no_argument, NULL, FLAG_TCP},
         {"log-json", no_argument, NULL, FLAG_JSON},
         {"help", no_argument, NULL, FLAG_HELP},
         {"version", no_argument, NULL, FLAG_VERSION},
@@ -202,7 +202,7 @@ static bool flags_take(int argc, char **argv, flags *f, int *out_exit)
         if (flag == FLAG_VERSION) puts("shoal-kvstore " SHOAL_VERSION);
         if (flag == FLAG_HELP || flag == FLAG_VERSION) return false;
         f->spin |= flag == FLAG_SPIN;
-        f->ucx |= flag == FLAG_UCX;
+        f->tcp |= flag == FLAG_TCP;
         f->json |= flag == FLAG_JSON;
         if (flag < 128 && place[flag] != NULL) *place[flag] = optarg;
         if (flag == '?') *out_exit = EXIT_USAGE;

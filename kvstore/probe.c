@@ -1,8 +1,8 @@
-/* kvstore/probe.c - what the loopback network gives: plain TCP sockets, and our transport over TCP.
+/* kvstore/probe.c - what the loopback network gives: plain TCP sockets, and our UCX transport.
  *
  * The transport's part: a thread that receives, and this one that sends bodies of 64 KiB as fast as
  * credit allows, then heads alone back and forth. Sockets: the same bytes by writes of 64 KiB and
- * reads that throw them away, which is about what a transport can reach at best. */
+ * reads that throw them away, which is about what UCX over TCP can reach at best. */
 #include "kvstore/transport.h"
 
 #include <arpa/inet.h>
@@ -131,10 +131,10 @@ static status probe_transport(kv_loopback *out)
     arena *a = arena_create("loopback");
     end *here = ARENA_NEW(a, end, 1), *there = ARENA_NEW(a, end, 1);
     there->echo = true;
-    status done = kv_transport_tcp_open(a, false, &here->transport);
+    status done = kv_transport_ucx_open(a, false, &here->transport);
     if (done == STATUS_OK) {
         kv_transport_bind(here->transport, &probe_events, here);
-        done = kv_transport_tcp_open(a, false, &there->transport);
+        done = kv_transport_ucx_open(a, false, &there->transport);
     }
     if (done == STATUS_OK) {
         kv_transport_bind(there->transport, &probe_events, there);

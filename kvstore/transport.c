@@ -15,7 +15,7 @@ status kv_transport_open(arena *a, const cluster_config *config, const char *lis
                          kv_transport **out_transport)
 {
     char devices[KV_DEVICES_MAX];
-    if (!config->ucx) return kv_transport_tcp_open(a, spin, out_transport);
+    if (config->tcp) return kv_transport_tcp_open(a, spin, out_transport);
     TRY(kv_devices_find(config, listen, devices));
     return kv_transport_ucx_open_on(a, devices, spin, out_transport);
 }

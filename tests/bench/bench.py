@@ -142,7 +142,7 @@ def ucx_better(kept):
 
 def store_rows(bench, kept, ucx):
     for (op, block, window, batch), by in sorted(kept.items()):
-        ours, sockets, ucx_ours, redis = by['shoal'], by['sockets'], by.get('shoal_ucx'), by.get('redis')
+        ours, sockets, tcp_ours, redis = by['shoal'], by['sockets'], by.get('shoal_tcp'), by.get('redis')
         case = f'{block >> 10} KiB, batch {batch}, window {window}'
         value, peers = median(ours['gbs']), {'sockets': sockets}
         if ucx.get(block):
@@ -151,11 +151,11 @@ def store_rows(bench, kept, ucx):
         more = {'peer': peer, 'peer_value': median(peers[peer]['gbs']), 'peer_runs': peers[peer]['gbs'],
                 'cpu_s_per_gib': median(ours['cpu']), 'node_cpu_s_per_gib': median(ours['server_cpu']), 'load': ours['load'],
                 'cpu_ratio': median(peers[peer]['cpu']) / median(ours['cpu']), 'request_us': median(ours['request_us']), 'bad_blocks': ours['bad']}
-        others = [('shoal_ucx', ucx_ours), ('redis', redis)]
+        others = [('shoal_tcp', tcp_ours), ('redis', redis)]
         for name, got in list(peers.items()) + [(name, got) for name, got in others if got]:
             more[f'{name}_gbs'], more[f'{name}_cpu_s_per_gib'] = median(got['gbs']), median(got['cpu'])
-        if ucx_ours:
-            more['shoal_ucx_runs'] = ucx_ours['gbs']
+        if tcp_ours:
+            more['shoal_tcp_runs'] = tcp_ours['gbs']
         if redis:
             more['ratio_redis'] = value / more['redis_gbs'] if more['redis_gbs'] else None
             more['redis_runs'] = redis['gbs']
@@ -359,7 +359,7 @@ def draw(rows, notes):
             more = ''
             if 'cpu_s_per_gib' in row:
                 more = f'CPU s/GiB {number(row["cpu_s_per_gib"])}'
-                for name in ('sockets', 'shoal_ucx', 'ucx_perftest', 'redis'):
+                for name in ('sockets', 'shoal_tcp', 'ucx_perftest', 'redis'):
                     if f'{name}_gbs' in row:
                         more += f'; {name} {number(row[name + "_gbs"])} GB/s, {number(row[name + "_cpu_s_per_gib"])}'
                 if row.get('ratio_redis'):

@@ -127,12 +127,12 @@ static void shoal_settle(target *t)
     o->written = 0;
 }
 
-static void shoal_open(target *out, uint32_t block_bytes, bool ucx)
+static void shoal_open(target *out, uint32_t block_bytes, bool tcp)
 {
     static ours both[2];
-    ours *o = &both[ucx];
+    ours *o = &both[tcp];
     memset(o, 0, sizeof *o);
-    node_spawn_sized(&o->node, "n0", "3GiB", ucx);
+    node_spawn_sized(&o->node, "n0", "3GiB", tcp);
     uint32_t dtype_bytes = block_bytes / (128 * 64 * 2);
     store_open_layout(&o->s, &o->node, 1, 1, true, (block_layout){64, 128, dtype_bytes, 4, 2, 99});
     CHECK(o->s.block_bytes == block_bytes);
@@ -148,7 +148,7 @@ static void shoal_open(target *out, uint32_t block_bytes, bool ucx)
     o->context = READ_CONTEXT + 1;
     o->written = WARM_BYTES / block_bytes; /* a store that runs has used its memory before */
     CHECK(store_put_all(&o->s, o->context, o->written) == o->written);
-    *out = (target){.name = ucx ? "shoal_ucx" : "shoal",
+    *out = (target){.name = tcp ? "shoal_tcp" : "shoal",
                     .block_bytes = block_bytes,
                     .server = o->node.pid,
                     .submit = shoal_submit,

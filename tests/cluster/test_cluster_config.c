@@ -42,7 +42,7 @@ TEST(every_knob_reaches_its_member)
     cluster_config got;
     static const char text[] =
         "replicas: 2\ntenant: 7\nstate_dir: /tmp/x\n"
-        "network: {device: eth7, plain_data: true, ucx: true}\n"
+        "network: {device: eth7, plain_data: true, tcp: true}\n"
         "tls: {authority: /a.pem, certificate: /b.pem, key: k.pem}\n"
         "node: {memory: 1GiB, lease_grace: 31s, connections: 65}\n"
         "client:\n  fetch_deadline: 201ms\n  hedge_after: 21ms\n  put_deadline: 6s\n"
@@ -56,7 +56,7 @@ TEST(every_knob_reaches_its_member)
     EXPECT(got.map.replicas == 2 && got.tenant == 7);
     EXPECT_EQ_STR(got.state_dir, "/tmp/x");
     EXPECT_EQ_STR(got.device, "eth7");
-    EXPECT(got.plain_data && got.ucx);
+    EXPECT(got.plain_data && got.tcp);
     EXPECT_EQ_STR(got.tls_authority, "/a.pem");
     EXPECT_EQ_STR(got.tls_certificate, "/b.pem");
     char want[512];

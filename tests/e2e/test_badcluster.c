@@ -108,7 +108,7 @@ static void foreign_spawn(node_process *n, const char *name)
         (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
         arena *memory = arena_create("foreign");
         char bound[CLUSTER_ADDRESS_MAX] = "";
-        if (kv_transport_tcp_open(memory, false, &foreign_transport) != STATUS_OK) _exit(1);
+        if (kv_transport_ucx_open(memory, false, &foreign_transport) != STATUS_OK) _exit(1);
         kv_transport_bind(foreign_transport, &events, NULL);
         if (foreign_transport->ops->listen(foreign_transport, "127.0.0.1:0", bound) != STATUS_OK ||
             write(told[1], bound, sizeof bound) != (ssize_t)sizeof bound)

@@ -145,7 +145,7 @@ static victim *victim_open(const node_process *n, uint64_t seed)
     snprintf(to->data, sizeof to->data, "%s", n->data);
     snprintf(to->domain, sizeof to->domain, "d");
     EXPECT_EQ_U64(block_layout_bytes(&layout), sizeof v->bytes);
-    v->config.ucx = n->ucx;
+    v->config.tcp = n->tcp;
     EXPECT_OK(kv_transport_open(a, &v->config, NULL, false, &v->transport));
     kv_client_config config = {
         .memory = a,

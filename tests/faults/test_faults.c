@@ -13,7 +13,7 @@
  * that is long enough, which the speed of the run without faults tells.
  *
  * --json FILE appends a line a row, {"schema":"shoal.faults/1",...}; --partition SECONDS runs the
- * partitions alone, of another length; --ucx takes UCX for the data plane. */
+ * partitions alone, of another length; --tcp takes plain TCP for the data plane. */
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
@@ -41,7 +41,7 @@ enum {
     CONTROL_PORT = 7201,
 };
 static uint64_t partition_ms = 8000;
-static bool partitions_only, ucx;
+static bool partitions_only, tcp;
 static const double late_ms_max = 50;  /* P4 says 1 ms plus scheduling: two cores, five processes */
 static const double late_canaries = 3; /* and so many times what a canary was late at most */
 static const char *json_path;
@@ -206,14 +206,14 @@ static void make_site(const char *leases)
     char command[2048], site[1024];
     snprintf(site, sizeof site,
              "replicas: 2\n"
-             "network: {plain_data: true, ucx: %s}\n"
+             "network: {plain_data: true, tcp: %s}\n"
              "tls: {authority: ca.pem, certificate: node.pem, key: node.key}\n"
              "nodes:\n"
              "- {name: n1, data: 10.77.0.1:7101, control: 10.77.0.1:7201}\n"
              "- {name: n2, data: 10.77.0.2:7101, control: 10.77.0.2:7201}\n"
              "- {name: n3, data: 10.77.0.3:7101, control: 10.77.0.3:7201}\n"
              "worker: {device_pool: 16MiB, host_tier: 0B, threads: 2}\n%s",
-             ucx ? "true" : "false", leases);
+             tcp ? "true" : "false", leases);
     program_write("cluster.yaml", site);
     snprintf(command, sizeof command,
              "exec 2>/dev/null; cd '%s' && K='-newkey ec -pkeyopt ec_paramgen_curve:prime256v1' && "
@@ -636,8 +636,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--json") == 0 && i + 1 < argc)
             json_path = argv[++i];
-        else if (strcmp(argv[i], "--ucx") == 0)
-            ucx = true;
+        else if (strcmp(argv[i], "--tcp") == 0)
+            tcp = true;
         else if (strcmp(argv[i], "--partition") == 0 && i + 1 < argc)
             partition_ms = strtoull(argv[++i], NULL, 10) * 1000, partitions_only = true;
         else

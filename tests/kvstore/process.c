@@ -11,12 +11,12 @@ static uint64_t now(void)
     return clock_now(&clock_monotonic);
 }
 
-static void spawn(node_process *n, const char *name, const char *data, const char *memory, bool ucx,
+static void spawn(node_process *n, const char *name, const char *data, const char *memory, bool tcp,
                   const char *const more[2])
 {
     int out[2];
     CHECK(pipe(out) == 0);
-    n->ucx = ucx;
+    n->tcp = tcp;
     snprintf(n->name, sizeof n->name, "%s", name);
     n->pid = fork();
     CHECK(n->pid >= 0);
@@ -37,7 +37,7 @@ static void spawn(node_process *n, const char *name, const char *data, const cha
                                 "--log-level",
                                 "error"};
         uint32_t argc = 11;
-        if (ucx) argv[argc++] = "--ucx";
+        if (tcp) argv[argc++] = "--tcp";
         for (uint32_t i = 0; i < 2 && more[i] != NULL; i++)
             argv[argc++] = more[i];
         execv(TEST_BINARY_DIR "/bin/shoal-kvstore", (char *const *)(uintptr_t)argv);
@@ -59,20 +59,20 @@ void node_spawn(node_process *n, const char *name, const char *data, const char 
 }
 
 void node_spawn_over(node_process *n, const char *name, const char *data, const char *faults,
-                     bool ucx)
+                     bool tcp)
 {
     const char *more[2] = {faults != NULL ? "--fault" : NULL, faults};
-    spawn(n, name, data, "128MiB", ucx, more);
+    spawn(n, name, data, "128MiB", tcp, more);
 }
 
-void node_spawn_sized(node_process *n, const char *name, const char *memory, bool ucx)
+void node_spawn_sized(node_process *n, const char *name, const char *memory, bool tcp)
 {
-    spawn(n, name, NULL, memory, ucx, (const char *[2]){NULL, NULL});
+    spawn(n, name, NULL, memory, tcp, (const char *[2]){NULL, NULL});
 }
 
-void node_spawn_grace(node_process *n, const char *name, const char *lease_grace, bool ucx)
+void node_spawn_grace(node_process *n, const char *name, const char *lease_grace, bool tcp)
 {
-    spawn(n, name, NULL, "32MiB", ucx, (const char *[2]){"--lease-grace", lease_grace});
+    spawn(n, name, NULL, "32MiB", tcp, (const char *[2]){"--lease-grace", lease_grace});
 }
 
 void node_signal(node_process *n, int signal)
@@ -110,7 +110,7 @@ void store_open_layout(store *s, const node_process *node, uint32_t nodes, uint3
         n->weight = 1;
         n->alive = true;
     }
-    s->config.ucx = node->ucx;
+    s->config.tcp = node->tcp;
     EXPECT(kv_transport_open(s->memory, &s->config, NULL, false, &s->transport) == STATUS_OK);
     kv_client_config config = {
         .memory = s->memory,

@@ -10,19 +10,19 @@
 
 typedef struct node_process {
     pid_t pid; /* 0: not running */
-    bool ucx;
+    bool tcp;
     char name[16];
     char data[CLUSTER_ADDRESS_MAX], control[CLUSTER_ADDRESS_MAX];
 } node_process;
 
 /* Start shoal-kvstore and read its ready line. data NULL: any port. */
 void node_spawn(node_process *n, const char *name, const char *data, const char *faults);
-/* The same over UCX, or not. */
+/* The same over plain TCP, or UCX. */
 void node_spawn_over(node_process *n, const char *name, const char *data, const char *faults,
-                     bool ucx);
-void node_spawn_sized(node_process *n, const char *name, const char *memory, bool ucx); /* "1MiB" */
+                     bool tcp);
+void node_spawn_sized(node_process *n, const char *name, const char *memory, bool tcp); /* "1MiB" */
 /* Of 32 MiB; lease_grace "1s". */
-void node_spawn_grace(node_process *n, const char *name, const char *lease_grace, bool ucx);
+void node_spawn_grace(node_process *n, const char *name, const char *lease_grace, bool tcp);
 void node_signal(node_process *n, int signal);
 int node_reap(node_process *n); /* wait for its end: exit code, or 128 + signal */
 

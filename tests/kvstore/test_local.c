@@ -274,7 +274,7 @@ static void *poll_until_message(void *owner)
 
 TEST(a_side_may_hang_up_in_an_event_while_the_other_closes)
 {
-    static const kv_events hangs_up = {on_opened, on_message_hang_up, on_sent, on_closed};
+    static const kv_events hangs_up = {on_opened, on_message_hang_up, on_sent, on_closed, NULL};
     net_open(turned, 0, 0);
     kv_transport_bind(ends[1].transport, NULL, NULL);
     kv_transport_bind(ends[1].transport, &hangs_up, &ends[1]);

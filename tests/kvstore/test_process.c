@@ -1,5 +1,5 @@
-/* Nodes as processes, over TCP on loopback, and where it may matter over UCX too: killed, stopped,
- * refused, drained. */
+/* Nodes as processes, over UCX on loopback, and where it may matter over plain TCP too: killed,
+ * stopped, refused, drained. */
 #include <signal.h>
 #include <stdlib.h>
 
@@ -7,11 +7,11 @@
 
 enum { BLOCKS = 1000 };
 
-static void spawn_over(node_process *n, uint32_t count, const char *faults, bool ucx)
+static void spawn_over(node_process *n, uint32_t count, const char *faults, bool tcp)
 {
     static const char *names[] = {"n0", "n1", "n2"};
     for (uint32_t i = 0; i < count; i++)
-        node_spawn_over(&n[i], names[i], NULL, faults, ucx);
+        node_spawn_over(&n[i], names[i], NULL, faults, tcp);
 }
 
 static void spawn_all(node_process *n, uint32_t count, const char *faults)
@@ -28,11 +28,11 @@ static void end_all(node_process *n, uint32_t count)
     }
 }
 
-static void a_thousand_blocks(bool ucx)
+static void a_thousand_blocks(bool tcp)
 {
     node_process n[2];
     store s;
-    spawn_over(n, 2, NULL, ucx);
+    spawn_over(n, 2, NULL, tcp);
     store_open(&s, n, 2, 2, true);
     EXPECT_EQ_U64(store_put_all(&s, 1, BLOCKS), BLOCKS);
     EXPECT_EQ_U64(store_get_all(&s, 1, BLOCKS, 64, NULL), BLOCKS);
@@ -41,22 +41,22 @@ static void a_thousand_blocks(bool ucx)
     end_all(n, 2);
 }
 
-TEST(a_thousand_blocks_come_back_whole_over_tcp)
+TEST(a_thousand_blocks_come_back_whole_over_ucx)
 {
     a_thousand_blocks(false);
 }
 
-TEST(a_thousand_blocks_come_back_whole_over_ucx)
+TEST(a_thousand_blocks_come_back_whole_over_tcp)
 {
     a_thousand_blocks(true);
 }
 
-static void a_node_killed(bool ucx)
+static void a_node_killed(bool tcp)
 {
     node_process n[3];
     store s;
     uint64_t late = 0;
-    spawn_over(n, 3, NULL, ucx);
+    spawn_over(n, 3, NULL, tcp);
     store_open(&s, n, 3, 2, true);
     EXPECT_EQ_U64(store_put_all(&s, 1, BLOCKS), BLOCKS);
     EXPECT_EQ_U64(store_get_all(&s, 1, 200, 32, NULL), 200);
@@ -80,7 +80,7 @@ TEST(a_node_killed_in_the_middle_loses_nothing_that_was_acknowledged)
     a_node_killed(false);
 }
 
-TEST(a_node_killed_in_the_middle_loses_nothing_over_ucx_either)
+TEST(a_node_killed_in_the_middle_loses_nothing_over_tcp_either)
 {
     a_node_killed(true);
 }
