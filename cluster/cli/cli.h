@@ -13,6 +13,7 @@ enum { CLI_OPERANDS_MAX = CLUSTER_NODES_MAX };
 /* A command line after everything in it was checked. */
 typedef struct cli_call {
     const char *config; /* path */
+    bool config_named;  /* --config was given */
     bool json;          /* -o json */
     bool all;           /* --all */
     bool help;

@@ -3,6 +3,7 @@
 #include "cluster/knobs.h"
 
 #include <inttypes.h>
+#include <unistd.h>
 
 static status load(const cli_call *call, const char **out_path, cluster_config *out_config)
 {
@@ -52,7 +53,12 @@ status cli_config_show(const cli_call *call)
 {
     cluster_config config;
     const char *path = NULL;
-    TRY(load(call, &path, &config));
+    if (call->operand_count == 0 && !call->config_named && access(call->config, F_OK) != 0) {
+        cluster_config_default(&config);
+        if (!call->json) printf("No %s here: what holds without one.\n\n", call->config);
+    } else {
+        TRY(load(call, &path, &config));
+    }
     if (!call->json) printf("%-30s %-14s %-12s %s\n", "KNOB", "VALUE", "DEFAULT", "MEANING");
     for (size_t i = 0; i < KNOB_COUNT; i++)
         show_knob(&knobs[i], &config, call->json);

@@ -27,7 +27,7 @@ static const cli_verb verbs[] = {
     {"config", "check", "say whether a configuration file is sound", "[FILE]", 0, 1, CLI_CONFIG | CLI_FORMAT, NULL,
      {"shoal config check cluster.yaml", "shoal config check cluster.yaml -o json"}, cli_config_check},
     {"config", "show", "print every knob with its value and default", "[FILE]", 0, 1, CLI_CONFIG | CLI_FORMAT, NULL,
-     {"shoal config show cluster.yaml", "shoal config show cluster.yaml -o json"}, cli_config_show},
+     {"shoal config show", "shoal config show cluster.yaml -o json"}, cli_config_show},
     {"version", "", "print the version of this program and of its protocol", "", 0, 0, CLI_FORMAT, NULL,
      {"shoal version", "shoal version -o json"}, cli_version},
 };

@@ -108,6 +108,7 @@ static status take_value(int letter, const char *text, cli_call *call)
     case 'c':
         if (*text == '\0') return FAIL(INVALID, "--config is empty; name a file");
         call->config = text;
+        call->config_named = true;
         break;
     case 'o':
         if (strcmp(text, "json") != 0 && strcmp(text, "text") != 0)

@@ -46,6 +46,8 @@ expect 2 "name nodes, or give --all" shoal node drain
 expect 2 "name nodes, or give --all" shoal node drain n1 --all
 expect 2 'has no node "n9"' shoal node status n9
 expect 1 "cannot be opened" shoal config check missing.yaml
+expect 1 "cannot be opened" shoal config show missing.yaml
+mkdir -p empty && (cd empty && shoal config show | grep -q "^No cluster.yaml here" && shoal config show | grep -q "network.tcp") && ok || bad "config show without a file"
 expect 1 "cannot be opened" shoal cluster up --config missing.yaml
 printf 'replica: 2\n' >bad.yaml
 expect 2 'bad.yaml: line 1: unknown key "replica"' shoal config check bad.yaml
