@@ -500,12 +500,13 @@ uint32_t net_lent(const net *n, uint32_t port)
     return lent;
 }
 
-uint32_t net_conns(const net *n, uint32_t port)
+uint32_t net_conns(const net *n, uint32_t port, bool heard_of)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < NET_CONNS; i++)
         for (uint32_t e = 0; e < 2 && n->conn[i].serial != 0; e++)
-            count += n->conn[i].end[e].port == port && !n->conn[i].end[e].over;
+            count += n->conn[i].end[e].port == port && !n->conn[i].end[e].over &&
+                     (n->conn[i].end[e].opened || !heard_of);
     return count;
 }
 

@@ -124,6 +124,7 @@ void net_calm(net *n);           /* no weather; what is closing or blocked does 
 void net_advance(net *n);        /* bodies whose time has come are read */
 uint64_t net_next(const net *n); /* when something may happen; net_never: nothing is under way */
 uint32_t net_lent(const net *n, uint32_t port); /* bodies of this port not told as sent */
-uint32_t net_conns(const net *n, uint32_t port);
+/* Its ends that are not over; heard_of: of which it was told. */
+uint32_t net_conns(const net *n, uint32_t port, bool heard_of);
 
 #endif
