@@ -12,7 +12,6 @@
 #include "worker/config.h"
 
 typedef enum args_verb { ARGS_DECODE = 1, ARGS_EVAL = 2 } args_verb;
-typedef enum args_format { FORMAT_TEXT, FORMAT_JSON } args_format;
 
 typedef struct args {
     const char *input, *output;                /* output: decode only */
@@ -20,12 +19,13 @@ typedef struct args {
     const char *selector, *budget, *lookahead; /* NULL: the checkpoint's default */
     const char *backend, *log_level;
     const char *task, *kind; /* eval: "text" or "keys"; "trained", "unseen" or NULL */
-    args_format format;
+    const char *format;      /* as it was given; NULL: text */
     uint64_t device_pool_bytes, host_tier_bytes, hbm_bytes; /* UINT64_MAX: not given */
     uint32_t max_num_seqs, max_model_len, max_num_batched_tokens, park_quantum, victim_margin,
         threads;                         /* UINT32_MAX: not given */
     uint32_t tokens, limit, decode_from; /* eval; UINT32_MAX: all */
     uint64_t seed;                       /* of request ids and jitter, never of tokens */
+    bool json;                           /* what format comes to */
     bool no_prefetch, no_verify, overwrite, resume, deterministic, profile, quiet;
     bool help;
 } args;

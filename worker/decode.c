@@ -440,7 +440,7 @@ static status open_all(decode *d)
     TRY(open_files(d));
     TRY(session_open(a, &d->session));
     TRY(look_ahead(d));
-    TRY(session_start(&d->session, a->format == FORMAT_TEXT && !a->quiet ? stderr : NULL));
+    TRY(session_start(&d->session, !a->json && !a->quiet ? stderr : NULL));
     /* Last: a run that cannot start leaves the file as it was. */
     batch_mode mode = a->overwrite ? BATCH_OVERWRITE : a->resume ? BATCH_RESUME : BATCH_NEW;
     TRY(batch_writer_open(a->output, a->input, mode, &d->writer));
@@ -457,7 +457,7 @@ static status open_all(decode *d)
 static void add_profile(decode *d, text *out)
 {
     const worker_stats *w = session_stats(&d->session);
-    if (d->args->format == FORMAT_JSON) {
+    if (d->args->json) {
         profile_json(out, &d->profile, w->steps);
     } else {
         text_add_string(out, "\n");
@@ -471,7 +471,7 @@ static status summarize(decode *d)
     d->run.output_digest = bytes_digest(d->digests.bytes, d->digests.count, 0);
     text out;
     text_start(&out, d->memory);
-    if (d->args->format == FORMAT_JSON) {
+    if (d->args->json) {
         report_decode_json(&out, &d->run, &d->session);
     } else {
         report_decode_text(&out, &d->run, &d->session);

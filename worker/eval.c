@@ -527,7 +527,7 @@ static status finish(eval *e)
         failed += e->file[i].failed;
     }
     if (e->taken == 0) return FAIL(INVALID, "%s: holds no case that was asked for", e->args->input);
-    if (e->args->format == FORMAT_JSON) {
+    if (e->args->json) {
         add_json(&out, e);
     } else {
         add_text(&out, e);

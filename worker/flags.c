@@ -20,18 +20,20 @@ static bool is_one_of(const char *words, const char *value)
 static status set_number(const flag_row *f, const char *value, void *to)
 {
     bool whole = f->type != FLAG_TYPE_REAL;
+    const char *unit = f->type == FLAG_TYPE_PERCENT ? "%" : "";
     char *end = NULL;
     errno = 0;
     double number = whole ? (double)strtoull(value, &end, 10) : strtod(value, &end);
-    bool form = value[0] >= '0' && value[0] <= '9' && *end == '\0' && errno == 0;
+    bool form = value[0] >= '0' && value[0] <= '9' && strcmp(end, unit) == 0 && errno == 0;
     if (f->type == FLAG_TYPE_SEED) {
         if (!form) return FAIL(INVALID, "%s %.40s: must be a whole number", f->name, value);
         *(uint64_t *)to = strtoull(value, NULL, 10);
         return STATUS_OK;
     }
     if (!form || !(number >= f->least && number <= f->most))
-        return FAIL(INVALID, "%s %.40s: must be a %snumber from %g to %g", f->name, value,
-                    whole ? "whole " : "", f->least, f->most);
+        return FAIL(INVALID, "%s %.40s: must be a %snumber%s from %.10g%s to %.10g%s", f->name,
+                    value, whole ? "whole " : "", unit[0] != '\0' ? " with %" : "", f->least, unit,
+                    f->most, unit);
     if (whole)
         *(uint32_t *)to = (uint32_t)number;
     else
@@ -60,6 +62,7 @@ static status set_value(const flag_row *f, const char *value, void *to)
         *(const char **)to = value;
         return STATUS_OK;
     case FLAG_TYPE_WHOLE:
+    case FLAG_TYPE_PERCENT:
     case FLAG_TYPE_SEED:
     case FLAG_TYPE_REAL:
         return set_number(f, value, to);
@@ -76,8 +79,9 @@ static uint32_t find(const flag_set *set, const char *name, size_t count)
     return i;
 }
 
-static status parse_one(flag_set *set, char **argv, int *at, void *into)
+status flags_take(flag_set *set, char **argv, int *at, void *into)
 {
+    CHECK(set != NULL && set->count <= FLAGS_MAX && argv[*at] != NULL);
     const char *name = argv[*at], *equals = strchr(name, '=');
     size_t count = equals != NULL ? (size_t)(equals - name) : strlen(name);
     if (name[0] != '-')
@@ -103,7 +107,7 @@ static status parse_one(flag_set *set, char **argv, int *at, void *into)
 
 status flags_parse(flag_set *set, int argc, char **argv, void *into)
 {
-    CHECK(set != NULL && set->count <= FLAGS_MAX && argc >= 1 && argv[argc] == NULL);
+    CHECK(argc >= 1 && argv[argc] == NULL);
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             set->help = true;
@@ -111,7 +115,7 @@ status flags_parse(flag_set *set, int argc, char **argv, void *into)
         }
     }
     for (int i = 1; i < argc; i++)
-        TRY(parse_one(set, argv, &i, into));
+        TRY(flags_take(set, argv, &i, into));
     return STATUS_OK;
 }
 
@@ -129,6 +133,6 @@ void flags_help(const flag_set *set, FILE *to)
         char name[64];
         (void)snprintf(name, sizeof name, "%s%s%s", f->name, f->value != NULL ? " " : "",
                        f->value != NULL ? f->value : "");
-        (void)fprintf(to, "  %-30s  %s\n", name, f->help);
+        (void)fprintf(to, "  %-31s  %s\n", name, f->help);
     }
 }

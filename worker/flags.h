@@ -12,13 +12,14 @@
 #include "proto/base.h"
 
 typedef enum flag_type {
-    FLAG_TYPE_TEXT,  /* const char * */
-    FLAG_TYPE_WORD,  /* const char *, one of those that `value` lists: a|b|c */
-    FLAG_TYPE_BYTES, /* uint64_t, with a unit: 64MiB */
-    FLAG_TYPE_WHOLE, /* uint32_t */
-    FLAG_TYPE_SEED,  /* uint64_t */
-    FLAG_TYPE_REAL,  /* double */
-    FLAG_TYPE_ON,    /* bool, takes no value */
+    FLAG_TYPE_TEXT,    /* const char * */
+    FLAG_TYPE_WORD,    /* const char *, one of those that `value` lists: a|b|c */
+    FLAG_TYPE_BYTES,   /* uint64_t, with a unit: 64MiB */
+    FLAG_TYPE_WHOLE,   /* uint32_t */
+    FLAG_TYPE_PERCENT, /* uint32_t: 25% */
+    FLAG_TYPE_SEED,    /* uint64_t */
+    FLAG_TYPE_REAL,    /* double */
+    FLAG_TYPE_ON,      /* bool, takes no value */
 } flag_type;
 
 typedef struct flag_row {
@@ -27,7 +28,7 @@ typedef struct flag_row {
     const char *help;
     size_t offset; /* of the member */
     flag_type type;
-    double least, most; /* WHOLE, REAL */
+    double least, most; /* WHOLE, PERCENT, REAL */
 } flag_row;
 
 enum { FLAGS_MAX = 64 };
@@ -39,8 +40,10 @@ typedef struct flag_set {
     bool help; /* --help or -h stood in the line; the rest was not looked at */
 } flag_set;
 
-/* argv[0] is the verb. No operands are known: a word that is no flag is refused. INVALID, with one
- * sentence. */
+/* The flag at argv[*at], and its value, which may be the next word: *at is moved over it. INVALID,
+ * with one sentence. */
+status flags_take(flag_set *set, char **argv, int *at, void *into);
+/* All of them; argv[0] is the verb. No operands are known: a word that is no flag is refused. */
 status flags_parse(flag_set *set, int argc, char **argv, void *into);
 bool flags_given(const flag_set *set, const char *name);
 void flags_help(const flag_set *set, FILE *to);
