@@ -131,6 +131,34 @@ __device__ __forceinline__ uint32_t shared_address(const void *p)
     return (uint32_t)__cvta_generic_to_shared(p);
 }
 
+/* ---- words of memory that host and device share ---- */
+
+/* A word that the host wrote last of what it stands for. By one thread of a CTA, which then passes
+ * it on: acquiring loads of one SM stand in line, half a microsecond each over PCIe. */
+__device__ __forceinline__ int32_t load_acquire(const int32_t *from)
+{
+    int32_t v;
+    asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
+/* Without an order: for looking again and again, by many threads at once. */
+__device__ __forceinline__ int32_t load_relaxed(const int32_t *from)
+{
+    int32_t v;
+    asm volatile("ld.relaxed.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
+/* load_acquire by the whole CTA: every thread gets the word, and sees what it stands for. */
+__device__ __forceinline__ int32_t cta_load_acquire(const int32_t *from)
+{
+    __shared__ int32_t v;
+    if (threadIdx.x == 0) v = load_acquire(from);
+    __syncthreads();
+    return v;
+}
+
 /* 16 bytes from global to shared memory without passing through registers. */
 __device__ __forceinline__ void copy_async16(uint32_t to, const void *from)
 {

@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(XXH_THREADS, 4)
 {
     __shared__ gather_shared<BLOCKS> s;
     static_assert(sizeof(kern_miss) == 32 && sizeof(kern_arrival) == 32, "read as two uint4 each");
-    const uint32_t published = (uint32_t)load_acquire(p.published);
+    const uint32_t published = (uint32_t)cta_load_acquire(p.published);
     const uint32_t blocks = p.block_bytes / XXH_BLOCK;
     xxh_begin(s.xxh);
     for (uint32_t base = blockIdx.x; base < published; base += 32 * gridDim.x) {

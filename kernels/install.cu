@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(XXH_THREADS)
     __shared__ xxh_shared s;
     __shared__ uint64_t sum[XXH_BLOCKS_MAX][8];
     __shared__ unsigned long long shared[XXH_THREADS / 32];
-    const uint32_t published = (uint32_t)load_acquire(p.published);
+    const uint32_t published = (uint32_t)cta_load_acquire(p.published);
     xxh_begin(s);
     for (uint32_t first = blockIdx.x; first < published; first += gridDim.x) {
         const int32_t seq = p.miss[first].seq, head = p.miss[first].kv_head;

@@ -26,25 +26,19 @@ __device__ __forceinline__ uint64_t device_now()
     return t;
 }
 
-__device__ __forceinline__ int32_t load_acquire(const int32_t *from)
-{
-    int32_t v;
-    asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
-    return v;
-}
-
 __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_params p)
 {
-    const uint32_t published = (uint32_t)load_acquire(p.published);
+    const uint32_t published = (uint32_t)cta_load_acquire(p.published);
     if (published == 0) return;
     const uint64_t start = device_now();
     for (uint32_t i = threadIdx.x; i < published; i += 256) {
         int32_t *state = &p.arrival[i].state;
-        while (load_acquire(state) == STATUS_PENDING && device_now() < p.deadline_ns)
+        while (load_relaxed(state) == STATUS_PENDING && device_now() < p.deadline_ns)
             __nanosleep(500);
-        if (load_acquire(state) == STATUS_PENDING)
+        if (load_relaxed(state) == STATUS_PENDING)
             atomicCAS_system(state, (int)STATUS_PENDING, (int)STATUS_DEADLINE);
     }
+    __threadfence_system(); /* what the states stand for, to the launches that follow */
     __syncthreads();
     if (threadIdx.x == 0 && p.waited_ns) *p.waited_ns += device_now() - start;
 }

@@ -75,14 +75,6 @@ __device__ __forceinline__ uint64_t xxh_fold(uint64_t a, uint64_t b)
     return (a * b) ^ __umul64hi(a, b);
 }
 
-/* A word that the host wrote last of what it stands for. */
-__device__ __forceinline__ int32_t load_acquire(const int32_t *from)
-{
-    int32_t v;
-    asm volatile("ld.acquire.sys.global.s32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
-    return v;
-}
-
 /* Loads that may come from pinned host memory: past the caches, each byte once. */
 __device__ __forceinline__ uint4 load_once(const void *from)
 {
