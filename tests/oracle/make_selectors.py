@@ -1,9 +1,11 @@
-"""Small random checkpoints for SSA and MoBA, with golden logits and selections by the float64 oracle.
+"""Small random checkpoints for SSA, MoBA and NSA, with golden logits and selections by the float64 oracle.
 
     python3 make_selectors.py            writes ../golden/selectors/NAME/ (needs NumPy only; seeded)
 
 ssa     a Llama with SSA's output gate (g_proj, 3 rows a query head) in the configuration of the
         released models (model_type llama-nsa); blocks of 16 tokens, groups of 2 heads
+nsa     the same with a window: NSA as the SSA paper trains it, three gated branches; the window is
+        no multiple of a block
 moba    as many KV heads as query heads, blocks of 256 tokens, which are two means of 128 keys
 Each folder holds config.json, model.safetensors and golden.json, logits.f32 as make_small_model.py
 writes them; a run also has "choice", the selector and budget as a user says them.
@@ -35,6 +37,12 @@ CASES = {
                   sparse_config=dict(type='moba', block_size=256, topk=2)),
              [('moba 2', (None, None), nosa.moba(2, 256)),
               ('moba 3', ('moba', '3'), nosa.moba(3, 256))]),
+    'nsa': (dict(model_type='llama-nsa', num_key_value_heads=2, block_size=16, block_counts=8,
+                 window_size=100, inference_mode='sparse'),
+            [('nsa 8', (None, None), nosa.nsa(8, near=100)),
+             ('nsa 24', ('nsa', '24'), nosa.nsa(24, near=100)),
+             ('nsa 8 mid', ('nsa', None), nosa.nsa(8, near=100, source='mid')),
+             ('nsa 16 by chunks', ('nsa-chunked', '16'), nosa.nsa(16, near=100, chunk=16))]),
 }
 
 

@@ -58,7 +58,8 @@ def run(model, tokens, sel):
         rows.append({'top': [[int(i), round(logits[t, i], 7)] for i in best],
                      'lse': round(lse[t], 7), 'selections': selections})
     nll = (lse[:-1] - logits[np.arange(len(tokens) - 1), tokens[1:]]).sum()
-    result = {'selector': dataclasses.asdict(sel), 'nll': round(nll, 6), 'rows': rows}
+    numbers = {key: value for key, value in dataclasses.asdict(sel).items() if key != 'near' or value}
+    result = {'selector': numbers, 'nll': round(nll, 6), 'rows': rows}
     return result, logits[POSITIONS]
 
 

@@ -55,6 +55,8 @@ class Selector:
     chunk: 0 for the exact best; W for the truncated search of SSA's released kernel (W / 2 best of
     all before the last aligned W blocks and W / 2 best of those). raw: scores are plain products
     and a block's score their mean over its windows (MoBA), not a softmax and a maximum.
+    near: tokens of NSA's sliding branch, the row's own among them. Above 0 a row has three branches,
+    each with a gate: the windows' means, the selection, the last `near` tokens.
     """
     init: int = 1
     local: int = 16
@@ -68,6 +70,7 @@ class Selector:
     block: int = 64
     chunk: int = 0
     raw: bool = False
+    near: int = 0
 
     def __post_init__(self):
         assert self.source in SOURCES
@@ -95,6 +98,13 @@ def ssa(blocks=16, size=16, chunk=0, source='own'):
     """SSA (arXiv 2511.20102): `blocks` of `size` tokens by the group's summed softmax over block
     means, the current one among them; nothing else is forced. MoBA in that paper is the same."""
     return Selector(0, 0, blocks, blocks, False, False, source, size, size, size, chunk)
+
+
+def nsa(blocks=16, size=16, near=128, chunk=0, source='own'):
+    """NSA (arXiv 2502.11089) as the SSA paper trains it: SSA's selection beside attention to the
+    means of all complete blocks and to the last `near` tokens. Keys and values are shared, means are
+    plain, blocks do not overlap."""
+    return Selector(0, 0, blocks, blocks, False, False, source, size, size, size, chunk, near=near)
 
 
 def moba(blocks=3, size=512, source='own'):
@@ -221,6 +231,27 @@ def attend_row(q, k, v, u, blocks, pos, sel):
         logits = logits + u[t]
     w = np.exp(logits - logits.max(1, keepdims=True))
     return (w @ v[t]) / w.sum(1, keepdims=True)
+
+
+def soft_row(q, k, v):
+    """q [G, D]; k, v [N, D] -> [G, D]: softmax of q.k / sqrt(D) over all N; nothing of none."""
+    if len(k) == 0:
+        return np.zeros(q.shape)
+    logits = q @ k.T / math.sqrt(q.shape[1])
+    w = np.exp(logits - logits.max(1, keepdims=True))
+    return (w @ v) / w.sum(1, keepdims=True)
+
+
+def coarse_row(q, kc, vc, pos, sel):
+    """NSA's compressed branch: the means of every window complete at the row, whatever selected."""
+    count = windows_complete(pos + 1, sel)
+    return soft_row(q, kc[:count], vc[:count])
+
+
+def near_row(q, k, v, pos, sel):
+    """NSA's sliding branch: the last `near` tokens, the row's own among them."""
+    first = max(0, pos + 1 - sel.near)
+    return soft_row(q, k[first:pos + 1], v[first:pos + 1])
 
 
 # ---- all rows ------------------------------------------------------------------------------------
@@ -382,6 +413,25 @@ def attend_rows(q, k, v, u, chosen, pos, sel):
     return out
 
 
+def soft_rows(q, k, v, mask):
+    """q [R, G, D], k, v [N, D], mask [R, N] -> [R, G, D]; a row that sees nothing gets 0."""
+    logits = np.where(mask[:, None], q @ k.T / math.sqrt(q.shape[2]), -INF)
+    w = np.exp(logits - logits.max(2, keepdims=True, initial=-1e300))
+    return (w @ v) / np.maximum(w.sum(2, keepdims=True), 1e-300)
+
+
+def coarse_rows(q, kc, vc, pos, sel):
+    """As coarse_row, for many rows of one KV head."""
+    count = np.array([windows_complete(p + 1, sel) for p in pos])[:, None]
+    return soft_rows(q, kc, vc, np.arange(len(kc)) < count)
+
+
+def near_rows(q, k, v, pos, sel):
+    """As near_row, for many rows of one KV head."""
+    tokens = np.arange(len(k))
+    return soft_rows(q, k, v, (tokens <= pos[:, None]) & (tokens > pos[:, None] - sel.near))
+
+
 # ---- RoPE ----------------------------------------------------------------------------------------
 
 def rope_frequencies(config):
@@ -504,14 +554,22 @@ class Model:
         delta = self.w[f'model.layers.{layer}.self_attn.delta.weight']
         return k, v, self.store(importance(v, a, delta))
 
-    def gate(self, x, layer):
-        """Output gate of SSA, one number a query head, from the layer's normed input: logistic of
-        the second of every three rows of g_proj -> [R, Hk, G, 1]; 1 without g_proj."""
+    def gate(self, x, layer, branch=1):
+        """Gate of a branch, one number a query head, from the layer's normed input: logistic of one
+        of every three rows of g_proj (0: compressed, 1: selected, the only one of SSA, 2: sliding)
+        -> [R, Hk, G, 1]; 1 without g_proj."""
         if f'model.layers.{layer}.self_attn.g_proj.weight' not in self.w:
             return 1.0
         h = self.norm(x, f'model.layers.{layer}.input_layernorm')
-        g = self.linear(h, layer, 'self_attn.g_proj')[:, 1::3]
+        g = self.linear(h, layer, 'self_attn.g_proj')[:, branch::3]
         return (1.0 / (1.0 + np.exp(-g))).reshape(len(x), self.kv_heads, -1, 1)
+
+    def gated(self, x, layer, o, coarse, near, sel):
+        """The selection's output times its gate, and NSA's other two branches times theirs."""
+        o = o * self.gate(x, layer)
+        if sel.near:
+            o = o + coarse * self.gate(x, layer, 0) + near * self.gate(x, layer, 2)
+        return o
 
     def embed(self, tokens):
         return self.w['model.embed_tokens.weight'][tokens] * self.embed_scale
@@ -552,14 +610,18 @@ class Model:
             q = self.queries(x, layer, pos)
             k, v, u = self.keys_values(x, layer, pos)
             kc, uc = compress(k, sel), compress(u, sel)
+            vc = compress(v, sel) if sel.near else None
             sq = self.selection_queries(q, layer, pos, sel, previous)
-            o, picked = np.empty(q.shape), []
+            o, coarse, near, picked = np.empty(q.shape), np.zeros(q.shape), np.zeros(q.shape), []
             for h in range(self.kv_heads):
                 picked.append(select_rows(sq[:, h], kc[:, h], uc[:, h], pos, sel, blocks))
                 o[:, h] = attend_rows(q[:, h], k[:, h], v[:, h], u[:, h], picked[-1][0], pos, sel)
+                if sel.near:
+                    coarse[:, h] = coarse_rows(q[:, h], kc[:, h], vc[:, h], pos, sel)
+                    near[:, h] = near_rows(q[:, h], k[:, h], v[:, h], pos, sel)
             if tap:
                 tap(layer, *(np.array(part) for part in zip(*picked)))
-            mid = self.after_attention(x, o * self.gate(x, layer), layer)
+            mid = self.after_attention(x, self.gated(x, layer, o, coarse, near, sel), layer)
             previous = {'mid': mid, 'input': x}
             x = self.after_mlp(mid, layer)
         return x
@@ -575,6 +637,7 @@ class Decoder:
         self.v = [np.zeros(shape) for _ in range(model.layers)]
         self.u = [np.zeros(shape[:2]) for _ in range(model.layers)]
         self.kc = [np.zeros(shape) for _ in range(model.layers)]
+        self.vc = [np.zeros(shape) for _ in range(model.layers)]
         self.uc = [np.zeros(shape[:2]) for _ in range(model.layers)]
         self.last = [None] * model.layers                   # each layer's query of the step before
         self.selected = []                                  # of the last step: [layer][KV head]
@@ -586,9 +649,9 @@ class Decoder:
         self.u[layer] = np.concatenate([self.u[layer], u])
         first = self.pos + 1 - self.sel.window
         if first >= 0 and first % self.sel.stride == 0:
-            kc, uc = (bf16(x[layer][first:].mean(0))[None] for x in (self.k, self.u))
-            self.kc[layer] = np.concatenate([self.kc[layer], kc])
-            self.uc[layer] = np.concatenate([self.uc[layer], uc])
+            for made, of in ((self.kc, self.k), (self.vc, self.v), (self.uc, self.u)):
+                mean = bf16(of[layer][first:].mean(0))[None]
+                made[layer] = np.concatenate([made[layer], mean])
 
     def step(self, token):
         """-> logits [vocab] for the token after."""
@@ -602,14 +665,20 @@ class Decoder:
                 self.last[layer] = q
             else:
                 sq = m.selection_queries(q, layer, pos, sel, previous)
-            o, self.selected = np.empty(q.shape), [*self.selected, []]
+            o, coarse, near = np.empty(q.shape), np.zeros(q.shape), np.zeros(q.shape)
+            self.selected = [*self.selected, []]
             for h in range(m.kv_heads):
                 picked = select_row(sq[0, h], self.kc[layer][:, h], self.uc[layer][:, h],
                                     self.pos, sel)
                 o[0, h] = attend_row(q[0, h], self.k[layer][:, h], self.v[layer][:, h],
                                      self.u[layer][:, h], picked[0], self.pos, sel)
+                if sel.near:
+                    coarse[0, h] = coarse_row(q[0, h], self.kc[layer][:, h], self.vc[layer][:, h],
+                                              self.pos, sel)
+                    near[0, h] = near_row(q[0, h], self.k[layer][:, h], self.v[layer][:, h],
+                                          self.pos, sel)
                 self.selected[-1].append(picked)
-            mid = m.after_attention(x, o * m.gate(x, layer), layer)
+            mid = m.after_attention(x, m.gated(x, layer, o, coarse, near, sel), layer)
             previous = {'mid': mid, 'input': x}
             x = m.after_mlp(mid, layer)
         self.pos += 1

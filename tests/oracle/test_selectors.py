@@ -1,4 +1,4 @@
-"""The oracle's SSA and MoBA held against themselves, their papers' limits and literal twins.
+"""The oracle's SSA, MoBA and NSA held against themselves, their papers' limits and literal twins.
 
     python3 test_selectors.py [SEED]    prints 'N passed, N failed', exits 1 when one failed
 """
@@ -51,7 +51,8 @@ def decode_equals_prefill_row_by_row():
     rng = np.random.default_rng(SEED + 1)
     model = gated_model(rng)
     tokens = rng.integers(0, 50, 420)
-    for sel in (nosa.ssa(8), nosa.ssa(16, 16, 16), nosa.ssa(6, 16, source='mid'), nosa.moba(3, 32)):
+    for sel in (nosa.ssa(8), nosa.ssa(16, 16, 16), nosa.ssa(6, 16, source='mid'), nosa.moba(3, 32),
+                nosa.nsa(8, near=50), nosa.nsa(16, 16, 130, 16, 'step')):
         picked = {}
         x = model.prefill(tokens, sel, lambda layer, *parts: picked.update({layer: parts[:2]}))
         logits, decoder = model.logits(x), Decoder(model, sel)
@@ -122,13 +123,55 @@ def moba_ranks_blocks_by_the_plain_product_with_their_mean():
             assert got == set(np.nonzero(chosen[n])[0]) == want, (sel, t)
 
 
+def nsa_is_the_gated_sum_of_three_attentions():
+    rng = np.random.default_rng(SEED + 5)
+    d = 8
+    k, v = (bf16(rng.standard_normal((420, d))) for _ in range(2))
+    q, pos = 2 * rng.standard_normal((420, 3, d)), np.arange(420)
+    for near in (1, 50, 128, 1000):
+        sel = nosa.nsa(6, 16, near)
+        kc, vc = nosa.compress(k, sel), nosa.compress(v, sel)
+        coarse, by = nosa.coarse_rows(q, kc, vc, pos, sel), nosa.near_rows(q, k, v, pos, sel)
+        for t in (0, 14, 15, 16, 31, 49, 50, 51, 127, 128, 399, 419):
+            want = np.zeros((2, 3, d))
+            for g in range(3):
+                for n, (keys, values) in enumerate((
+                        ([k[16 * c:16 * c + 16].mean(0) for c in range((t + 1) // 16)],
+                         [v[16 * c:16 * c + 16].mean(0) for c in range((t + 1) // 16)]),
+                        (k[max(0, t - near + 1):t + 1], v[max(0, t - near + 1):t + 1]))):
+                    w = [np.exp(q[t, g] @ bf16(key) / np.sqrt(d)) for key in keys]
+                    for weight, value in zip(w, values):
+                        want[n, g] += weight * bf16(value) / sum(w)
+            assert np.abs(coarse[t] - want[0]).max() < 1e-12 and np.abs(by[t] - want[1]).max() < 1e-12
+            assert np.abs(nosa.coarse_row(q[t], kc, vc, t, sel) - want[0]).max() < 1e-12
+            assert np.abs(nosa.near_row(q[t], k, v, t, sel) - want[1]).max() < 1e-12
+        assert (coarse[:15] == 0).all() and (coarse[15] != 0).all()
+    everything = np.ones((420, 1), bool)
+    whole = nosa.attend_rows(q, k, v, np.zeros(420), everything, pos, nosa.Selector(block=1024))
+    assert np.abs(by - whole).max() < 1e-12                 # the window holds all
+    one = nosa.Selector(0, 0, 1, 1, False, False, window=1, stride=1, near=1)
+    assert np.abs(nosa.coarse_rows(q, k, v, pos, one) - whole).max() < 1e-12
+    model = gated_model(rng)
+    tokens, gate = rng.integers(0, 50, 300), model.gate
+    three = model.prefill(tokens, nosa.nsa(6, near=50))
+    assert np.abs(three - model.prefill(tokens, nosa.ssa(6))).max() > 1e-3
+    model.gate = lambda x, layer, branch=1: gate(x, layer) * (branch == 1)
+    assert np.abs(model.prefill(tokens, nosa.nsa(6, near=50))
+                  - model.prefill(tokens, nosa.ssa(6))).max() < 1e-12
+    model.gate = lambda x, layer, branch=1: gate(x, layer, 2) * (branch == 2)
+    other = model.prefill(tokens, nosa.nsa(6, near=300))    # the sliding branch alone, over all
+    model.gate = lambda x, layer, branch=1: gate(x, layer, 2)
+    assert np.abs(other - model.prefill(tokens, nosa.ssa(19))).max() < 1e-9
+
+
 def main():
     print(f'seed {SEED}')
     failed, tests = 0, (a_budget_that_holds_everything_is_full_attention,
                         decode_equals_prefill_row_by_row,
                         the_normaliser_has_complete_blocks_and_the_current_one_always_wins,
                         the_truncated_search_is_that_of_a_buffer_of_one_chunk,
-                        moba_ranks_blocks_by_the_plain_product_with_their_mean)
+                        moba_ranks_blocks_by_the_plain_product_with_their_mean,
+                        nsa_is_the_gated_sum_of_three_attentions)
     for function in tests:
         try:
             function()
