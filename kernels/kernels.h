@@ -80,6 +80,23 @@ typedef struct kern_table {
     uint32_t seqs, kv_heads, max_blocks, max_entries;
 } kern_table;
 
+/* What is known of a sealed block, in memory that host and device both see. Only `slot` may change
+ * while ops run; a slot that it named keeps its bytes until the stream has come to rest. */
+typedef struct kern_home {
+    uint64_t seed;        /* XXH3-64 of the block's id: block_id_hash */
+    uint64_t digest;      /* XXH3-64 of the bytes under that seed */
+    _Atomic int32_t slot; /* in host memory, -1: not there */
+    uint32_t reserved;
+} kern_home;
+
+/* Blocks that lie in host memory, one layer's view: misses of them need nobody's answer. */
+typedef struct kern_homes {
+    const kern_home *home; /* [S, Hk, B], seq_stride between sequences; NULL: no block is there */
+    const uint8_t *memory; /* slot s at memory + s * block_bytes */
+    uint64_t seq_stride;
+    uint32_t block_bytes;
+} kern_homes;
+
 /* A block that a step needs and the pool does not hold. In memory that host and device both see. */
 typedef struct kern_miss {
     int32_t row, seq, kv_head, block; /* row: -1 in an install list */
@@ -88,22 +105,25 @@ typedef struct kern_miss {
     uint32_t reserved;
 } kern_miss;
 
-/* Filled by the io side for the miss of the same index, `state` last (release). */
+enum { KERN_FROM_HOME = 1 }; /* kern_arrival.source_kind of what plan found in host memory */
+
+/* Filled by plan or by the io side for the miss of the same index, `state` last (release). */
 typedef struct kern_arrival {
     const void *source;    /* block_bytes readable until the gather is done */
     uint64_t seed;         /* XXH3-64 of the block's id: block_id_hash */
     uint64_t digest;       /* expected XXH3-64 of the bytes under that seed */
     _Atomic int32_t state; /* STATUS_PENDING, STATUS_OK, or the status that made the row void */
-    int32_t source_kind;   /* the io side's own, e.g. host or remote; kernels ignore it */
+    int32_t source_kind;   /* KERN_FROM_HOME, or the io side's own; not looked at */
 } kern_arrival;
 
 /* The misses of one layer and their arrivals. `published` counts the misses the device has made
- * visible (release); the io side answers arrival[0 .. published). */
+ * visible (release); the io side answers those of arrival[0 .. published) that are PENDING. */
 typedef struct kern_exchange {
     kern_miss *miss;       /* [capacity] */
     kern_arrival *arrival; /* [capacity] */
     uint32_t capacity;     /* >= R * Hk * max_select: never overflows */
     _Atomic uint32_t published;
+    _Atomic uint32_t unanswered; /* of them PENDING when they were published; written before */
 } kern_exchange;
 
 /* Wakes whoever answers misses, and lets a single-threaded host answer them inside kern_wait. */
@@ -250,7 +270,9 @@ typedef struct kern_plan_args {      /* diff the selection against the table, ch
     const uint8_t *row_on;           /* [R] or NULL: 0 rows are left alone */
     kern_table table;
     int32_t *slot;                   /* [R, Hk, M] out: pool slot of each entry of the selection */
-    kern_exchange *exchange;         /* out: miss[0 .. published), arrival states PENDING */
+    kern_homes homes;
+    kern_exchange *exchange;         /* out: miss[0 .. published), arrivals of blocks in host memory
+                                      * OK, of others PENDING */
     int32_t *row_status;             /* [R] in/out: first failure; rows already void skip */
     uint32_t *row_hits, *row_misses; /* [R] counters, added to */
     uint32_t rows, max_select, max_select_blocks, select_block, step;

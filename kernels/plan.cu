@@ -5,7 +5,8 @@
  *            (free first, least recently used, least important, lowest); each miss takes the least.
  *            Misses go to the workspace.
  *   publish  the CTA that ends last: the misses in order of row, head and entry into the exchange,
- *            which the host sees, then their number (release).
+ *            which the host sees, with the arrivals of those that lie in host memory; then their
+ *            numbers (release).
  *
  * Integers and comparisons only: the outcome is the CPU's, but for rows that do not fit. There the
  * CPU leaves the later heads of the void row alone, here they are planned; no token depends on it.
@@ -22,10 +23,11 @@ struct plan_params {
     kern_plan_args a;
     kern_miss *miss;   /* [rows, kv_heads, max_select] in the workspace */
     uint32_t *missing; /* [rows, kv_heads] */
-    uint32_t *done;    /* counter of CTAs */
+    uint32_t *where; /* [rows * kv_heads * max_select] each miss to publish, as an index of miss */
+    uint32_t *done;  /* counter of CTAs */
     kern_miss *out_miss;
     kern_arrival *arrival;
-    int32_t *published;
+    int32_t *published, *unanswered;
     uint32_t capacity;
 };
 
@@ -239,29 +241,56 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
     if (published > 0) (void)atomicAdd(a.row_misses + row, published);
 }
 
-/* Misses of all lists, in their order, by one CTA. */
+/* The arrival of a miss that lies in host memory, else PENDING. True: somebody has to bring it. */
+__device__ bool publish_arrival(const plan_params &p, int32_t seq, int32_t head, int32_t block,
+                                kern_arrival *arrival)
+{
+    const kern_homes &h = p.a.homes;
+    int32_t slot = -1;
+    if (h.home) {
+        const kern_home *home =
+            h.home + (uint64_t)seq * h.seq_stride + (uint64_t)head * p.a.table.max_blocks + block;
+        slot = load_relaxed(&home->slot);
+        arrival->seed = *(const volatile uint64_t *)&home->seed;
+        arrival->digest = *(const volatile uint64_t *)&home->digest;
+        arrival->source = h.memory + (uint64_t)(slot < 0 ? 0 : slot) * h.block_bytes;
+        arrival->source_kind = KERN_FROM_HOME;
+    }
+    arrival->state = slot < 0 ? STATUS_PENDING : STATUS_OK;
+    return slot < 0;
+}
+
+/* Misses of all lists, in their order, by one CTA: first where each of them is, a list a thread,
+ * then a miss a thread, since a look at its home goes over the link. */
 __device__ void publish(const plan_params &p, plan_shared &s)
 {
     const uint32_t lists = p.a.rows * p.a.table.kv_heads;
-    uint32_t base = 0;
+    uint32_t base = 0, unanswered = 0;
     for (uint32_t first = 0; first < lists; first += THREADS) {
         const uint32_t list = first + threadIdx.x;
         const uint32_t count = list < lists ? __ldcg(p.missing + list) : 0;
         const uint32_t at = base + cta_scan(s, count);
-        for (uint32_t i = 0; i < count && at + i < p.capacity; i++) {
-            const uint4 *from =
-                reinterpret_cast<const uint4 *>(p.miss + (uint64_t)list * p.a.max_select + i);
-            uint4 *to = reinterpret_cast<uint4 *>(p.out_miss + at + i);
-            to[0] = __ldcg(from), to[1] = __ldcg(from + 1);
-            p.arrival[at + i].state = STATUS_PENDING;
-        }
+        for (uint32_t i = 0; i < count && at + i < p.capacity; i++)
+            p.where[at + i] = list * p.a.max_select + i;
         base += s.all;
     }
+    base = min(base, p.capacity);
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < base; i += THREADS) {
+        const uint4 *from = reinterpret_cast<const uint4 *>(p.miss + p.where[i]);
+        uint4 *to = reinterpret_cast<uint4 *>(p.out_miss + i);
+        const uint4 low = __ldcg(from), high = __ldcg(from + 1); /* row, seq, head, block; ... */
+        to[0] = low, to[1] = high;
+        unanswered +=
+            publish_arrival(p, (int32_t)low.y, (int32_t)low.z, (int32_t)low.w, p.arrival + i);
+    }
+    (void)cta_scan(s, unanswered);
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) {
+        *(volatile int32_t *)p.unanswered = (int32_t)s.all;
         __threadfence_system();
-        *(volatile int32_t *)p.published = (int32_t)min(base, p.capacity);
+        *(volatile int32_t *)p.published = (int32_t)base;
     }
 }
 
@@ -318,17 +347,20 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     if (args->table.max_entries > ENTRIES_MAX)
         return FAIL(UNSUPPORTED, "plan on CUDA has up to %u entries a head, not %u", ENTRIES_MAX,
                     args->table.max_entries);
-    if (lists * (args->max_select * sizeof(kern_miss) + sizeof(uint32_t)) > CUDA_WORKSPACE_BYTES)
+    if (lists * (args->max_select * (sizeof(kern_miss) + sizeof(uint32_t)) + sizeof(uint32_t)) >
+        CUDA_WORKSPACE_BYTES)
         return FAIL(UNSUPPORTED, "plan on CUDA: %u rows of %u entries do not fit the workspace",
                     args->rows, args->max_select);
     plan_params p = {};
     p.a = *args;
     p.miss = reinterpret_cast<kern_miss *>(s->workspace);
     p.missing = reinterpret_cast<uint32_t *>(p.miss + lists * args->max_select);
+    p.where = p.missing + lists;
     p.done = s->counters;
     p.out_miss = args->exchange->miss;
     p.arrival = args->exchange->arrival;
     p.published = (int32_t *)&args->exchange->published;
+    p.unanswered = (int32_t *)&args->exchange->unanswered;
     p.capacity = args->exchange->capacity;
     const size_t bytes = args->table.max_entries * sizeof(unsigned long long);
     TRY_CUDA(cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

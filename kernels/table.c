@@ -120,7 +120,33 @@ static bool starts_block(int32_t pos, int32_t block)
     return pos % KERN_BLOCK == 0 && block == pos / KERN_BLOCK;
 }
 
-static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, uint32_t *published)
+typedef struct plan_counts {
+    uint32_t published, unanswered;
+} plan_counts;
+
+/* What lies in host memory has arrived. True: somebody has to bring it. */
+static bool publish_arrival(const kern_plan_args *a, const kern_miss *miss, kern_arrival *arrival)
+{
+    const kern_homes *h = &a->homes;
+    int32_t slot = -1, state = STATUS_PENDING;
+    if (h->home != NULL) {
+        const kern_home *home = h->home + (uint64_t)miss->seq * h->seq_stride +
+                                (uint64_t)miss->kv_head * a->table.max_blocks +
+                                (uint64_t)miss->block;
+        slot = atomic_load_explicit(&home->slot, memory_order_acquire);
+        if (slot >= 0) {
+            arrival->source = h->memory + (uint64_t)slot * h->block_bytes;
+            arrival->seed = home->seed;
+            arrival->digest = home->digest;
+            arrival->source_kind = KERN_FROM_HOME;
+            state = STATUS_OK;
+        }
+    }
+    atomic_store_explicit(&arrival->state, state, memory_order_relaxed);
+    return slot < 0;
+}
+
+static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, plan_counts *n)
 {
     const uint64_t index = (uint64_t)row * a->table.kv_heads + head, list = index * a->max_select;
     table_view v = view_of(&a->table, a->row_seq[row], head);
@@ -148,13 +174,12 @@ static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, ui
         a->slot[list + (uint64_t)e] = v.slot_of[entry];
         if (starts_block(a->row_pos[row], block)) continue;
         a->row_misses[row]++;
-        CHECK(*published < a->exchange->capacity);
-        a->exchange->miss[*published] =
-            (kern_miss){(int32_t)row, a->row_seq[row],  (int32_t)head,         block,
-                        entry,        v.slot_of[entry], e < a->settled[index], 0};
-        atomic_store_explicit(&a->exchange->arrival[*published].state, STATUS_PENDING,
-                              memory_order_relaxed);
-        (*published)++;
+        CHECK(n->published < a->exchange->capacity);
+        kern_miss *miss = &a->exchange->miss[n->published];
+        *miss = (kern_miss){(int32_t)row, a->row_seq[row],  (int32_t)head,         block,
+                            entry,        v.slot_of[entry], e < a->settled[index], 0};
+        n->unanswered += publish_arrival(a, miss, &a->exchange->arrival[n->published]);
+        n->published++;
     }
     return STATUS_OK;
 }
@@ -162,7 +187,8 @@ static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, ui
 status host_plan(kern_stream *stream, const kern_plan_args *args)
 {
     (void)stream;
-    uint32_t published = 0;
+    plan_counts n = {0, 0};
+    atomic_store_explicit(&args->exchange->unanswered, 0, memory_order_relaxed);
     atomic_store_explicit(&args->exchange->published, 0, memory_order_relaxed);
     for (uint32_t row = 0; row < args->rows; row++) {
         if (args->row_on != NULL && args->row_on[row] == 0) continue;
@@ -171,9 +197,10 @@ status host_plan(kern_stream *stream, const kern_plan_args *args)
             args->slot[list + e] = -1;
         for (uint32_t head = 0; head < args->table.kv_heads; head++) {
             if (args->row_status[row] != STATUS_OK) break;
-            args->row_status[row] = plan_head(args, row, head, &published);
+            args->row_status[row] = plan_head(args, row, head, &n);
         }
-        atomic_store_explicit(&args->exchange->published, published, memory_order_release);
+        atomic_store_explicit(&args->exchange->unanswered, n.unanswered, memory_order_relaxed);
+        atomic_store_explicit(&args->exchange->published, n.published, memory_order_release);
     }
     return STATUS_OK;
 }

@@ -257,6 +257,8 @@ status kern_validate_plan(const kern_backend *b, const kern_plan_args *a)
     REQUIRE((uint64_t)a->rows * a->table.kv_heads * a->max_select <= a->exchange->capacity,
             "plan: the exchange holds %u misses, %u rows may have more", a->exchange->capacity,
             a->rows);
+    REQUIRE(a->homes.home == NULL || (a->homes.memory != NULL && a->homes.block_bytes > 0),
+            "plan: homes of blocks of %u bytes", a->homes.block_bytes);
     TRY(check_range(b, "sequence", a->row_seq, a->rows, a->table.seqs));
     TRY(check_range(b, "position", a->row_pos, a->rows, INT32_MAX));
     if (!b->host_memory) return STATUS_OK;

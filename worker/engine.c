@@ -42,6 +42,14 @@ kern_table engine_table(const worker_engine *e, uint32_t layer)
                         .max_entries = e->max_entries};
 }
 
+kern_homes engine_homes(const worker_engine *e, uint32_t layer)
+{
+    return (kern_homes){.home = e->shared.home + engine_home(e, 0, layer, 0, 0),
+                        .memory = io_slot_bytes(e->io, 0),
+                        .seq_stride = (uint64_t)e->layers * e->kv_heads * e->max_blocks,
+                        .block_bytes = e->block_bytes};
+}
+
 pick_buffers engine_picks(const worker_engine *e, uint32_t layer)
 {
     size_t lists = (size_t)layer * e->seqs * e->kv_heads;
@@ -66,12 +74,15 @@ status engine_read_table(worker_engine *e, uint32_t seq)
 status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
                          uint32_t block, uint64_t digest)
 {
-    uint64_t *known = &e->shared.digest[engine_home(e, seq, layer, kv_head, block)];
-    if (*known != 0 && *known != digest)
+    kern_home *home = &e->shared.home[engine_home(e, seq, layer, kv_head, block)];
+    block_id id =
+        io_block_id(e->io, (int32_t)seq, (int32_t)layer, (int32_t)kv_head, (int32_t)block);
+    if (home->digest != 0 && home->digest != digest)
         return FAIL(INTERNAL,
                     "block %u of layer %u, KV head %u has other bytes when computed again", block,
                     layer, kv_head);
-    *known = digest;
+    home->seed = block_id_hash(&id);
+    home->digest = digest;
     return STATUS_OK;
 }
 
@@ -339,7 +350,6 @@ static void take_host(worker_engine *e)
         memset(s->stage_slot, 0xff, homes * sizeof(int32_t));
     }
     e->shared.context = ARENA_NEW(a, context_id, e->seqs);
-    e->shared.digest = ARENA_NEW(a, uint64_t, e->seqs * homes);
     e->ahead_bit = ARENA_NEW(a, uint8_t, e->seqs * homes);
     e->fetching = ARENA_NEW(a, bool, e->layers);
     e->copy_slot = ARENA_NEW(a, int32_t, heads);
@@ -361,6 +371,8 @@ static void take_exchanges(taking *t)
     uint32_t capacity = (uint32_t)(demand > ahead ? demand : ahead);
     e->groups = e->layers + e->layers * (e->seqs < 8 ? e->seqs + 1 : 9);
     uint64_t all = (uint64_t)e->groups + 1;
+    e->shared.home = take_shared(t, (uint64_t)e->seqs * e->layers * e->kv_heads * e->max_blocks,
+                                 sizeof(kern_home));
     e->exchange = take_shared(t, all, sizeof(kern_exchange));
     kern_miss *miss = take_shared(t, all * capacity, sizeof(kern_miss));
     kern_arrival *arrival = take_shared(t, all * capacity, sizeof(kern_arrival));

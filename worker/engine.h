@@ -184,7 +184,7 @@ struct worker_engine {
     prefetch_group *prefetch; /* [groups - layers] */
     uint32_t groups;
     io_shared shared;
-    bool *fetching; /* [L] IO_FETCH sent, IO_GATHERED owed */
+    bool *fetching; /* [L] IO_FETCH sent, IO_GATHERED owed: not all was in host memory */
     status failed;  /* OK, or why the device may be in any state: nothing is computed any more */
     uint32_t planned, gathered; /* layers of this step whose plan, whose gather is over */
     uint64_t *wait_ns;          /* what kern_wait adds to (shared) */
@@ -205,6 +205,7 @@ struct worker_engine {
 /* views */
 kern_summary engine_summary(const worker_engine *e, uint32_t layer);
 kern_table engine_table(const worker_engine *e, uint32_t layer);
+kern_homes engine_homes(const worker_engine *e, uint32_t layer);
 pick_buffers engine_picks(const worker_engine *e, uint32_t layer); /* of decode rows */
 /* The entries of a sequence's blocks, read back into seen_entry_of. Between steps. */
 status engine_read_table(worker_engine *e, uint32_t seq);

@@ -49,35 +49,37 @@ static void count_sources(worker_engine *e, const kern_exchange *x, uint32_t cou
     }
 }
 
-/* The layer's blocks are in the pool, or their rows void: sources may be reused. */
-static void fetch_gathered(worker_engine *e, uint32_t layer)
+/* The next layer's blocks are in the pool, or their rows void: sources may be reused. */
+static void fetch_gathered(worker_engine *e)
 {
-    if (!e->fetching[layer]) return;
+    uint32_t layer = e->gathered++;
     kern_exchange *x = &e->exchange[layer];
     count_sources(e, x, atomic_load(&x->published));
+    if (!e->fetching[layer]) return;
     e->fetching[layer] = false;
     io_command command = {.op = IO_GATHERED, .group = (int32_t)layer};
     io_send(e->io, &command);
 }
 
+/* An io side without a thread of its own works once a layer, and while we wait for the stream. */
+static void answer_here(worker_engine *e)
+{
+    if (!io_is_threaded(e->io)) io_pause(e->io, clock_now(&e->config.clock));
+}
+
 void fetch_pump(worker_engine *e)
 {
+    answer_here(e);
     while (e->planned < e->layers) {
         uint32_t n = atomic_load_explicit(&e->exchange[e->planned].published, memory_order_acquire);
         if (n == NOT_PLANNED) break;
-        if (n > 0) fetch_start(e, e->planned);
+        if (atomic_load(&e->exchange[e->planned].unanswered) > 0) fetch_start(e, e->planned);
         e->planned++;
     }
     if (e->inline_ops) return;
     uint32_t lag = e->early == SOURCE_OWN ? 1 : 2; /* plan m comes after gather m - lag */
     while (e->gathered + lag < e->planned)
-        fetch_gathered(e, e->gathered++);
-}
-
-/* An io side without a thread of its own answers while we wait for the stream. */
-static void answer_here(worker_engine *e)
-{
-    if (!io_is_threaded(e->io)) io_pause(e->io, clock_now(&e->config.clock));
+        fetch_gathered(e);
 }
 
 /* Pumps until `layers` plans are over. The device may fail instead: then the stream says so. */
@@ -85,7 +87,6 @@ static status pump_until(worker_engine *e, uint32_t layers)
 {
     for (uint32_t turn = 1; e->planned < layers; turn++) {
         fetch_pump(e);
-        answer_here(e);
         if (turn % 4096 != 0 || e->planned >= layers) continue;
         status at = kern_stream_poll(e->stream);
         if (at == STATUS_PENDING) continue;
@@ -129,7 +130,7 @@ status fetch_drain(worker_engine *e)
  * step) the layer's misses are with the io side before the stream may stop for them. */
 status fetch_finish(worker_engine *e, uint32_t layer)
 {
-    if (e->decode_rows == 0 || (e->inline_ops && !e->fetching[layer])) return STATUS_OK;
+    if (e->decode_rows == 0) return STATUS_OK;
     kern_exchange *x = &e->exchange[layer];
     uint64_t before = e->inline_ops ? *e->wait_ns : 0; /* else the device's until the step ends */
     if (!e->inline_ops && layers_ahead(e) == 0) TRY(pump_until(e, layer + 1));
@@ -148,7 +149,7 @@ status fetch_finish(worker_engine *e, uint32_t layer)
     if (!e->inline_ops) return STATUS_OK;
     uint64_t waited = *e->wait_ns - before;
     if (waited > e->stats.stall_ns_max) e->stats.stall_ns_max = waited;
-    fetch_gathered(e, layer);
+    fetch_gathered(e);
     return STATUS_OK;
 }
 
@@ -225,11 +226,10 @@ void fetch_over(worker_engine *e)
 {
     CHECK(e->planned == e->layers);
     if (e->decode_rows == 0) return;
-    for (uint32_t l = 0; l < e->layers; l++) {
-        fetch_gathered(e, l);
+    while (e->gathered < e->layers)
+        fetch_gathered(e);
+    for (uint32_t l = 0; l < e->layers; l++)
         count_layer(e, l);
-    }
-    e->gathered = e->layers;
     e->stats.waited_ns += *e->wait_ns;
     if (!e->inline_ops &&
         *e->wait_ns > e->stats.stall_ns_max) /* of a step: layers are not told apart */
@@ -246,13 +246,18 @@ static int32_t group_take(worker_engine *e)
     return -1;
 }
 
+/* What lies in host memory is as near as any prefetch could bring it, but to a sequence that waits
+ * for its first blocks. */
 static bool is_wanted(const worker_engine *e, const kern_exchange *x, uint32_t n,
-                      const kern_miss *miss, const int32_t *resident)
+                      const kern_miss *miss, const int32_t *resident, bool resume)
 {
     const sequence *s = &e->seq[miss->seq];
     if (miss->block < 0 || (uint32_t)miss->block >= s->done / KERN_BLOCK) return false;
     size_t entry = (size_t)miss->kv_head * e->max_blocks + (size_t)miss->block;
     if (resident != NULL && resident[entry] >= 0) return false;
+    if (!resume &&
+        io_in_host_memory(e->io, miss->seq, (int32_t)miss->reserved, miss->kv_head, miss->block))
+        return false;
     for (uint32_t i = 0; i < n; i++) {
         if (x->miss[i].kv_head == miss->kv_head && x->miss[i].block == miss->block) return false;
     }
@@ -280,7 +285,7 @@ bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *
                               .entry = -1,
                               .slot = -1,
                               .reserved = layer};
-            if (!is_wanted(e, x, n, &miss, resident)) continue;
+            if (!is_wanted(e, x, n, &miss, resident, resume)) continue;
             x->miss[n] = miss;
             atomic_store(&x->arrival[n].state, STATUS_PENDING);
             n++;

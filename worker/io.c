@@ -183,9 +183,8 @@ static void allocate(worker_io *io)
     io->freed = ring_create(a, power_of_two(c->slots + 1), sizeof(int32_t));
     io->step.stack = ARENA_NEW(a, int32_t, c->slots);
     io->slot = ARENA_NEW(a, host_slot, c->slots);
-    io->host_of = ARENA_NEW(a, int32_t, blocks);
     for (size_t i = 0; i < blocks; i++)
-        io->host_of[i] = IO_NONE;
+        atomic_store(&c->shared.home[i].slot, IO_NONE);
     for (uint32_t s = 0; s < c->slots; s++) {
         io->slot[s].prev = io->slot[s].next = IO_NONE;
         io->step.stack[s] = (int32_t)(c->slots - 1 - s);
@@ -365,6 +364,12 @@ uint64_t io_shared_bytes(const worker_io *io)
 {
     if (io->config.backend == NULL) return 0;
     return ((uint64_t)io->config.slots + io->landing_slots) * io->config.block_bytes;
+}
+
+bool io_in_host_memory(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
+                       int32_t block)
+{
+    return atomic_load(&io_home(io, seq, layer, kv_head, block)->slot) != IO_NONE;
 }
 
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot)

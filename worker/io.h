@@ -18,7 +18,7 @@
 typedef struct worker_io worker_io;
 
 typedef enum io_op {
-    IO_FETCH,    /* group: answer exchange's arrivals (miss[0 .. published)) by deadline */
+    IO_FETCH,    /* group: answer what is PENDING of arrival[0 .. published) by deadline */
     IO_GATHERED, /* group: sources may be reused */
     IO_SEALED, /* slot holds block (seq, layer, kv_head, block) complete; hold: prefill reads it */
     IO_UNHOLD, /* seq: prefill is over */
@@ -47,13 +47,15 @@ typedef struct io_event {
 } io_event;
 
 /* Where an arrival came from: kern_arrival.source_kind. */
-enum { IO_SOURCE_HOST = 1, IO_SOURCE_REMOTE = 2 };
+enum { IO_SOURCE_HOST = KERN_FROM_HOME, IO_SOURCE_REMOTE };
 
-/* What steps and io read of a sequence. Written by the step thread before the command that needs
- * it, never while commands of that sequence are under way. */
+/* What steps and io know of a sequence. Written by the step thread between steps, before the
+ * command that needs it, never while commands of that sequence are under way; but a home's slot is
+ * the io side's, from creation on. Ops read host slots that homes name: the step thread writes into
+ * a slot that it got back only when the stream is at rest. */
 typedef struct io_shared {
     context_id *context; /* [S] */
-    uint64_t *digest;    /* [S, L, Hk, B] of sealed blocks */
+    kern_home *home;     /* [S, L, Hk, B] */
 } io_shared;
 
 typedef struct io_config {
@@ -84,6 +86,8 @@ uint32_t io_slots_free(worker_io *io);
 block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
                      int32_t block);
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot);
+bool io_in_host_memory(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
+                       int32_t block);         /* now */
 bool io_is_threaded(const worker_io *io);      /* false: io_pause does its work */
 uint64_t io_shared_bytes(const worker_io *io); /* taken of the backend, not of the arena */
 

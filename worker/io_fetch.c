@@ -9,7 +9,8 @@
 
 static uint64_t flight_hash(const worker_io *io, const kern_miss *m, uint32_t layer)
 {
-    return 1 + io_host_index(io, m->seq, (int32_t)layer, m->kv_head, m->block);
+    return 1 + (uint64_t)(io_home(io, m->seq, (int32_t)layer, m->kv_head, m->block) -
+                          io->config.shared.home);
 }
 
 static uint32_t flight_place(const worker_io *io, uint64_t key)
@@ -78,15 +79,15 @@ static void start_block(worker_io *io, int32_t g, uint32_t i)
     fetch_block *b = &group->block[i];
     const kern_miss *m = &io->config.exchange[g].miss[i];
     uint32_t layer = group_layer(io, g);
-    size_t home = io_host_index(io, m->seq, (int32_t)layer, m->kv_head, m->block);
+    const kern_home *home = io_home(io, m->seq, (int32_t)layer, m->kv_head, m->block);
     kern_arrival *a = &io->config.exchange[g].arrival[i];
-    block_id id = io_block_id(io, m->seq, (int32_t)layer, m->kv_head, m->block);
-    a->seed = block_id_hash(&id);
-    a->digest = io->config.shared.digest[home];
+    a->seed = home->seed;
+    a->digest = home->digest;
     *b = (fetch_block){.slot = IO_NONE, .wait_group = IO_NONE, .wait_index = IO_NONE};
-    if (io->host_of[home] != IO_NONE) {
+    int32_t there = atomic_load(&home->slot);
+    if (there != IO_NONE) {
         b->state = FETCH_HOST;
-        b->slot = io->host_of[home];
+        b->slot = there;
         io->slot[b->slot].pins++;
         answer(io, g, i, STATUS_OK);
         return;
@@ -114,6 +115,12 @@ static void start_block(worker_io *io, int32_t g, uint32_t i)
     }
 }
 
+/* Others were in host memory when the plan looked. */
+static bool is_pending(const kern_arrival *a)
+{
+    return atomic_load_explicit(&a->state, memory_order_acquire) == STATUS_PENDING;
+}
+
 void io_fetch_begin(worker_io *io, const io_command *command)
 {
     int32_t g = command->group;
@@ -122,14 +129,21 @@ void io_fetch_begin(worker_io *io, const io_command *command)
     uint32_t count = atomic_load_explicit(&x->published, memory_order_acquire);
     CHECK(!group->active && count <= x->capacity && count > 0);
     group->active = true;
-    group->count = group->open = count;
+    group->count = count;
+    group->open = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        group->block[i].state = FETCH_IDLE;
+        group->open += is_pending(&x->arrival[i]);
+    }
+    CHECK(group->open > 0);
     group->cursor = 0;
     group->class = command->class;
     group->started_ns = clock_now(&io->clock);
     group->deadline_ns = command->deadline_ns;
     atomic_fetch_add(&io->busy, 1);
-    for (uint32_t i = 0; i < count; i++)
-        start_block(io, g, i);
+    for (uint32_t i = 0; i < count; i++) {
+        if (is_pending(&x->arrival[i])) start_block(io, g, i);
+    }
 }
 
 void io_fetch_gathered(worker_io *io, int32_t g)

@@ -8,13 +8,18 @@
 
 #include "worker/io_impl.h"
 
-size_t io_host_index(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
-                     int32_t block)
+kern_home *io_home(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head, int32_t block)
 {
     const io_config *c = &io->config;
-    return (((size_t)seq * c->layers + (size_t)layer) * c->kv_heads + (size_t)kv_head) *
-               c->max_blocks +
-           (size_t)block;
+    return &c->shared
+                .home[(((size_t)seq * c->layers + (size_t)layer) * c->kv_heads + (size_t)kv_head) *
+                          c->max_blocks +
+                      (size_t)block];
+}
+
+static kern_home *home_of(const worker_io *io, const host_slot *slot)
+{
+    return io_home(io, slot->seq, slot->layer, slot->kv_head, slot->block);
 }
 
 static void list_push(worker_io *io, slot_list *list, int32_t s)
@@ -52,9 +57,8 @@ static void slot_free(worker_io *io, int32_t s)
     host_slot *slot = &io->slot[s];
     CHECK(slot->pins == 0 && slot->state != SLOT_PUT && slot->state != SLOT_FREE);
     list_remove(io, slot->state == SLOT_CLEAN ? &io->clean : &io->dirty, s);
-    int32_t *home =
-        &io->host_of[io_host_index(io, slot->seq, slot->layer, slot->kv_head, slot->block)];
-    if (*home == s) *home = IO_NONE;
+    kern_home *home = home_of(io, slot);
+    if (atomic_load(&home->slot) == s) atomic_store(&home->slot, IO_NONE);
     memset(slot, 0, sizeof *slot);
     slot->prev = slot->next = IO_NONE;
     CHECK(ring_push(io->freed, &s)); /* as large as all slots */
@@ -84,8 +88,8 @@ void io_host_sealed(worker_io *io, const io_command *command)
     int32_t s = command->slot;
     host_slot *slot = &io->slot[s];
     CHECK(slot->state == SLOT_FREE && slot->pins == 0);
-    size_t at = io_host_index(io, command->seq, command->layer, command->kv_head, command->block);
-    int32_t old = io->host_of[at];
+    kern_home *home = io_home(io, command->seq, command->layer, command->kv_head, command->block);
+    int32_t old = atomic_load(&home->slot);
     if (old != IO_NONE) { /* sealed again by a recompute: the newer copy serves from now on */
         io->slot[old].orphan = true;
         io->slot[old].hold = false;
@@ -97,7 +101,7 @@ void io_host_sealed(worker_io *io, const io_command *command)
                         .hold = command->hold,
                         .state = io->store ? SLOT_DIRTY : SLOT_CLEAN};
     list_push(io, io->store ? &io->dirty : &io->clean, s);
-    io->host_of[at] = s;
+    atomic_store_explicit(&home->slot, s, memory_order_release);
     if (old != IO_NONE) slot_settle(io, old);
 }
 
@@ -131,9 +135,7 @@ void io_host_put_some(worker_io *io)
         kv_put put = {
             .id = io_block_id(io, slot->seq, slot->layer, slot->kv_head, slot->block),
             .bytes = io->memory + (size_t)s * io->config.block_bytes,
-            .digest =
-                io->config.shared
-                    .digest[io_host_index(io, slot->seq, slot->layer, slot->kv_head, slot->block)],
+            .digest = home_of(io, slot)->digest,
             .class = KV_WRITE_BACK,
             .deadline_ns = now + io->put_deadline_ns,
         };

@@ -85,9 +85,8 @@ struct worker_io {
         uint32_t count;
     } step; /* the step thread's free slots */
 
-    uint8_t *memory;  /* [slots, block_bytes] */
-    host_slot *slot;  /* [slots] */
-    int32_t *host_of; /* [S, L, Hk, B] host slot or -1 */
+    uint8_t *memory; /* [slots, block_bytes] */
+    host_slot *slot; /* [slots] */
     slot_list dirty, clean, putting;
     uint64_t retry_ns;
     uint8_t *forgetting;    /* [S] IO_FORGET seen; waits for its puts and drop */
@@ -118,8 +117,7 @@ struct worker_io {
 };
 
 /* io_host.c: host slots */
-size_t io_host_index(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
-                     int32_t block);
+kern_home *io_home(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head, int32_t block);
 void io_host_sealed(worker_io *io, const io_command *command);
 void io_host_unhold(worker_io *io, int32_t seq);
 void io_host_forget(worker_io *io, int32_t seq);

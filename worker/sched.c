@@ -320,7 +320,9 @@ static status open_sequence(worker_engine *e, uint32_t seq, const worker_request
     sequence *s = &e->seq[seq];
     size_t homes = (size_t)e->layers * e->kv_heads * e->max_blocks;
     TRY(context_id_random(&e->shared.context[seq]));
-    memset(e->shared.digest + engine_home(e, seq, 0, 0, 0), 0, homes * sizeof(uint64_t));
+    kern_home *home = e->shared.home + engine_home(e, seq, 0, 0, 0);
+    for (size_t i = 0; i < homes; i++)
+        home[i].digest = 0; /* not known; the slots are the io side's */
     uint32_t generation = s->generation + 1;
     int32_t *keep[] = {s->token, s->pool_slot, s->tail_slot, s->stage_slot, s->last_pick};
     *s = (sequence){.generation = generation,

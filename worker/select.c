@@ -251,6 +251,7 @@ status plan_layer(worker_engine *e, uint32_t layer)
         .row_pos = e->dev.pos,
         .table = engine_table(e, layer),
         .slot = picks.slot,
+        .homes = engine_homes(e, layer),
         .exchange = &e->exchange[layer],
         .row_status = e->dev.status,
         .row_hits = e->row_hits,

@@ -31,6 +31,7 @@ typedef struct bench {
     float importance[4 * KV * BLOCKS];
     int32_t row_seq[4], row_pos[4], row_status[4];
     uint32_t hits[4], misses[4];
+    kern_homes homes;
 } bench;
 
 static bench *bench_open(void)
@@ -87,6 +88,7 @@ static status plan(bench *b, uint32_t rows, uint32_t step)
                               .row_pos = b->row_pos,
                               .table = b->table,
                               .slot = b->slot,
+                              .homes = b->homes,
                               .exchange = &b->exchange,
                               .row_status = b->row_status,
                               .row_hits = b->hits,
@@ -338,6 +340,44 @@ TEST(rows_that_are_off_or_void_are_left_alone)
     EXPECT(b->row_status[1] == STATUS_CORRUPT);
     b->exchange.capacity = 2 * KV * MOST - 1;
     EXPECT(kern_plan(b->stream, &a) == STATUS_INVALID);
+    bench_close(b);
+}
+
+TEST(a_miss_that_lies_in_host_memory_has_arrived_and_others_are_pending)
+{
+    bench *b = bench_open();
+    static kern_home home[2 * SEQS * KV * BLOCKS]; /* of two layers; ours is the second */
+    static uint8_t memory[4 * BYTES];
+    for (uint32_t i = 0; i < 2 * SEQS * KV * BLOCKS; i++)
+        home[i] = (kern_home){.slot = -1};
+    memset(memory, 0x5a, sizeof memory);
+    kern_home *there = &home[(3 * KV + 1) * BLOCKS + 3]; /* sequence 1, layer 1, head 1, block 3 */
+    *there = (kern_home){5, bytes_digest(memory, BYTES, 5), 2, 0};
+    kern_home *flipped = &home[KV * BLOCKS + 6]; /* sequence 0, layer 1, head 0, block 6 */
+    *flipped = (kern_home){6, bytes_digest(memory, BYTES, 6), 3, 0};
+    memory[3 * BYTES + 9] ^= 1;
+    b->homes = (kern_homes){home + KV * BLOCKS, memory, 2 * KV * BLOCKS, BYTES};
+    row_selects(b, 0, 1, 400, (const int32_t[]){0, 3}, 2, 2);
+    row_selects(b, 1, 0, 400, (const int32_t[]){0, 6}, 2, 2);
+    EXPECT(plan(b, 2, 1) == STATUS_OK);
+    EXPECT(b->exchange.published == 4 * KV && b->exchange.unanswered == 4 * KV - 2);
+    for (uint32_t i = 0; i < b->exchange.published; i++) {
+        const kern_home *at = b->miss[i].row == 0 ? there : flipped;
+        const bool found = b->miss[i].block == (at == there ? 3 : 6) &&
+                           b->miss[i].kv_head == (at == there ? 1 : 0);
+        EXPECT(b->arrival[i].state == (found ? STATUS_OK : STATUS_PENDING));
+        if (!found)
+            answer(b, i);
+        else
+            EXPECT(b->arrival[i].source == memory + (uint64_t)at->slot * BYTES &&
+                   b->arrival[i].seed == at->seed && b->arrival[i].source_kind == KERN_FROM_HOME);
+    }
+    gather(b, true);
+    EXPECT(b->row_status[0] == STATUS_OK && b->row_status[1] == STATUS_CORRUPT);
+    b->homes.home = NULL;
+    row_selects(b, 0, 1, 400, (const int32_t[]){0, 3, 5}, 3, 3);
+    EXPECT(plan(b, 1, 2) == STATUS_OK);
+    EXPECT(b->exchange.published == KV && b->exchange.unanswered == KV);
     bench_close(b);
 }
 

@@ -40,7 +40,7 @@ struct sim_fetch {
     model model;
     cluster_config cluster;
     context_id context[SEQS];
-    uint64_t digest[SEQS * PER_SEQ];
+    kern_home home[SEQS * PER_SEQ];
     kern_exchange exchange[GROUPS];
     fetch_seq seq[SEQS];
     fetch_watch group[GROUPS];
@@ -84,7 +84,7 @@ void fetch_start(sim *s)
     io_config config = {
         .memory = a,
         .worker = &f->worker,
-        .shared = {.context = f->context, .digest = f->digest},
+        .shared = {.context = f->context, .home = f->home},
         .seqs = SEQS,
         .layers = LAYERS,
         .kv_heads = HEADS,
@@ -133,7 +133,8 @@ static void seal(sim *s, sim_fetch *f)
     };
     block_id id = io_block_id(f->io, c.seq, c.layer, c.kv_head, c.block);
     bytes_of(&id, io_slot_bytes(f->io, slot));
-    f->digest[q * PER_SEQ + k] = block_digest(&id, io_slot_bytes(f->io, slot), NET_BODY_MAX);
+    f->home[q * PER_SEQ + k].seed = block_id_hash(&id);
+    f->home[q * PER_SEQ + k].digest = block_digest(&id, io_slot_bytes(f->io, slot), NET_BODY_MAX);
     f->seq[q].sealed[k] = true;
     s->totals.sealed++;
     io_send(f->io, &c);

@@ -14,7 +14,7 @@ typedef struct bench {
     cluster_config cluster;
     worker_config worker;
     context_id context;
-    uint64_t digest[LAYERS * HEADS * BLOCKS];
+    kern_home home[LAYERS * HEADS * BLOCKS];
     kern_exchange exchange[GROUPS];
     worker_io *io;
 } bench;
@@ -50,7 +50,7 @@ static bench *bench_open(uint32_t prefetch_credit)
     }
     io_config config = {.memory = b->memory,
                         .worker = &b->worker,
-                        .shared = {.context = &b->context, .digest = b->digest},
+                        .shared = {.context = &b->context, .home = b->home},
                         .seqs = 1,
                         .layers = LAYERS,
                         .kv_heads = HEADS,
@@ -87,7 +87,8 @@ static void seal_all(bench *b)
         io_command c = {.op = IO_SEALED, .block = k, .slot = io_slot_take(b->io)};
         block_id id = io_block_id(b->io, 0, 0, 0, k);
         rig_fill(b->r, &id, io_slot_bytes(b->io, c.slot));
-        b->digest[k] = rig_digest(b->r, &id);
+        b->home[k].seed = block_id_hash(&id);
+        b->home[k].digest = rig_digest(b->r, &id);
         io_send(b->io, &c);
     }
     run_for(b, 100 * RIG_MS);
