@@ -8,10 +8,13 @@
  *   values    one fma chain over tokens for each of the D outputs
  * and the group's (m, sum, values) is then merged into what earlier groups left. (Online softmax,
  * FlashAttention, arXiv 2205.14135; the bias: NOSA, arXiv 2510.13602.) Tokens that do not count are
- * skipped, never multiplied by zero, so stale bytes in a slot cannot matter. Heads are taken in
- * tiles of up to four, which share each load of K and V; a head's bits do not depend on its tile.
+ * skipped, never multiplied by zero, so stale bytes in a slot cannot matter. NSA's compressed
+ * branch takes windows in the place of tokens, as many a group as eight entries hold. Heads are
+ * taken in tiles of up to four, which share each load of K and V; a head's bits do not depend on
+ * its tile.
  */
 #include "kernels/dots.h"
+#include "kernels/selector.h"
 
 enum {
     HEADS = 4,
@@ -27,10 +30,11 @@ enum {
 #endif
 };
 
-/* Consecutive tokens of one entry that count; the first is a multiple of 16 within its block. */
+/* Consecutive tokens of one entry that count, or windows: the first is a multiple of 16 within its
+ * block but in BRANCH_NEAR, where it may be any. */
 typedef struct token_run {
     const uint16_t *k, *v, *u; /* of the first token */
-    uint32_t count;            /* 1 .. 64 */
+    uint32_t count;            /* 1 .. 64; of windows 1 .. GROUP_TOKENS */
     uint32_t place;            /* of its logits in the scratch: a multiple of 16 */
 } token_run;
 
@@ -42,6 +46,7 @@ typedef struct attend_scratch {
     float total[HEADS * KERN_DIM_MAX]; /* of all groups so far */
     float most[HEADS], weight[HEADS];
     token_run run[RUNS_MAX];
+    uint16_t tail[16 * KERN_DIM_MAX]; /* keys of the last windows: what follows is not ours */
 } attend_scratch;
 
 typedef struct attend_job {
@@ -58,6 +63,8 @@ static uint32_t find_runs(const kern_attend_args *a, uint64_t index, uint32_t fi
     const uint64_t place =
         (uint64_t)a->row_seq[row] * a->summary.kv_heads + index % a->summary.kv_heads;
     const int32_t pos = a->row_pos[row];
+    const bool near = a->branch == BRANCH_NEAR;
+    const int64_t from = (int64_t)pos + 1 - (int64_t)a->selectors[a->row_selector[row]].near;
     uint32_t runs = 0, used = 0;
     for (uint32_t e = first; e < end; e++) {
         const int32_t block = a->block[list + e], slot = a->slot[list + e];
@@ -68,8 +75,9 @@ static uint32_t find_runs(const kern_attend_args *a, uint64_t index, uint32_t fi
             (const uint16_t *)(const void *)(a->pool + (uint64_t)slot * a->block_bytes);
         const uint16_t *u =
             a->summary.u + place * a->summary.max_tokens + (uint64_t)block * KERN_BLOCK;
-        const uint32_t mask = a->mask[list + e];
-        for (uint32_t t = 0; t < tokens;) {
+        const int64_t skip = near ? from - (int64_t)block * KERN_BLOCK : 0;
+        const uint32_t mask = near ? 0xf : a->mask[list + e];
+        for (uint32_t t = skip > 0 ? (uint32_t)skip : 0; t < tokens;) {
             if ((mask >> (t / 16) & 1) == 0) {
                 t += 16;
                 continue;
@@ -83,6 +91,26 @@ static uint32_t find_runs(const kern_attend_args *a, uint64_t index, uint32_t fi
             used += (count + 15) / 16 * 16;
             t = stop;
         }
+    }
+    return runs;
+}
+
+/* Windows [first, end) of one (row, KV head) as runs of means; end - first <= GROUP_TOKENS. */
+static uint32_t find_windows(const kern_attend_args *a, uint64_t index, uint32_t first,
+                             uint32_t end, attend_scratch *s)
+{
+    const kern_summary *m = &a->summary;
+    const uint32_t row = (uint32_t)(index / m->kv_heads), dim = m->head_dim;
+    const uint64_t head = (uint64_t)a->row_seq[row] * m->kv_heads + index % m->kv_heads;
+    const uint16_t *k = m->kc + (head * m->max_windows + first) * dim;
+    const uint16_t *v = m->vc + (head * m->max_windows + first) * dim;
+    const uint32_t whole = (end - first) / 16 * 16, rest = end - first - whole;
+    uint32_t runs = 0;
+    if (whole > 0) s->run[runs++] = (token_run){k, v, NULL, whole, 0};
+    if (rest > 0) {
+        memset(s->tail, 0, sizeof s->tail);
+        memcpy(s->tail, k + (uint64_t)whole * dim, (uint64_t)rest * dim * sizeof s->tail[0]);
+        s->run[runs++] = (token_run){s->tail, v + (uint64_t)whole * dim, NULL, rest, whole};
     }
     return runs;
 }
@@ -221,23 +249,33 @@ static void merge(attend_scratch *s, uint32_t head, float most, float sum, uint3
                                    vf_mul(vf_load(value + d), vf_set1(now))));
 }
 
+static uint32_t windows_seen(const kern_attend_args *a, uint32_t row)
+{
+    const kern_summary *s = &a->summary;
+    const uint32_t count = selector_windows_at(s->window, s->stride, a->row_pos[row]);
+    return count < s->max_windows ? count : s->max_windows;
+}
+
 /* `heads` query heads of one (row, KV head), from q [heads, dim] to out [heads, dim]. */
 static void attend_heads(const kern_attend_args *a, uint64_t index, uint32_t heads, const float *q,
                          float *out, attend_scratch *s)
 {
     const uint32_t dim = a->summary.head_dim, row = (uint32_t)(index / a->summary.kv_heads);
     const float scale = 1.0f / sqrtf((float)dim);
-    const bool bias = a->selectors[a->row_selector[row]].bias;
+    const bool coarse = a->branch == BRANCH_COARSE;
+    const bool bias = !coarse && a->selectors[a->row_selector[row]].bias;
     for (uint32_t h = 0; h < heads; h++) {
         dots_spread(q + (uint64_t)h * dim, dim, s->q + (uint64_t)h * dim);
         s->most[h] = -INFINITY;
         s->weight[h] = 0.0f;
     }
     memset(s->total, 0, (uint64_t)heads * dim * sizeof s->total[0]);
-    const uint32_t count = (uint32_t)a->count[index];
-    for (uint32_t e = 0; e < count; e += KERN_GROUP_ENTRIES) {
-        const uint32_t end = e + KERN_GROUP_ENTRIES < count ? e + KERN_GROUP_ENTRIES : count;
-        const uint32_t runs = find_runs(a, index, e, end, s);
+    const uint32_t count = coarse ? windows_seen(a, row) : (uint32_t)a->count[index];
+    const uint32_t step = coarse ? GROUP_TOKENS : KERN_GROUP_ENTRIES;
+    for (uint32_t e = 0; e < count; e += step) {
+        const uint32_t end = e + step < count ? e + step : count;
+        const uint32_t runs =
+            coarse ? find_windows(a, index, e, end, s) : find_runs(a, index, e, end, s);
         if (runs == 0) continue;
         if (heads == 4)
             run_dots(4, s, runs, dim);

@@ -30,16 +30,23 @@ status ref_importance(kern_stream *stream, const kern_importance_args *a)
     return STATUS_OK;
 }
 
-static void mean_window(const kern_summary *s, uint64_t head, uint32_t first, uint32_t index)
+/* Mean of a head's kept tokens first .. first + window - 1. */
+static void mean_ring(const kern_summary *s, const uint16_t *kept, uint64_t head, uint32_t first,
+                      uint16_t *out)
 {
     for (uint64_t d = 0; d < s->head_dim; d++) {
         double sum = 0.0;
         for (uint32_t t = first; t < first + s->window; t++)
-            sum +=
-                at_bf16(s->key_ring, (head * KERN_KEY_RING + t % KERN_KEY_RING) * s->head_dim + d);
-        s->kc[(head * s->max_windows + index) * s->head_dim + d] =
-            kern_f32_to_bf16((float)(sum / s->window));
+            sum += at_bf16(kept, (head * KERN_KEY_RING + t % KERN_KEY_RING) * s->head_dim + d);
+        out[d] = kern_f32_to_bf16((float)(sum / s->window));
     }
+}
+
+static void mean_window(const kern_summary *s, uint64_t head, uint32_t first, uint32_t index)
+{
+    const uint64_t row = (head * s->max_windows + index) * s->head_dim;
+    mean_ring(s, s->key_ring, head, first, s->kc + row);
+    if (s->vc != NULL) mean_ring(s, s->value_ring, head, first, s->vc + row);
     double sum = 0.0;
     for (uint32_t t = first; t < first + s->window; t++)
         sum += at_bf16(s->u, head * s->max_tokens + t);
@@ -54,9 +61,12 @@ status ref_compress(kern_stream *stream, const kern_compress_args *a)
         for (uint64_t h = 0; h < s->kv_heads; h++) {
             const uint32_t pos = (uint32_t)a->row_pos[r];
             const uint64_t head = (uint64_t)a->row_seq[r] * s->kv_heads + h;
-            for (uint64_t d = 0; d < s->head_dim; d++)
-                s->key_ring[(head * KERN_KEY_RING + pos % KERN_KEY_RING) * s->head_dim + d] =
-                    kern_f32_to_bf16(a->k[r * a->row_stride + h * s->head_dim + d]);
+            const uint64_t to = (head * KERN_KEY_RING + pos % KERN_KEY_RING) * s->head_dim;
+            const uint64_t from = r * a->row_stride + h * s->head_dim;
+            for (uint64_t d = 0; d < s->head_dim; d++) {
+                s->key_ring[to + d] = kern_f32_to_bf16(a->k[from + d]);
+                if (s->vc != NULL) s->value_ring[to + d] = kern_f32_to_bf16(a->v[from + d]);
+            }
             s->u[head * s->max_tokens + pos] = a->u[r * s->kv_heads + h];
             const uint32_t before =
                 pos == 0 ? 0 : selector_windows_at(s->window, s->stride, (int32_t)pos - 1);
@@ -133,13 +143,45 @@ status ref_score(kern_stream *stream, const kern_score_args *a)
     return STATUS_OK;
 }
 
+/* One key and value: for the largest logit (sum NULL), or for the sums. */
+static void weigh(double l, const uint16_t *v, uint64_t dim, double *top, double *sum)
+{
+    if (sum == NULL) {
+        if (l > *top) *top = l;
+        return;
+    }
+    const double p = exp(l - *top);
+    sum[dim] += p;
+    for (uint64_t d = 0; d < dim; d++)
+        sum[d] += p * at_bf16(v, d);
+}
+
+/* NSA's compressed branch: every window complete at the row. */
+static void coarse_pass(const kern_attend_args *a, uint64_t index, const float *q, double *top,
+                        double *sum)
+{
+    const kern_summary *s = &a->summary;
+    const uint64_t r = index / s->kv_heads, dim = s->head_dim;
+    const uint64_t head = (uint64_t)a->row_seq[r] * s->kv_heads + index % s->kv_heads;
+    uint32_t count = selector_windows_at(s->window, s->stride, a->row_pos[r]);
+    if (count > s->max_windows) count = s->max_windows;
+    for (uint64_t j = head * s->max_windows; j < head * s->max_windows + count; j++)
+        weigh(dot(q, s->kc + j * dim, dim) / sqrt((double)dim), s->vc + j * dim, dim, top, sum);
+}
+
 /* Visit every token that counts: first for the largest logit, then for the sums. */
 static void attend_pass(const kern_attend_args *a, uint64_t index, const float *q, double *top,
                         double *sum)
 {
     const kern_summary *s = &a->summary;
     const uint64_t r = index / s->kv_heads, h = index % s->kv_heads, dim = s->head_dim;
-    const bool bias = a->selectors[a->row_selector[r]].bias, first = sum == NULL;
+    const kern_selector *selector = &a->selectors[a->row_selector[r]];
+    const bool near = a->branch == BRANCH_NEAR;
+    const int64_t from = near ? (int64_t)a->row_pos[r] + 1 - (int64_t)selector->near : 0;
+    if (a->branch == BRANCH_COARSE) {
+        coarse_pass(a, index, q, top, sum);
+        return;
+    }
     const uint16_t *u = s->u + ((uint64_t)a->row_seq[r] * s->kv_heads + h) * s->max_tokens;
     for (int32_t e = 0; e < a->count[index]; e++) {
         const uint64_t entry = index * a->max_select + (uint64_t)e;
@@ -148,17 +190,11 @@ static void attend_pass(const kern_attend_args *a, uint64_t index, const float *
             (const uint16_t *)(const void *)(a->pool + (uint64_t)a->slot[entry] * a->block_bytes);
         for (uint64_t t = 0; t < KERN_BLOCK; t++) {
             const int64_t token = (int64_t)a->block[entry] * KERN_BLOCK + (int64_t)t;
-            if (token > a->row_pos[r] || (a->mask[entry] >> (t / 16) & 1) == 0) continue;
+            if (token > a->row_pos[r] || token < from) continue;
+            if (!near && (a->mask[entry] >> (t / 16) & 1) == 0) continue;
             double l = dot(q, block + t * dim, dim) / sqrt((double)dim);
-            if (bias) l += at_bf16(u, (uint64_t)token);
-            if (first) {
-                if (l > *top) *top = l;
-                continue;
-            }
-            const double p = exp(l - *top);
-            sum[dim] += p;
-            for (uint64_t d = 0; d < dim; d++)
-                sum[d] += p * at_bf16(block, (KERN_BLOCK + t) * dim + d);
+            if (selector->bias) l += at_bf16(u, (uint64_t)token);
+            weigh(l, block + (KERN_BLOCK + t) * dim, dim, top, sum);
         }
     }
 }

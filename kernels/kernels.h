@@ -53,7 +53,18 @@ typedef struct kern_selector {
                               * query <= W and nothing but the current block is forced or filled */
     bool raw;                /* MoBA: a score is the plain q . Kc summed over the group, a block's
                               * score the mean over its windows (else: softmax, maximum) */
+    uint32_t near;           /* NSA: the sliding branch sees this many last tokens, the row's own
+                              * among them; their storage blocks are in every selection, some with
+                              * an empty mask. 0: one branch. Then no bias, nothing filled */
 } kern_selector;
+
+/* What a row attends to. NSA (arXiv 2502.11089) adds three of these, each times a gate. */
+typedef enum kern_branch {
+    BRANCH_SELECTED, /* the selection's parts */
+    BRANCH_NEAR,     /* the last `near` tokens: every entry, whatever its mask */
+    BRANCH_COARSE,   /* means Kc and Vc of all windows complete at the row; no list is read, and a
+                      * row without one gets 0 */
+} kern_branch;
 
 /* ---- what stays on the device for every token: one layer's view ------------------------------ */
 
@@ -65,6 +76,8 @@ typedef struct kern_summary {
     uint16_t *key_ring; /* [S, Hk, KERN_KEY_RING, D] rotated keys, token t at t % KERN_KEY_RING */
     uint32_t seqs, kv_heads, head_dim, max_windows, max_tokens;
     uint32_t window, stride;
+    uint16_t *vc;         /* [S, Hk, W, D] mean of V over the same tokens; NULL: nobody needs it */
+    uint16_t *value_ring; /* as key_ring, with vc */
 } kern_summary;
 
 /* ---- block table: which blocks of a sequence are in the device pool, one layer's view -------- */
@@ -190,14 +203,16 @@ typedef struct kern_importance_args { /* u = bf16(A[h] * softplus(delta[h] . v))
 } kern_importance_args;
 
 typedef struct kern_compress_args {  /* key ring and u of every row, then each window that the row
-                                      * completes (token stride * j + window - 1): Kc and uc.
-                                      * Repeating rows repeats the same writes. */
+                                      * completes (token stride * j + window - 1): Kc and uc, and
+                                      * Vc where the summary has it. Repeating rows repeats the same
+                                      * writes. */
     const float *k;                  /* [R, Hk, D] rotated, row_stride */
     const uint16_t *u;               /* [R, Hk] */
     const int32_t *row_seq, *row_pos;
     kern_summary summary;
     uint64_t row_stride;
     uint32_t rows;
+    const float *v;                  /* [R, Hk, D], row_stride; NULL without summary.vc */
 } kern_compress_args;
 
 typedef struct kern_append_args {    /* K and V of every row into row_pos % 64 of its slot */
@@ -248,7 +263,7 @@ typedef struct kern_pool_args {      /* windows -> selection blocks, then forcin
 typedef struct kern_select_args {    /* top-k, ties to the smaller block, as storage
                                       * blocks in canonical order: first those with a forced
                                       * or importance-filled part, ascending, then free query picks,
-                                      * ascending */
+                                      * ascending. Blocks of a sliding window belong to the first */
     const float *query, *importance; /* [R, Hk, N] */
     const int32_t *row_pos, *row_selector;
     const kern_selector *selectors;
@@ -313,14 +328,17 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     uint32_t rows, heads, max_select, block_bytes;
     bool prefill;                    /* rows are consecutive tokens of one sequence under one
                                       * selector, and a block has one slot in all their lists */
+    kern_branch branch;
 } kern_attend_args;
 
-typedef struct kern_gate_args {      /* x[r,h,:] *= 1 / (1 + e^-gate[r,h]), in place (SSA, arXiv
-                                      * 2511.20102: after attention, before the output projection) */
+typedef struct kern_gate_args {      /* x[r,h,:] = add[r,h,:] + x[r,h,:] / (1 + e^-gate[r,h]), in place
+                                      * (SSA, arXiv 2511.20102: after attention, before the output
+                                      * projection; NSA adds its branches so) */
     float *x;                        /* [R, heads, D] dense */
     const float *gate;               /* [R, heads] with gate_stride floats between rows */
     uint64_t gate_stride;
     uint32_t rows, heads, head_dim;
+    const float *add;                /* [R, heads, D] dense, or NULL: nothing */
 } kern_gate_args;
 
 typedef struct kern_install_args {   /* between steps: put arrived blocks (prefetched, resumed, staged
@@ -395,23 +413,7 @@ KERN_OPS(X)
 
 /* clang-format on */
 
-/* ---- bf16 ------------------------------------------------------------------------------------ */
-
-/* Exact. */ /* clang-format off */
-static inline float kern_bf16_to_f32(uint16_t b)
-{
-    union { uint32_t u; float f; } x = {.u = (uint32_t)b << 16};
-    return x.f;
-}
-
-/* Nearest, ties to even; NaN stays NaN. */
-static inline uint16_t kern_f32_to_bf16(float f)
-{
-    union { float f; uint32_t u; } x = {.f = f};
-    if ((x.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((x.u >> 16) | 0x40u);
-    return (uint16_t)((x.u + 0x7fffu + ((x.u >> 16) & 1u)) >> 16);
-}
-/* clang-format on */
+#include "kernels/bf16.h"
 #include "kernels/device.h"
 #include "kernels/watch.h"
 #endif

@@ -176,7 +176,7 @@ status LEVEL(sample)(kern_stream *stream, const kern_sample_args *args)
     return kern_sample_rows(stream, args, &math);
 }
 
-/* x * (1 / (1 + e^-g)), a gate a head. */
+/* add + x * (1 / (1 + e^-g)), a gate a head; one rounding for the product and the sum. */
 static void gate_task(const void *context, uint32_t task, void *scratch)
 {
     (void)scratch;
@@ -185,11 +185,16 @@ static void gate_task(const void *context, uint32_t task, void *scratch)
     for (uint32_t r = task * TASK_ROWS; r < row_end(task, a->rows); r++) {
         const float *gate = a->gate + r * a->gate_stride;
         for (uint32_t h = 0; h < a->heads; h++) {
-            float *x = a->x + ((uint64_t)r * a->heads + h) * a->head_dim;
+            const uint64_t at = ((uint64_t)r * a->heads + h) * a->head_dim;
+            float *x = a->x + at;
+            const float *add = a->add == NULL ? NULL : a->add + at;
             const vf g = vf_sub(vf_zero(), vf_set1(gate[h]));
             const vf weight = vf_div(one, vf_add(one, vf_exp(g)));
-            for (uint32_t d = 0; d < a->head_dim; d += 16) /* a multiple of 32 */
-                vf_store(x + d, vf_mul(vf_load(x + d), weight));
+            for (uint32_t d = 0; d < a->head_dim; d += 16) { /* a multiple of 32 */
+                const vf of = vf_load(x + d);
+                vf_store(x + d,
+                         add == NULL ? vf_mul(of, weight) : vf_fma(of, weight, vf_load(add + d)));
+            }
         }
     }
 }

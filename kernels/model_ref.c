@@ -87,9 +87,11 @@ status ref_gate(kern_stream *stream, const kern_gate_args *a)
     for (uint64_t r = 0; r < a->rows; r++)
         for (uint64_t h = 0; h < a->heads; h++) {
             const double gate = 1.0 / (1.0 + exp(-(double)a->gate[r * a->gate_stride + h]));
-            float *x = a->x + (r * a->heads + h) * a->head_dim;
-            for (uint64_t d = 0; d < a->head_dim; d++)
-                x[d] = (float)(gate * (double)x[d]);
+            const uint64_t at = (r * a->heads + h) * a->head_dim;
+            for (uint64_t i = at; i < at + a->head_dim; i++) {
+                const double x = gate * (double)a->x[i];
+                a->x[i] = (float)(a->add == NULL ? x : (double)a->add[i] + x);
+            }
         }
     return STATUS_OK;
 }

@@ -5,7 +5,8 @@
  * are chosen, the forced ones counted; then the best of the rest by importance until `total`. Ties
  * go to the smaller block. Forced blocks are never dropped. A row that sees no more blocks than it
  * may hold takes all of them, and then all count as forced or filled: its query scores do not
- * exist.
+ * exist. NSA's sliding window (arXiv 2502.11089) only adds storage blocks to the list, which its
+ * own branch attends to; what the selection does not have of them is masked.
  *
  * Top-k is a heap of the best k seen so far, over keys that order like (value, then smaller block).
  */
@@ -294,6 +295,7 @@ static void select_task(const void *context, uint32_t task, void *scratch)
     choose(selector, pos, a->query + from, a->importance + from, part, heap);
 
     const uint32_t current = selector_current(selector, pos), last = (uint32_t)pos / KERN_BLOCK;
+    const uint32_t near = selector_near_first(selector, pos);
     int32_t *block = a->block + (uint64_t)task * a->max_select;
     uint8_t *mask = a->mask + (uint64_t)task * a->max_select;
     uint32_t count = 0;
@@ -301,7 +303,8 @@ static void select_task(const void *context, uint32_t task, void *scratch)
         for (uint32_t s = 0; s <= last; s++) {
             bool settled;
             const uint8_t m = storage_mask(selector->block, part, current, s, &settled);
-            if (m == 0 || settled != (settled_pass == 1)) continue;
+            if (m == 0 && s < near) continue;
+            if ((settled || s >= near) != (settled_pass == 1)) continue;
             CHECK(count < a->max_select);
             block[count] = (int32_t)s;
             mask[count++] = m;
@@ -330,13 +333,11 @@ typedef struct candidate_list {
     uint32_t count, max;
 } candidate_list;
 
-/* Add the storage blocks of selection block b that are complete before `next` and not in the table.
+/* Add those of storage blocks first .. last that are complete before `next` and not in the table.
  */
-static void offer(const kern_candidates_args *a, const kern_selector *selector, uint64_t place,
-                  uint32_t b, int32_t next, candidate_list *list)
+static void offer_storage(const kern_candidates_args *a, uint64_t place, uint32_t first,
+                          uint32_t last, int32_t next, candidate_list *list)
 {
-    const uint32_t first = b * selector->block / KERN_BLOCK;
-    const uint32_t last = (b * selector->block + selector->block - 1) / KERN_BLOCK;
     for (uint32_t s = first; s <= last; s++) {
         if ((uint64_t)(s + 1) * KERN_BLOCK > (uint64_t)next || s >= a->table.max_blocks) continue;
         if (a->table.entry_of[place * a->table.max_blocks + s] >= 0) continue;
@@ -345,6 +346,15 @@ static void offer(const kern_candidates_args *a, const kern_selector *selector, 
             known |= list->block[i] == (int32_t)s;
         if (!known && list->count < list->max) list->block[list->count++] = (int32_t)s;
     }
+}
+
+/* The same for selection block b. */
+static void offer(const kern_candidates_args *a, const kern_selector *selector, uint64_t place,
+                  uint32_t b, int32_t next, candidate_list *list)
+{
+    const uint32_t first = b * selector->block / KERN_BLOCK;
+    const uint32_t last = (b * selector->block + selector->block - 1) / KERN_BLOCK;
+    offer_storage(a, place, first, last, next, list);
 }
 
 /* Best first: the heap gives the smallest of what it holds, so it is emptied from the back. */
@@ -395,6 +405,9 @@ static void candidates_task(const void *context, uint32_t task, void *scratch)
         forced++;
         if (a->forced) offer(a, selector, place, b, next, &list);
     }
+    if (a->forced)
+        offer_storage(a, place, selector_near_first(selector, next), (uint32_t)next / KERN_BLOCK,
+                      next, &list);
     uint32_t want = 0;
     if (selector_takes_all(selector, next))
         want = current + 1 - forced;

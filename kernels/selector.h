@@ -69,6 +69,14 @@ KERN_RULE void selector_block_windows(const kern_selector *s, uint32_t block, ui
     if (*lo > *hi) *lo = *hi;
 }
 
+/* First storage block of the sliding window's tokens; the current one plus 1 without a window. */
+KERN_RULE uint32_t selector_near_first(const kern_selector *s, int32_t pos)
+{
+    const int64_t first = (int64_t)pos + 1 - (int64_t)s->near;
+    if (s->near == 0) return (uint32_t)pos / KERN_BLOCK + 1;
+    return first <= 0 ? 0 : (uint32_t)first / KERN_BLOCK;
+}
+
 /* Storage blocks that a row's selection may need at most. */
 KERN_RULE uint32_t selector_storage_max(const kern_selector *s, int32_t pos)
 {
@@ -78,8 +86,8 @@ KERN_RULE uint32_t selector_storage_max(const kern_selector *s, int32_t pos)
     if (picks < forced) picks = forced;
     const uint32_t blocks = selector_current(s, pos) + 1;
     if (picks > blocks) picks = blocks;
-    const uint64_t parts =
-        s->block > KERN_BLOCK ? (uint64_t)picks * (s->block / KERN_BLOCK) : picks;
+    uint64_t parts = s->block > KERN_BLOCK ? (uint64_t)picks * (s->block / KERN_BLOCK) : picks;
+    parts += all - selector_near_first(s, pos);
     return parts < all ? (uint32_t)parts : all;
 }
 

@@ -44,22 +44,30 @@ status LEVEL(importance)(kern_stream *stream, const kern_importance_args *args)
     return STATUS_OK;
 }
 
-/* Mean of the last s->window tokens up to `pos` of one sequence and KV head. */
+/* Mean of the last s->window tokens up to `pos` of one head's ring. */
+static void ring_mean(const kern_summary *s, const uint16_t *kept, uint32_t pos, uint16_t *out)
+{
+    const float scale = 1.0f / (float)s->window;
+    for (uint32_t d = 0; d < s->head_dim; d += 16) {
+        vf sum = vf_zero();
+        for (uint32_t t = pos + 1 - s->window; t <= pos; t++)
+            sum = vf_add(sum, vf_bf16(kept + (uint64_t)(t % KERN_KEY_RING) * s->head_dim + d));
+        float mean[16];
+        vf_store(mean, vf_mul(sum, vf_set1(scale)));
+        for (uint32_t i = 0; i < 16; i++)
+            out[d + i] = kern_f32_to_bf16(mean[i]);
+    }
+}
+
+/* Means of the window that `pos` completes, of one sequence and KV head. */
 static void window_means(const kern_summary *s, uint64_t head, uint32_t pos, uint32_t index)
 {
     const uint32_t first = pos + 1 - s->window;
     const float scale = 1.0f / (float)s->window;
-    const uint16_t *keys = s->key_ring + head * KERN_KEY_RING * s->head_dim;
-    uint16_t *kc = s->kc + (head * s->max_windows + index) * s->head_dim;
-    for (uint32_t d = 0; d < s->head_dim; d += 16) {
-        vf sum = vf_zero();
-        for (uint32_t t = first; t <= pos; t++)
-            sum = vf_add(sum, vf_bf16(keys + (uint64_t)(t % KERN_KEY_RING) * s->head_dim + d));
-        float mean[16];
-        vf_store(mean, vf_mul(sum, vf_set1(scale)));
-        for (uint32_t i = 0; i < 16; i++)
-            kc[d + i] = kern_f32_to_bf16(mean[i]);
-    }
+    const uint64_t tokens = head * KERN_KEY_RING * s->head_dim;
+    const uint64_t row = (head * s->max_windows + index) * s->head_dim;
+    ring_mean(s, s->key_ring + tokens, pos, s->kc + row);
+    if (s->vc != NULL) ring_mean(s, s->value_ring + tokens, pos, s->vc + row);
     const uint16_t *u = s->u + head * s->max_tokens;
     float sum = 0.0f;
     for (uint32_t t = first; t <= pos; t++)
@@ -76,11 +84,12 @@ static void compress_task(const void *context, uint32_t task, void *scratch)
     for (uint32_t r = 0; r < a->rows; r++) {
         const uint32_t pos = (uint32_t)a->row_pos[r];
         const uint64_t head = (uint64_t)a->row_seq[r] * s->kv_heads + task;
-        const float *k = a->k + r * a->row_stride + (uint64_t)task * s->head_dim;
-        uint16_t *slot =
-            s->key_ring + (head * KERN_KEY_RING + pos % KERN_KEY_RING) * (uint64_t)s->head_dim;
+        const uint64_t from = r * a->row_stride + (uint64_t)task * s->head_dim;
+        const uint64_t to = (head * KERN_KEY_RING + pos % KERN_KEY_RING) * s->head_dim;
         for (uint32_t d = 0; d < s->head_dim; d++)
-            slot[d] = kern_f32_to_bf16(k[d]);
+            s->key_ring[to + d] = kern_f32_to_bf16(a->k[from + d]);
+        for (uint32_t d = 0; d < s->head_dim && s->vc != NULL; d++)
+            s->value_ring[to + d] = kern_f32_to_bf16(a->v[from + d]);
         s->u[head * s->max_tokens + pos] = a->u[(uint64_t)r * s->kv_heads + task];
         if (pos + 1 < s->window || (pos + 1 - s->window) % s->stride != 0) continue;
         const uint32_t index = (pos + 1 - s->window) / s->stride;

@@ -50,6 +50,8 @@ static status check_selector(const char *op, const kern_selector *s)
                               s->local == 0 && !s->fill_by_importance),
             "%s: a search by chunks of %u blocks for %u picks", op, s->chunk, s->query);
     REQUIRE(!s->raw || s->window == s->stride, "%s: raw scores of windows that overlap", op);
+    REQUIRE(s->near == 0 || (!s->bias && !s->fill_by_importance),
+            "%s: a sliding window of %u tokens beside importance", op, s->near);
     REQUIRE(s->window > 0 && s->stride > 0 && s->stride <= s->window, "%s: windows of %u every %u",
             op, s->window, s->stride);
     REQUIRE(s->total > 0 && s->init <= KERN_SELECT_BLOCKS_MAX && s->local <= KERN_SELECT_BLOCKS_MAX,
@@ -69,6 +71,8 @@ status kern_selector_check(const kern_backend *backend, const kern_selector *sel
                     "the search by chunks (ssa-chunked) exists on the CPU backends only");
     if (selector->raw)
         return FAIL(UNSUPPORTED, "plain products as scores (moba) exist on the CPU backends only");
+    if (selector->near != 0)
+        return FAIL(UNSUPPORTED, "three gated branches (nsa) exist on the CPU backends only");
     return STATUS_OK;
 }
 
@@ -155,6 +159,10 @@ status kern_validate_compress(const kern_backend *b, const kern_compress_args *a
     TRY(check_summary("compress", s));
     TRY(check_heads("compress", s->kv_heads, s->kv_heads, s->head_dim));
     REQUIRE(a->row_stride >= (uint64_t)s->kv_heads * s->head_dim, "compress: rows overlap");
+    REQUIRE(s->vc == NULL || (s->value_ring != NULL && a->v != NULL),
+            "compress: means of values that are not given");
+    if (s->vc != NULL && !b->host_memory)
+        return FAIL(UNSUPPORTED, "means of values (nsa) exist on the CPU backends only");
     return check_rows(b, s, a->row_seq, a->row_pos, a->rows);
 }
 
@@ -324,6 +332,18 @@ status kern_validate_install(const kern_backend *b, const kern_install_args *a)
     return check_exchange(b, "install", a->exchange, &a->table, a->block_bytes);
 }
 
+static status check_branch(const kern_backend *b, const kern_attend_args *a)
+{
+    REQUIRE(a->branch == BRANCH_NEAR || a->branch == BRANCH_COARSE, "attend: branch %d",
+            (int)a->branch);
+    if (!b->host_memory)
+        return FAIL(UNSUPPORTED, "three gated branches (nsa) exist on the CPU backends only");
+    if (a->branch == BRANCH_NEAR) return STATUS_OK;
+    TRY(check_summary("attend", &a->summary));
+    REQUIRE(a->summary.vc != NULL, "attend: a summary without means of values");
+    return STATUS_OK;
+}
+
 status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
 {
     const kern_summary *s = &a->summary;
@@ -334,7 +354,8 @@ status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
     TRY(check_rows(b, s, a->row_seq, a->row_pos, a->rows));
     TRY(check_range(b, "selector", a->row_selector, a->rows, KERN_SELECTORS_MAX));
     if (a->prefill) TRY(check_prefill(b, "attend", a->row_seq, a->row_pos, a->rows));
-    if (!b->host_memory) return STATUS_OK;
+    if (a->branch != BRANCH_SELECTED) TRY(check_branch(b, a));
+    if (!b->host_memory || a->branch == BRANCH_COARSE) return STATUS_OK;
     for (uint64_t i = 0; i < (uint64_t)a->rows * s->kv_heads; i++)
         REQUIRE(a->count[i] >= 0 && (uint32_t)a->count[i] <= a->max_select,
                 "attend: list %llu has %d entries of %u", (unsigned long long)i, a->count[i],

@@ -7,21 +7,24 @@
 
 #define COUNT_OF(x) (sizeof(x) / sizeof((x)[0]))
 
-/* Parameters: group heads, KV heads, dim, tokens, rows, selector (below), even: rows everywhere. */
-enum { P_GROUP, P_KV, P_DIM, P_TOKENS, P_ROWS, P_SELECTOR };
+/* Parameters: group heads, KV heads, dim, tokens, rows, selector (below), branch of attention. */
+enum { P_GROUP, P_KV, P_DIM, P_TOKENS, P_ROWS, P_SELECTOR, P_BRANCH };
 
 static const kern_selector selectors[] = {
-    {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_OWN, 0, false},         /* 0: nosa 16 */
-    {32, 16, 64, 1, 16, 33, 64, true, true, SOURCE_OWN, 0, false},        /* 1: nosa 64 */
-    {32, 16, 64, 1, 4, 16, 16, false, false, SOURCE_OWN, 0, false},       /* 2: infllmv2 16 */
-    {32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN, 0, false}, /* 3: full */
-    {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_STEP, 0, false},   /* 4: nosa 16, a step early */
-    {16, 16, 16, 0, 1, 16, 16, false, false, SOURCE_OWN, 0, false},  /* 5: ssa, 16-token blocks */
-    {32, 16, 32, 1, 3, 9, 14, true, true, SOURCE_OWN, 0, false},     /* 6: 32-token blocks */
-    {32, 16, 128, 1, 2, 5, 8, true, true, SOURCE_MID, 0, false},     /* 7: 128-token blocks */
-    {32, 16, 64, 1, 14, 0, 16, true, true, SOURCE_OWN, 0, false},    /* 8: window 16 */
-    {16, 16, 16, 0, 0, 12, 12, false, false, SOURCE_OWN, 16, false}, /* 9: ssa by chunks */
-    {128, 128, 256, 0, 0, 3, 3, false, false, SOURCE_OWN, 0, true},  /* 10: moba */
+    {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_OWN, 0, false, 0},         /* 0: nosa 16 */
+    {32, 16, 64, 1, 16, 33, 64, true, true, SOURCE_OWN, 0, false, 0},        /* 1: nosa 64 */
+    {32, 16, 64, 1, 4, 16, 16, false, false, SOURCE_OWN, 0, false, 0},       /* 2: infllmv2 16 */
+    {32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN, 0, false, 0}, /* 3: full */
+    {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_STEP, 0, false, 0}, /* 4: nosa 16, a step early */
+    {16, 16, 16, 0, 1, 16, 16, false, false, SOURCE_OWN, 0, false, 0}, /* 5: ssa, 16-token blocks */
+    {32, 16, 32, 1, 3, 9, 14, true, true, SOURCE_OWN, 0, false, 0},    /* 6: 32-token blocks */
+    {32, 16, 128, 1, 2, 5, 8, true, true, SOURCE_MID, 0, false, 0},    /* 7: 128-token blocks */
+    {32, 16, 64, 1, 14, 0, 16, true, true, SOURCE_OWN, 0, false, 0},   /* 8: window 16 */
+    {16, 16, 16, 0, 0, 12, 12, false, false, SOURCE_OWN, 16, false, 0}, /* 9: ssa by chunks */
+    {128, 128, 256, 0, 0, 3, 3, false, false, SOURCE_OWN, 0, true, 0},  /* 10: moba */
+    {16, 16, 16, 0, 0, 8, 8, false, false, SOURCE_OWN, 0, false, 100},  /* 11: nsa */
+    {32, 32, 32, 0, 0, 6, 6, false, false, SOURCE_STEP, 0, false, 512}, /* 12: nsa, a step early */
+    {16, 16, 16, 0, 0, 16, 16, false, false, SOURCE_OWN, 16, false, 1}, /* 13: nsa by chunks */
 };
 
 static const int32_t edges[] = {0,  1,  14, 15,  30,  31,  32,  46,  47,   62,   63,   64,  65,
@@ -49,6 +52,8 @@ static void make_summary(op_fixture *f, kern_summary *s, const kern_selector *se
     s->uc = ops_bf16s(f, heads * s->max_windows, 1.0f);
     s->u = ops_bf16s(f, heads * s->max_tokens, 1.0f);
     s->key_ring = NULL;
+    if (f->param[P_BRANCH] == BRANCH_COARSE)
+        s->vc = ops_bf16s(f, heads * s->max_windows * s->head_dim, 1.0f);
 }
 
 static int32_t *make_positions(op_fixture *f, uint32_t rows, uint32_t tokens)
@@ -134,7 +139,8 @@ static attend_context *make_context(op_fixture *f)
                                    .rows = rows,
                                    .heads = heads,
                                    .max_select = entries,
-                                   .block_bytes = 4 * KERN_BLOCK * dim};
+                                   .block_bytes = 4 * KERN_BLOCK * dim,
+                                   .branch = (kern_branch)f->param[P_BRANCH]};
     f->context = c;
     return c;
 }
@@ -229,6 +235,14 @@ static status attend_run(op_fixture *f, uint32_t first, uint32_t count)
     return kern_attend(f->stream, &a);
 }
 
+/* One KV head's heads see so many tokens, or windows. */
+static void count_tokens(op_fixture *f, const kern_attend_args *a, double tokens)
+{
+    const kern_summary *s = &a->summary;
+    f->flops += 4.0 * tokens * s->head_dim * a->heads / s->kv_heads;
+    f->bytes += 4.0 * tokens * s->head_dim;
+}
+
 static void attend_build(op_fixture *f)
 {
     select_build(f);
@@ -248,15 +262,16 @@ static void attend_build(op_fixture *f)
         for (int32_t e = 0; e < a->count[i]; e++) {
             const uint64_t at = (uint64_t)i * a->max_select + (uint64_t)e;
             slot[at] = slot_of[place * blocks + (uint32_t)a->block[at]];
-            for (uint32_t p = 0; p < 4; p++) {
+            for (uint32_t p = 0; p < 4 && a->branch == BRANCH_SELECTED; p++) {
                 const int64_t left =
                     a->row_pos[row] + 1 - a->block[at] * KERN_BLOCK - (int64_t)p * 16;
                 if ((a->mask[at] >> p & 1) == 0 || left <= 0) continue;
-                const double tokens = left < 16 ? (double)left : 16.0;
-                f->flops += 4.0 * tokens * s->head_dim * a->heads / s->kv_heads;
-                f->bytes += 4.0 * tokens * s->head_dim;
+                count_tokens(f, a, left < 16 ? (double)left : 16.0);
             }
         }
+        const double all = a->row_pos[row] + 1, near = a->selectors->near;
+        if (a->branch == BRANCH_NEAR) count_tokens(f, a, near < all ? near : all);
+        if (a->branch == BRANCH_COARSE) count_tokens(f, a, all / s->stride);
     }
     a->slot = slot;
     a->out = ops_floats(f, (uint64_t)a->rows * a->heads * s->head_dim, 0.0f);
@@ -276,6 +291,9 @@ const op_case ops_attend_cases[] = {
     {"score", "G=1 kv=3 dim=64 tokens=2500 rows=60 moba", {1, 3, 64, 2500, 60, 10}, 4e-6f, false, score_build},
     {"select", "tokens=1500 rows=60 ssa by chunks", {4, 2, 64, 1500, 60, 9}, 0, false, select_build},
     {"select", "tokens=2500 rows=60 moba", {1, 3, 64, 2500, 60, 10}, 0, false, select_build},
+    {"select", "tokens=1500 rows=60 nsa", {4, 2, 64, 1500, 60, 11}, 0, false, select_build},
+    {"select", "tokens=2500 rows=60 nsa step", {4, 2, 64, 2500, 60, 12}, 0, false, select_build},
+    {"select", "tokens=1500 rows=60 nsa by chunks", {4, 2, 64, 1500, 60, 13}, 0, false, select_build},
     {"select", "tokens=16384 rows=16 nosa16", {4, 2, 64, 16384, 16, 0}, 0, false, select_build},
     {"select", "tokens=6000 rows=60 nosa64", {4, 2, 64, 6000, 60, 1}, 0, false, select_build},
     {"select", "tokens=2500 rows=60 infllmv2", {4, 2, 64, 2500, 60, 2}, 0, false, select_build},
@@ -296,6 +314,12 @@ const op_case ops_attend_cases[] = {
     {"attend", "G=4 kv=2 dim=128 tokens=1500 rows=60 block=32", {4, 2, 128, 1500, 60, 6}, 2e-6f, false, attend_build},
     {"attend", "G=4 kv=2 dim=64 tokens=3000 rows=60 block=128", {4, 2, 64, 3000, 60, 7}, 2e-6f, false, attend_build},
     {"attend", "G=1 kv=3 dim=64 tokens=2500 rows=60 moba", {1, 3, 64, 2500, 60, 10}, 2e-6f, false, attend_build},
+    {"attend", "G=4 kv=2 dim=64 tokens=1500 rows=60 nsa selected", {4, 2, 64, 1500, 60, 11, BRANCH_SELECTED}, 2e-6f, false, attend_build},
+    {"attend", "G=4 kv=2 dim=64 tokens=1500 rows=60 nsa near 100", {4, 2, 64, 1500, 60, 11, BRANCH_NEAR}, 2e-6f, false, attend_build},
+    {"attend", "G=3 kv=1 dim=128 tokens=2500 rows=60 nsa near 512", {3, 1, 128, 2500, 60, 12, BRANCH_NEAR}, 2e-6f, false, attend_build},
+    {"attend", "G=2 kv=1 dim=64 tokens=700 rows=60 nsa near 1", {2, 1, 64, 700, 60, 13, BRANCH_NEAR}, 2e-6f, false, attend_build},
+    {"attend", "G=4 kv=2 dim=64 tokens=16384 rows=16 nsa means", {4, 2, 64, 16384, 16, 11, BRANCH_COARSE}, 2e-6f, false, attend_build},
+    {"attend", "G=7 kv=1 dim=96 tokens=1400 rows=60 nsa means", {7, 1, 96, 1400, 60, 12, BRANCH_COARSE}, 2e-6f, false, attend_build},
     {"attend", "G=7 kv=1 dim=96 tokens=700 rows=40 nosa16", {7, 1, 96, 700, 40, 0}, 2e-6f, false, attend_build},
 };
 /* clang-format on */

@@ -175,7 +175,7 @@ static void swiglu_build(op_fixture *f)
     ops_output(f, "out", a->out, (uint64_t)a->rows * a->ffn, VALUE_F32);
 }
 
-/* ---- gate: rows heads dim: in place, so each run starts from a copy ---------------------------
+/* ---- gate: rows heads dim added: in place, so each run starts from a copy --------------------
  */
 
 static status gate_run(op_fixture *f, uint32_t first, uint32_t count)
@@ -186,6 +186,7 @@ static status gate_run(op_fixture *f, uint32_t first, uint32_t count)
     memcpy(a.x + first * width, source + first * width, count * width * sizeof *source);
     a.x += first * width;
     a.gate += first * a.gate_stride;
+    if (a.add != NULL) a.add += first * width;
     a.rows = count;
     return kern_gate(f->stream, &a);
 }
@@ -204,9 +205,10 @@ static void gate_build(op_fixture *f)
     a->gate = gate;
     f->context = ops_floats(f, values, 3.0f);
     a->x = ops_floats(f, values, 0.0f);
+    if (f->param[3] != 0) a->add = ops_floats(f, values, 1.0f);
     f->args = a;
     f->run = gate_run;
-    f->bytes = (double)values * 8;
+    f->bytes = (double)values * (a->add == NULL ? 8 : 12);
     ops_output(f, "x", a->x, values, VALUE_F32);
 }
 
@@ -239,12 +241,13 @@ static void importance_build(op_fixture *f)
     ops_output(f, "u", a->out, (uint64_t)a->rows * a->kv_heads, VALUE_BF16);
 }
 
-/* ---- compress: rows kv_heads dim window stride; two sequences in turn ------------------------ */
+/* ---- compress: rows kv_heads dim window stride values; two sequences in turn ----------------- */
 
 static status compress_run(op_fixture *f, uint32_t first, uint32_t count)
 {
     kern_compress_args a = *(kern_compress_args *)f->args;
     a.k += first * a.row_stride;
+    if (a.v != NULL) a.v += first * a.row_stride;
     a.u += (uint64_t)first * a.summary.kv_heads;
     a.row_seq += first;
     a.row_pos += first;
@@ -272,6 +275,12 @@ static void compress_build(op_fixture *f)
     a->row_stride = (uint64_t)s->kv_heads * s->head_dim;
     a->k = ops_floats(f, a->rows * a->row_stride, 1.0f);
     a->u = ops_bf16s(f, (uint64_t)a->rows * s->kv_heads, 1.0f);
+    if (f->param[5] != 0) {
+        a->v = ops_floats(f, a->rows * a->row_stride, 1.0f);
+        s->vc = ops_bf16s(f, heads * s->max_windows * s->head_dim, 0.0f);
+        s->value_ring = ops_bf16s(f, heads * KERN_KEY_RING * s->head_dim, 0.0f);
+        ops_output(f, "vc", s->vc, heads * s->max_windows * s->head_dim, VALUE_BF16);
+    }
     int32_t *seq = ARENA_NEW(f->memory, int32_t, a->rows),
             *pos = ARENA_NEW(f->memory, int32_t, a->rows);
     for (uint32_t r = 0; r < a->rows; r++) {
@@ -409,12 +418,14 @@ const op_case ops_model_cases[] = {
     {"swiglu", "rows=3 ffn=45", {3, 45}, 4e-7f, false, swiglu_build},
     {"gate", "rows=65 heads=6 dim=64", {65, 6, 64}, 4e-7f, false, gate_build},
     {"gate", "rows=3 heads=1 dim=32", {3, 1, 32}, 4e-7f, false, gate_build},
+    {"gate", "rows=65 heads=6 dim=64 added", {65, 6, 64, 1}, 4e-7f, false, gate_build},
     {"importance", "rows=128 kv=2 dim=64", {128, 2, 64, 1}, 8e-3f, false, importance_build},
     {"importance", "rows=5 kv=3 dim=128", {5, 3, 128, 1}, 8e-3f, false, importance_build},
     {"importance", "rows=5 kv=2 dim=64 without A", {5, 2, 64, 0}, 0, false, importance_build},
     {"compress", "rows=600 kv=2 dim=64 window=32 stride=16", {600, 2, 64, 32, 16}, 8e-3f, false, compress_build},
     {"compress", "rows=700 kv=1 dim=128 window=16 stride=16", {700, 1, 128, 16, 16}, 8e-3f, false, compress_build},
     {"compress", "rows=700 kv=2 dim=64 window=128 stride=64", {700, 2, 64, 128, 64}, 8e-3f, false, compress_build},
+    {"compress", "rows=700 kv=2 dim=64 window=16 stride=16 values", {700, 2, 64, 16, 16, 1}, 8e-3f, false, compress_build},
     {"append", "rows=200 kv=2 dim=64", {200, 2, 64}, 0, false, append_build},
     {"append", "rows=70 kv=1 dim=128", {70, 1, 128}, 0, false, append_build},
     {"sample", "rows=40 vocab=4096 greedy", {40, 4096, 0}, 1e-6f, false, sample_build},

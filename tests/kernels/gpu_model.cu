@@ -124,11 +124,10 @@ void tokens_case(gpu_bench &b, random_source &r)
             seq.host[i] = 1, pos.host[i] = (int32_t)(at + i);
         at += count;
         k.up(), u.up(), seq.up(), pos.up();
-        kern_compress_args h = {
-            k.host.data(), u.host.data(), seq.host.data(), pos.host.data(), s.view(false),
-            stride,        count};
+        kern_compress_args h = {k.host.data(), u.host.data(), seq.host.data(), pos.host.data(),
+                                s.view(false), stride,        count,           nullptr};
         kern_compress_args d = {k.device,     u.device, seq.device, pos.device,
-                                s.view(true), stride,   count};
+                                s.view(true), stride,   count,      nullptr};
         both(b, h, d, kern_compress, "compress");
         same &= s.kc.down() == s.kc.host && s.uc.down() == s.uc.host && s.u.down() == s.u.host &&
                 s.ring.down() == s.ring.host;

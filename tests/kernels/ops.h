@@ -33,7 +33,7 @@ typedef struct op_output {
     value_kind kind;
 } op_output;
 
-enum { OP_PARAMS = 8, OP_OUTPUTS = 4 };
+enum { OP_PARAMS = 8, OP_OUTPUTS = 5 };
 
 /* One op at one shape on one backend. Inputs come from `random`, the same for every backend. */
 typedef struct op_fixture {

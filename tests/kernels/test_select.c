@@ -150,7 +150,9 @@ static void expect_list(const rig *r, int row, int head)
                 mask |= 1 << part;
                 settled |= chosen[b] == 1;
             }
-            if (mask == 0 || settled != (pass == 1)) continue;
+            const int near = s * 64 + 63 > r->pos[row] - (int)r->selector.near; /* in the window */
+            if (mask == 0 && !near) continue;
+            if ((settled || near) != (pass == 1)) continue;
             EXPECT_MSG(r->block[at * MOST + count] == s && r->mask[at * MOST + count] == mask,
                        "row %d head %d entry %d is block %d mask %d, expected %d mask %d", row,
                        head, count, r->block[at * MOST + count], r->mask[at * MOST + count], s,
@@ -178,49 +180,62 @@ static void expect_rule(const kern_selector *selector, uint64_t seed)
 
 TEST(nosa_selects_by_the_rule_at_every_position)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false}, 1);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false, 0}, 1);
 }
 
 TEST(a_selection_made_a_token_early_sees_one_token_less)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_STEP, 0, false}, 2);
-    expect_rule(&(kern_selector){32, 16, 64, 1, 0, 4, 8, true, true, SOURCE_INPUT, 0, false}, 3);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_STEP, 0, false, 0}, 2);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 0, 4, 8, true, true, SOURCE_INPUT, 0, false, 0}, 3);
 }
 
 TEST(infllm_fills_nothing_by_importance)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 8, 8, false, false, SOURCE_OWN, 0, false}, 4);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 8, 8, false, false, SOURCE_OWN, 0, false, 0}, 4);
 }
 
 TEST(importance_alone_fills_where_no_query_is_asked)
 {
-    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 0, 9, true, true, SOURCE_OWN, 0, false}, 5);
-    expect_rule(&(kern_selector){32, 16, 64, 0, 0, 0, 5, true, true, SOURCE_OWN, 0, false}, 6);
+    expect_rule(&(kern_selector){32, 16, 64, 1, 2, 0, 9, true, true, SOURCE_OWN, 0, false, 0}, 5);
+    expect_rule(&(kern_selector){32, 16, 64, 0, 0, 0, 5, true, true, SOURCE_OWN, 0, false, 0}, 6);
 }
 
 TEST(blocks_of_16_32_and_128_tokens_become_masked_storage_blocks)
 {
-    expect_rule(&(kern_selector){16, 16, 16, 0, 0, 9, 9, false, false, SOURCE_OWN, 0, false}, 7);
-    expect_rule(&(kern_selector){32, 16, 32, 1, 2, 8, 11, true, true, SOURCE_OWN, 0, false}, 8);
-    expect_rule(&(kern_selector){32, 16, 128, 1, 1, 4, 6, true, true, SOURCE_MID, 0, false}, 9);
+    expect_rule(&(kern_selector){16, 16, 16, 0, 0, 9, 9, false, false, SOURCE_OWN, 0, false, 0}, 7);
+    expect_rule(&(kern_selector){32, 16, 32, 1, 2, 8, 11, true, true, SOURCE_OWN, 0, false, 0}, 8);
+    expect_rule(&(kern_selector){32, 16, 128, 1, 1, 4, 6, true, true, SOURCE_MID, 0, false, 0}, 9);
 }
 
 TEST(windows_whose_stride_does_not_divide_the_block_pool_by_the_rule)
 {
-    expect_rule(&(kern_selector){48, 24, 64, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false}, 10);
-    expect_rule(&(kern_selector){64, 64, 64, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false}, 11);
-    expect_rule(&(kern_selector){40, 16, 32, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false}, 12);
+    expect_rule(&(kern_selector){48, 24, 64, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false, 0}, 10);
+    expect_rule(&(kern_selector){64, 64, 64, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false, 0}, 11);
+    expect_rule(&(kern_selector){40, 16, 32, 1, 1, 6, 9, true, true, SOURCE_OWN, 0, false, 0}, 12);
+}
+
+TEST(a_sliding_window_adds_its_blocks_and_selects_no_part_of_them)
+{
+    expect_rule(&(kern_selector){16, 16, 16, 0, 0, 5, 5, false, false, SOURCE_OWN, 0, false, 100},
+                17);
+    expect_rule(&(kern_selector){32, 32, 32, 0, 0, 4, 4, false, false, SOURCE_MID, 0, false, 512},
+                18);
+    expect_rule(&(kern_selector){16, 16, 16, 0, 0, 7, 7, false, false, SOURCE_OWN, 0, false, 1},
+                19);
+    expect_rule(&(kern_selector){64, 64, 64, 0, 0, 2, 2, false, false, SOURCE_OWN, 0, false, 5000},
+                20);
 }
 
 TEST(full_selects_every_block_in_ascending_order)
 {
     expect_rule(
-        &(kern_selector){32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN, 0, false}, 13);
+        &(kern_selector){32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN, 0, false, 0},
+        13);
 }
 
 TEST(a_row_selects_alone_what_it_selects_in_a_chunk)
 {
-    const kern_selector selector = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false};
+    const kern_selector selector = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false, 0};
     static rig whole;
     rig *r = rig_open(&selector, 14);
     EXPECT_OK(run(r, 0, TOKENS, MOST));
@@ -238,8 +253,8 @@ TEST(a_row_selects_alone_what_it_selects_in_a_chunk)
 
 TEST(without_importance_nosa_selects_as_infllm)
 {
-    const kern_selector nosa = {32, 16, 64, 1, 2, 10, 10, true, true, SOURCE_OWN, 0, false};
-    const kern_selector infllm = {32, 16, 64, 1, 2, 10, 10, false, false, SOURCE_OWN, 0, false};
+    const kern_selector nosa = {32, 16, 64, 1, 2, 10, 10, true, true, SOURCE_OWN, 0, false, 0};
+    const kern_selector infllm = {32, 16, 64, 1, 2, 10, 10, false, false, SOURCE_OWN, 0, false, 0};
     static rig first;
     rig *r = rig_open(&nosa, 15);
     EXPECT_OK(run(r, 0, TOKENS, MOST));
@@ -253,10 +268,13 @@ TEST(without_importance_nosa_selects_as_infllm)
 
 TEST(a_list_too_short_for_the_selection_is_refused)
 {
-    const kern_selector selector = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false};
+    const kern_selector selector = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_OWN, 0, false, 0};
     rig *r = rig_open(&selector, 16);
     EXPECT_STATUS(run(r, 0, TOKENS, 9), STATUS_INVALID);
     EXPECT_OK(run(r, 0, 9 * 64, 9));
+    r->selector = (kern_selector){16, 16, 16, 0, 0, 5, 5, false, false, SOURCE_OWN, 0, false, 130};
+    EXPECT_STATUS(run(r, 0, TOKENS, 8), STATUS_INVALID); /* 5 picks, 4 blocks of the window */
+    EXPECT_OK(run(r, 0, TOKENS, 9));
     r->selector.block = 48;
     EXPECT_STATUS(run(r, 0, 1, MOST), STATUS_INVALID);
     rig_close(r);

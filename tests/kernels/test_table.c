@@ -661,7 +661,7 @@ static void candidates(bench *b, const kern_selector *selector, int32_t next, bo
 TEST(candidates_are_the_best_by_importance_that_the_table_lacks)
 {
     bench *b = bench_open();
-    const kern_selector nosa = {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_OWN, 0, false};
+    const kern_selector nosa = {32, 16, 64, 1, 4, 10, 16, true, true, SOURCE_OWN, 0, false, 0};
     b->entry_of[(KV + 0) * BLOCKS + 11] = 0; /* resident on head 0 only */
     int32_t got[KV * 12];
     candidates(b, &nosa, 40 * 64, false, got, 12);
@@ -675,7 +675,7 @@ TEST(candidates_are_the_best_by_importance_that_the_table_lacks)
 TEST(forced_candidates_come_first_and_the_open_block_never)
 {
     bench *b = bench_open();
-    const kern_selector nosa = {32, 16, 64, 1, 2, 4, 6, true, true, SOURCE_OWN, 0, false};
+    const kern_selector nosa = {32, 16, 64, 1, 2, 4, 6, true, true, SOURCE_OWN, 0, false, 0};
     int32_t got[KV * 8];
     candidates(b, &nosa, 40 * 64 + 3, true, got, 8);
     const int32_t want[8] = {0, 38, 39, 10, 11, -1, -1, -1};
@@ -686,8 +686,9 @@ TEST(forced_candidates_come_first_and_the_open_block_never)
 TEST(full_attention_wants_every_block_and_infllm_only_forced_ones)
 {
     bench *b = bench_open();
-    const kern_selector full = {32, 16, 64, 0, 0, 0, UINT32_MAX, false, true, SOURCE_OWN, 0, false};
-    const kern_selector infllm = {32, 16, 64, 1, 2, 6, 6, false, false, SOURCE_OWN, 0, false};
+    const kern_selector full = {32,    16,   64,         0, 0,     0, UINT32_MAX,
+                                false, true, SOURCE_OWN, 0, false, 0};
+    const kern_selector infllm = {32, 16, 64, 1, 2, 6, 6, false, false, SOURCE_OWN, 0, false, 0};
     int32_t got[KV * BLOCKS];
     candidates(b, &full, 20 * 64 + 1, true, got, BLOCKS);
     uint32_t count = 0;
