@@ -22,7 +22,7 @@ static const verb_flag flags[] = {
     {ARGS_EVAL, {"--limit", "N", "only the first N cases (default: all)", AT(limit), FLAG_TYPE_WHOLE, 1, UINT32_MAX - 1}},
     {ARGS_EVAL, {"--decode-from", "N", "texts: tokens from N on go one a step, which shows the pool's misses (default: all at once)", AT(decode_from), FLAG_TYPE_WHOLE, 1, UINT32_MAX - 1}},
     {ARGS_EVAL, {"--kind", "trained|unseen", "only keys of this kind (default: all)", AT(kind), FLAG_TYPE_WORD, 0, 0}},
-    {BOTH, {"--selector", "nosa|infllmv2|full|ssa|ssa-chunked|moba|moba-group", "how blocks are chosen (default: the model's)", AT(selector), FLAG_TYPE_WORD, 0, 0}},
+    {BOTH, {"--selector", "nosa|infllmv2|full|ssa|ssa-chunked|moba|moba-group|nsa|nsa-chunked", "how blocks are chosen (default: the model's)", AT(selector), FLAG_TYPE_WORD, 0, 0}},
     {BOTH, {"--budget", "N|A,B,C,D", "blocks a step: a listed total, or first, before the current, query, total (default: the model's)", AT(budget), FLAG_TYPE_TEXT, 0, 0}},
     {BOTH, {"--lookahead", "own|mid|input|step", "whose query selects (default own)", AT(lookahead), FLAG_TYPE_WORD, 0, 0}},
     {BOTH, {"--device-pool", "SIZE", "device memory for KV blocks, as 64MiB (default: the cluster file's)", AT(device_pool_bytes), FLAG_TYPE_BYTES, 0, 0}},

@@ -78,13 +78,14 @@ static uint64_t pool_bytes_of(const bench *b, uint32_t i)
     return entries_of(b, i) * c->layers * c->kv_heads * block_layout_bytes(&b->model->layout);
 }
 
-/* Window means, importance and key ring of one sequence, at the engine's longest length. */
+/* Window means, importance and rings of one sequence, at the engine's longest length. */
 static uint64_t summary_bytes(const bench *b)
 {
     const model_config *c = &b->model->config;
     uint64_t windows = b->max_len / c->sparse.stride, d = c->head_dim;
+    uint64_t values = c->sparse.kind == SELECTOR_NSA ? (windows + KERN_KEY_RING) * d : 0;
     return (uint64_t)c->layers * c->kv_heads *
-           (windows * (d + 1) + b->max_len + KERN_KEY_RING * d) * sizeof(uint16_t);
+           (windows * (d + 1) + b->max_len + KERN_KEY_RING * d + values) * sizeof(uint16_t);
 }
 
 /* The batch and its pool by the memory that was given. */
@@ -134,7 +135,7 @@ static status open_made(bench *b, model_config *config)
     const bench_options *o = &b->options;
     bool other = config->sparse.typed && config->sparse.kind != SELECTOR_NOSA;
     bool importance = !other || (o->selector != NULL && strcmp(o->selector, "nosa") == 0);
-    config->has_gate = config->sparse.kind == SELECTOR_SSA;
+    config->has_gate = config->sparse.kind == SELECTOR_SSA || config->sparse.kind == SELECTOR_NSA;
     TRY(config_settle(o->model, importance, config));
     bench_weights_start(b->weights, config, o->seed, o->threads);
     selector_choice choice = {o->selector, o->budget, o->lookahead};

@@ -37,6 +37,7 @@ bench_bound bench_bound_of(const bench *b, const bench_span *span)
     bench_bound out = {.weights = weight_bytes(b), .kv = read * block};
     out.summaries = heads * windows * 2.0 * ((scores ? c->head_dim : 0) + 1) +
                     (b->selector.bias ? read * KERN_BLOCK * 2.0 : 0);
+    if (b->selector.near > 0) out.summaries += heads * windows * 2.0 * c->head_dim; /* Vc */
     if (b->selector.total == UINT32_MAX) /* nothing is scored */
         out.summaries = b->selector.bias ? read * KERN_BLOCK * 2.0 : 0;
     out.memory_ms = (out.weights + out.kv + out.summaries) / (b->ceilings.memory_gbs * 1e6);

@@ -279,9 +279,9 @@ enum { NOSA_INIT = 1, NOSA_LOCAL = 16, NOSA_EXTRA = 16, NOSA_TOTAL = 64 };
 static status check_sparse_keys(json_in in)
 {
     static const char *const known[] = {
-        "type",         "kernel_size",  "kernel_stride", "block_size", "init_blocks",
-        "local_blocks", "query_blocks", "topk",          "budgets",    "window_size",
-        "use_nope",     "dense_len",    "select_variant"};
+        "type",         "kernel_size",  "kernel_stride",  "block_size", "init_blocks",
+        "local_blocks", "query_blocks", "topk",           "budgets",    "window_size",
+        "use_nope",     "dense_len",    "select_variant", "compression"};
     const cJSON *item;
     cJSON_ArrayForEach(item, in.object)
     {
@@ -316,11 +316,16 @@ static status read_sparse_kind(json_in in, sparse_config *s)
         s->kind = SELECTOR_SSA;
     else if (strcmp(type, "moba") == 0)
         s->kind = SELECTOR_MOBA;
+    else if (strcmp(type, "nsa") == 0)
+        s->kind = SELECTOR_NSA;
     else
         return FAIL(UNSUPPORTED,
-                    "%s: sparse_config \"type\" is \"%.40s\"; nosa, infllmv2, ssa, moba and full "
-                    "are supported",
+                    "%s: sparse_config \"type\" is \"%.40s\"; nosa, infllmv2, ssa, moba, nsa and "
+                    "full are supported",
                     in.file, type);
+    if (s->kind != SELECTOR_NSA && json_get(in.object, "compression"))
+        return FAIL(INVALID, "%s: sparse_config \"compression\" has a meaning for type nsa only",
+                    in.file);
     return STATUS_OK;
 }
 
@@ -356,11 +361,27 @@ static status list_default(const char *file, sparse_config *s)
     return STATUS_OK;
 }
 
-/* SSA and MoBA: means of whole blocks, nothing forced but the current block, all picks by query.
- * Defaults: SSA 16 blocks of 16 tokens, MoBA 3 blocks of 512. */
+/* What NSA adds to SSA: a sliding window, which has no default, and means of values. The paper's
+ * learned compression would need weights that no released checkpoint has. */
+static status read_window(json_in in, sparse_config *s)
+{
+    const char *compression = NULL;
+    TRY(json_u32(in, "window_size", 1, 1 << 24, NULL, &s->near));
+    TRY(json_string(in, "compression", "mean", &compression));
+    if (strcmp(compression, "mean") != 0)
+        return FAIL(UNSUPPORTED,
+                    "%s: sparse_config \"compression\" is \"%.40s\"; only \"mean\", plain means of "
+                    "whole blocks, is supported",
+                    in.file, compression);
+    return STATUS_OK;
+}
+
+/* SSA, MoBA and NSA: means of whole blocks, nothing forced but the current block, all picks by
+ * query. Defaults: 16 blocks of 16 tokens, MoBA 3 blocks of 512. */
 static status read_blocks(json_in in, sparse_config *s)
 {
-    bool moba = s->kind == SELECTOR_MOBA;
+    bool moba = s->kind == SELECTOR_MOBA, nsa = s->kind == SELECTOR_NSA;
+    const char *type = moba ? "moba" : nsa ? "nsa" : "ssa";
     const uint32_t block = moba ? 512 : 16, total = moba ? 3 : 16;
     TRY(json_u32(in, "block_size", 1, 4096, &block, &s->block));
     const uint32_t window = s->block < KERN_KEY_RING ? s->block : KERN_KEY_RING;
@@ -372,12 +393,13 @@ static status read_blocks(json_in in, sparse_config *s)
             INVALID,
             "%s: sparse_config of type %s takes means of whole blocks: \"kernel_size\" %u and "
             "\"kernel_stride\" %u do not fit \"block_size\" %u",
-            in.file, moba ? "moba" : "ssa", s->window, s->stride, s->block);
-    static const char *const none[] = {"init_blocks", "local_blocks", "window_size", "budgets"};
-    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++)
+            in.file, type, s->window, s->stride, s->block);
+    static const char *const none[] = {"init_blocks", "local_blocks", "budgets", "window_size"};
+    for (size_t i = 0; i < (nsa ? 3u : 4u); i++)
         if (json_get(in.object, none[i]))
-            return FAIL(INVALID, "%s: sparse_config \"%s\" has no meaning for ssa and moba",
-                        in.file, none[i]);
+            return FAIL(INVALID, "%s: sparse_config \"%s\" has no meaning for type %s", in.file,
+                        none[i], type);
+    if (nsa) TRY(read_window(in, s));
     TRY(json_u32(in, "topk", 1, 1 << 16, &total, &s->row.total));
     s->row.query = s->row.total;
     const char *variant = NULL;
@@ -386,7 +408,7 @@ static status read_blocks(json_in in, sparse_config *s)
     if ((!s->chunked && strcmp(variant, "exact") != 0) || (s->chunked && moba))
         return FAIL(INVALID,
                     "%s: sparse_config \"select_variant\" is \"%.40s\": exact, or chunked_half for "
-                    "ssa",
+                    "ssa and nsa",
                     in.file, variant);
     if (s->chunked && s->row.total > s->block)
         return FAIL(INVALID,
@@ -396,27 +418,29 @@ static status read_blocks(json_in in, sparse_config *s)
     return STATUS_OK;
 }
 
-/* The keys of the released SSA models, which have no sparse_config (model_type llama-nsa):
- * block_size, block_counts, window_size, inference_mode. */
+/* The keys of the SSA paper's models, which have no sparse_config (model_type llama-nsa):
+ * block_size, block_counts, window_size, inference_mode. A window makes it NSA, which is always
+ * sparse: made full, it computes nothing that it was trained for. */
 static status read_llama_nsa(json_in top, sparse_config *s)
 {
     const uint32_t sixteen = 16;
-    uint32_t window;
     const char *mode = NULL;
     TRY(json_u32(top, "block_size", 1, 4096, &sixteen, &s->block));
     TRY(json_u32(top, "block_counts", 1, 1 << 16, &sixteen, &s->row.total));
-    TRY(json_u32(top, "window_size", 0, 1 << 24, &zero, &window));
+    TRY(json_u32(top, "window_size", 0, 1 << 24, &zero, &s->near));
     TRY(json_string(top, "inference_mode", "sparse", &mode));
-    if (window != 0)
-        return FAIL(UNSUPPORTED,
-                    "%s: \"window_size\" is %u: a sliding window beside the selection (NSA) is not "
-                    "supported",
-                    top.file, window);
-    if (strcmp(mode, "sparse") != 0 && strcmp(mode, "full") != 0)
+    bool full = strcmp(mode, "full") == 0;
+    if (!full && strcmp(mode, "sparse") != 0)
         return FAIL(INVALID, "%s: \"inference_mode\" is \"%.40s\": sparse or full", top.file, mode);
+    if (full && s->near != 0)
+        return FAIL(
+            UNSUPPORTED,
+            "%s: \"inference_mode\" is full beside a \"window_size\" of %u: a model of three "
+            "branches (NSA) is always sparse",
+            top.file, s->near);
     s->window = s->stride = s->block;
     TRY(check_geometry(top.file, s));
-    s->kind = strcmp(mode, "full") == 0 ? SELECTOR_FULL : SELECTOR_SSA;
+    s->kind = full ? SELECTOR_FULL : s->near != 0 ? SELECTOR_NSA : SELECTOR_SSA;
     s->row.query = s->row.total;
     s->typed = true;
     return list_default(top.file, s);
@@ -470,7 +494,7 @@ static status read_sparse(json_in top, sparse_config *s)
     TRY(check_sparse_keys(in));
     TRY(read_sparse_kind(in, s));
     if (!object) s->kind = SELECTOR_FULL;
-    if (s->kind == SELECTOR_SSA || s->kind == SELECTOR_MOBA) {
+    if (s->kind == SELECTOR_SSA || s->kind == SELECTOR_MOBA || s->kind == SELECTOR_NSA) {
         TRY(read_blocks(in, s));
         return list_default(in.file, s);
     }
@@ -516,11 +540,11 @@ status config_settle(const char *file, bool has_importance, model_config *config
                     "%s: sparse_config is of type nosa, but the checkpoint has no "
                     "model.layers.0.self_attn.A",
                     file);
-    if (s->kind == SELECTOR_SSA && !config->has_gate)
+    if ((s->kind == SELECTOR_SSA || s->kind == SELECTOR_NSA) && !config->has_gate)
         return FAIL(INVALID,
-                    "%s: sparse_config is of type ssa, but the checkpoint has no "
+                    "%s: sparse_config is of type %s, but the checkpoint has no "
                     "model.layers.0.self_attn.g_proj.weight",
-                    file);
+                    file, s->kind == SELECTOR_SSA ? "ssa" : "nsa");
     if (!has_importance || s->typed || s->kind == SELECTOR_NOSA) return STATUS_OK;
     s->kind = SELECTOR_NOSA;
     uint32_t old = s->row.query;

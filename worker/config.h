@@ -37,6 +37,7 @@ typedef enum selector_kind {
     SELECTOR_INFLLMV2,
     SELECTOR_SSA,  /* SSA, arXiv 2511.20102, and MoBA as that paper has it */
     SELECTOR_MOBA, /* MoBA, arXiv 2502.13189: for each query head, plain products */
+    SELECTOR_NSA,  /* NSA, arXiv 2502.11089, as the SSA paper trains it: three gated branches */
 } selector_kind;
 
 /* Blocks: first, before the current one, query picks with the forced ones, total. */
@@ -53,7 +54,8 @@ typedef struct sparse_config {
         budget_row row;
     } budgets[CONFIG_BUDGETS_MAX];
     uint32_t budget_count; /* at least 1: the default row under its total */
-    bool chunked;          /* SSA: top-k as the released kernel searches */
+    bool chunked;          /* SSA, NSA: top-k as the released kernel searches */
+    uint32_t near;         /* NSA: tokens of the sliding window */
     uint32_t dense_len;    /* InfLLM-V2: read, reported, not applied */
     bool typed;            /* sparse_config names its type */
 } sparse_config;
@@ -67,8 +69,8 @@ typedef struct model_config {
     rope_config rope;
     sparse_config sparse;
     bool has_importance; /* the checkpoint has self_attn.A and self_attn.delta: config_settle */
-    bool has_gate;       /* it has self_attn.g_proj, SSA's output gate: set before config_settle */
-    int32_t bos;         /* -1: none */
+    bool has_gate; /* it has self_attn.g_proj, gates of SSA or NSA: set before config_settle */
+    int32_t bos;   /* -1: none */
     int32_t eos[CONFIG_EOS_MAX];
     uint32_t eos_count;
     uint64_t digest; /* XXH3-64 of config.json's bytes */
@@ -81,7 +83,8 @@ status config_parse(const char *file, const char *text, size_t bytes, model_conf
 
 /* What only the checkpoint knows. Without a sparse_config, or with one that names no type, NOSA is
  * taken where the checkpoint has importance (constants of the released models). INVALID: the
- * configuration says "nosa" and the checkpoint has no importance, or "ssa" and it has no gate. */
+ * configuration says "nosa" and the checkpoint has no importance, or "ssa" or "nsa" and it has no
+ * gate. */
 status config_settle(const char *file, bool has_importance, model_config *config);
 
 /* Radians a position, in double: frequencies[0 .. head_dim / 2). LongRoPE takes its long factors
@@ -98,16 +101,17 @@ status budget_row_check(const char *what, const budget_row *row);
 
 /* What a user says about selection. NULL members mean the default. */
 typedef struct selector_choice {
-    const char *name;   /* "nosa", "infllmv2", "full", "ssa", "ssa-chunked", "moba", "moba-group";
-                         * default: the checkpoint's own */
-    const char *budget; /* "16", or "1,4,10,16": first, before the current, query picks, total. SSA
-                         * and MoBA take any number */
+    const char *name;   /* "nosa", "infllmv2", "full", "ssa", "ssa-chunked", "moba", "moba-group",
+                         * "nsa", "nsa-chunked"; default: the checkpoint's own */
+    const char *budget; /* "16", or "1,4,10,16": first, before the current, query picks, total. SSA,
+                         * MoBA and NSA take any number */
     const char *source; /* "own", "mid", "input", "step" */
 } selector_choice;
 
 /* INVALID with a sentence: unknown name or source, an unlisted budget (the listed ones are named),
  * a budget below its forced blocks, InfLLM-V2 with a total other than its query picks, NOSA without
- * importance in the checkpoint, SSA without its gate, blocks or heads that do not fit. */
+ * importance in the checkpoint, SSA without its gate, blocks or heads that do not fit. UNSUPPORTED:
+ * NSA without its sliding window, another selector on a model of NSA. */
 status model_selector(const model_config *config, const selector_choice *choice,
                       kern_selector *out_selector);
 /* What to call it: the choice's name, or the model's own. */

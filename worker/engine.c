@@ -15,17 +15,20 @@ kern_summary engine_summary(const worker_engine *e, uint32_t layer)
 {
     size_t heads = (size_t)layer * e->seqs * e->kv_heads;
     const sparse_config *sparse = &e->config.model->config.sparse;
-    return (kern_summary){.kc = e->kc + heads * e->max_windows * e->head_dim,
-                          .uc = e->uc + heads * e->max_windows,
-                          .u = e->u + heads * e->max_len,
-                          .key_ring = e->key_ring + heads * KERN_KEY_RING * e->head_dim,
-                          .seqs = e->seqs,
-                          .kv_heads = e->kv_heads,
-                          .head_dim = e->head_dim,
-                          .max_windows = e->max_windows,
-                          .max_tokens = e->max_len,
-                          .window = sparse->window,
-                          .stride = sparse->stride};
+    return (kern_summary){
+        .kc = e->kc + heads * e->max_windows * e->head_dim,
+        .uc = e->uc + heads * e->max_windows,
+        .u = e->u + heads * e->max_len,
+        .key_ring = e->key_ring + heads * KERN_KEY_RING * e->head_dim,
+        .seqs = e->seqs,
+        .kv_heads = e->kv_heads,
+        .head_dim = e->head_dim,
+        .max_windows = e->max_windows,
+        .max_tokens = e->max_len,
+        .window = sparse->window,
+        .stride = sparse->stride,
+        .vc = e->vc == NULL ? NULL : e->vc + heads * e->max_windows * e->head_dim,
+        .value_ring = e->vc == NULL ? NULL : e->value_ring + heads * KERN_KEY_RING * e->head_dim};
 }
 
 kern_table engine_table(const worker_engine *e, uint32_t layer)
@@ -137,6 +140,8 @@ uint32_t selector_entries(const worker_engine *e, const kern_selector *s)
 {
     uint64_t n = s->total;
     if (s->block > KERN_BLOCK) n *= s->block / KERN_BLOCK;
+    if (s->near > 0)
+        n += (s->near + UINT64_C(62)) / KERN_BLOCK + 1; /* wherever the window begins */
     return n < e->max_blocks ? (uint32_t)n : e->max_blocks;
 }
 
@@ -160,6 +165,7 @@ static void read_dims(worker_engine *e)
     e->max_windows =
         e->max_len < sparse->window ? 1 : (e->max_len - sparse->window) / sparse->stride + 1;
     e->select_block = sparse->block;
+    e->gates = !m->has_gate ? 0 : sparse->kind == SELECTOR_NSA ? 3 : 1;
     e->max_select_blocks = (e->max_len + e->select_block - 1) / e->select_block;
     e->max_select = selector_entries(e, &e->config.widest);
     e->max_entries = sched_entries_needed(e, &e->config.widest, e->max_blocks);
@@ -282,7 +288,9 @@ static void take_rows(taking *t)
     e->norm = take(t, ends * e->hidden, sizeof(float));
     e->qkv = take(t, r * e->qkv_stride, sizeof(float));
     e->heads_out = take(t, r * q, sizeof(float));
-    if (e->config.model->config.has_gate) e->out_gate = take(t, r * e->heads, sizeof(float));
+    if (e->gates > 0) e->out_gate = take(t, r * e->heads * e->gates, sizeof(float));
+    if (e->gates == 3) e->coarse_out = take(t, r * q, sizeof(float));
+    if (e->gates == 3) e->near_out = take(t, r * q, sizeof(float));
     e->gate_up = take(t, r * 2 * e->ffn, sizeof(float));
     e->act = take(t, r * e->ffn, sizeof(float));
     e->pick_q[0] = take(t, r * q, sizeof(float));
@@ -314,6 +322,10 @@ static void take_summaries(taking *t)
     e->uc = take(t, heads * e->max_windows, sizeof(uint16_t));
     e->u = take(t, heads * e->max_len, sizeof(uint16_t));
     e->key_ring = take(t, heads * KERN_KEY_RING * e->head_dim, sizeof(uint16_t));
+    if (e->gates == 3) {
+        e->vc = take(t, heads * e->max_windows * e->head_dim, sizeof(uint16_t));
+        e->value_ring = take(t, heads * KERN_KEY_RING * e->head_dim, sizeof(uint16_t));
+    }
     e->summary_bytes = e->device_bytes - before;
     e->entry_of = take_absent(t, heads * e->max_blocks);
     e->block_of = take_absent(t, heads * e->max_entries);
@@ -649,7 +661,8 @@ bool engine_selectors_equal(const kern_selector *a, const kern_selector *b)
     return a->window == b->window && a->stride == b->stride && a->block == b->block &&
            a->init == b->init && a->local == b->local && a->query == b->query &&
            a->total == b->total && a->fill_by_importance == b->fill_by_importance &&
-           a->bias == b->bias && a->source == b->source && a->chunk == b->chunk && a->raw == b->raw;
+           a->bias == b->bias && a->source == b->source && a->chunk == b->chunk &&
+           a->raw == b->raw && a->near == b->near;
 }
 
 static status selector_register(worker_engine *e, const kern_selector *s)

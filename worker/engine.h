@@ -3,7 +3,8 @@
  *
  * engine.c  creation, requests, events      sched.c   admit, park, resume, finish, recompute
  * step.c    the step                        select.c  score .. plan of a range of rows
- * prefill.c a prompt's rows in a layer      fetch.c   prefetch groups, installs, accounting */
+ * prefill.c a prompt's rows in a layer      fetch.c   prefetch groups, installs, accounting
+ * branch.c  attention's branches and gates */
 #ifndef WORKER_ENGINE_H
 #define WORKER_ENGINE_H
 
@@ -140,6 +141,7 @@ struct worker_engine {
     uint32_t taken_count;
     uint64_t device_bytes, shared_bytes, summary_bytes, stream_bytes; /* device: pool, the rest */
     uint16_t *kc, *uc, *u, *key_ring;
+    uint16_t *vc, *value_ring; /* NSA */
     int32_t *entry_of, *block_of, *slot_of;
     uint32_t *used_step;
     int32_t *entries;       /* [S] */
@@ -154,7 +156,9 @@ struct worker_engine {
     row_lists row, dev;
     uint32_t *row_hits, *row_misses;
     float *x, *x_next, *norm, *qkv, *heads_out, *gate_up, *act, *pick_q[2];
-    float *out_gate; /* [R, Hq] SSA's output gate before its logistic; NULL without one */
+    float *out_gate; /* [R, gates, Hq] output gates before their logistic; NULL without one */
+    uint32_t gates;  /* a query head: 0, 1 (SSA), 3 (NSA) */
+    float *coarse_out, *near_out; /* [R, Hq, D] NSA's other branches, beside heads_out */
     uint16_t *row_u;
     int32_t *append_slot;
     /* decode rows: scores by layer parity (a layer ahead may be planned already), picks by layer */
@@ -250,6 +254,11 @@ status select_ahead(worker_engine *e, uint32_t layer); /* lookahead `step`: for 
 status select_ahead_ask(worker_engine *e, uint32_t layer); /* and fetch what those picks lack */
 status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out);
 status select_warm(worker_engine *e, uint32_t rows);
+
+/* branch.c */
+/* Attention of rows from first_row of the step on, in all branches that the model has. */
+status branch_attend(worker_engine *e, const kern_attend_args *rows, uint32_t first_row);
+status branch_gate(worker_engine *e, uint32_t layer); /* all rows: heads_out is then the sum */
 
 /* prefill.c */
 uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows); /* rows with host slots */

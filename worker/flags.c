@@ -130,7 +130,7 @@ void flags_help(const flag_set *set, FILE *to)
 {
     for (uint32_t i = 0; i < set->count; i++) {
         const flag_row *f = &set->row[i];
-        char name[64];
+        char name[96];
         (void)snprintf(name, sizeof name, "%s%s%s", f->name, f->value != NULL ? " " : "",
                        f->value != NULL ? f->value : "");
         (void)fprintf(to, "  %-31s  %s\n", name, f->help);

@@ -125,7 +125,8 @@ static const char *layer_name(uint32_t layer, const char *name, char *out)
 }
 
 /* g_proj has three rows a query head: of compression, selection and window (SSA's released models
- * share NSA's layout). Attention over a selection, full or sparse, uses the second. */
+ * share NSA's layout). Attention over a selection, full or sparse, uses the second; NSA all three,
+ * which are packed branch after branch. */
 static status load_gate(loading *l, uint32_t index)
 {
     const model_config *c = &l->m->config;
@@ -136,10 +137,15 @@ static status load_gate(loading *l, uint32_t index)
     status s = read_tensor(l, layer_name(index, "self_attn.g_proj.weight", name), 3 * c->heads,
                            c->hidden, a, &all);
     if (s == STATUS_OK) {
-        uint16_t *rows = ARENA_NEW(a, uint16_t, (size_t)c->heads * c->hidden);
-        for (size_t h = 0; h < c->heads; h++)
-            memcpy(rows + h * c->hidden, all + (3 * h + 1) * c->hidden, c->hidden * sizeof *rows);
-        kern_matrix matrix = {rows, c->heads};
+        bool nsa = c->sparse.kind == SELECTOR_NSA;
+        uint32_t count = nsa ? 3 * c->heads : c->heads;
+        uint16_t *rows = ARENA_NEW(a, uint16_t, (size_t)count * c->hidden);
+        for (size_t i = 0; i < count; i++) {
+            size_t branch = nsa ? i / c->heads : 1, h = i % c->heads;
+            memcpy(rows + i * c->hidden, all + (3 * h + branch) * c->hidden,
+                   c->hidden * sizeof *rows);
+        }
+        kern_matrix matrix = {rows, count};
         s = kern_weight_pack(l->m->backend, &matrix, 1, c->hidden, &weight);
     }
     arena_destroy(a);

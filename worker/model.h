@@ -17,8 +17,9 @@ typedef struct model_layer {
     kern_weight *o;                   /* [hidden, Hq * D] */
     kern_weight *gate_up;             /* [2 * ffn, hidden]: gate then up */
     kern_weight *down;                /* [hidden, ffn] */
-    kern_weight *out_gate;            /* [Hq, hidden] SSA's output gate; NULL without one */
-    uint16_t *a, *delta;              /* [Hk], [Hk, Hk * D] bf16; NULL without importance */
+    kern_weight *out_gate; /* [Hq, hidden] SSA's output gate, [3 * Hq, hidden] NSA's three
+                            * (compressed, selected, sliding); NULL without one */
+    uint16_t *a, *delta;   /* [Hk], [Hk, Hk * D] bf16; NULL without importance */
 } model_layer;
 
 typedef struct model {

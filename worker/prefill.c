@@ -129,7 +129,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
         .block_bytes = e->block_bytes,
         .prefill = e->config.tiles,
     };
-    TRY(kern_attend(e->stream, &attend));
+    TRY(branch_attend(e, &attend, rows.first));
     if (e->row.pos[rows.first + rows.count - 1] + 1 == (int32_t)s->prefill_count)
         return keep_last_pick(e, layer, rows.count - 1);
     return STATUS_OK;
@@ -153,6 +153,7 @@ status prefill_layer(worker_engine *e, uint32_t layer)
                                .rows = all.count,
                                .max_select = 1};
     kern_compress_args compress = {.k = k,
+                                   .v = k + kv_width,
                                    .u = e->row_u + (size_t)all.first * e->kv_heads,
                                    .row_seq = e->dev.seq + all.first,
                                    .row_pos = e->dev.pos + all.first,

@@ -17,6 +17,7 @@ static const struct known_selector {
     {"ssa-chunked", SELECTOR_SSA, true},    {"moba", SELECTOR_MOBA, false},
     {"moba-group", SELECTOR_SSA, false}, /* the SSA paper's MoBA: the same selection, other weights
                                           */
+    {"nsa", SELECTOR_NSA, false},           {"nsa-chunked", SELECTOR_NSA, true},
 };
 
 enum { KNOWN_SELECTORS = sizeof known_selectors / sizeof known_selectors[0] };
@@ -44,8 +45,8 @@ static status kind_from_name(const model_config *c, const char *name, struct kno
     }
     return FAIL(
         INVALID,
-        "selector \"%.40s\": nosa, infllmv2, full, ssa, ssa-chunked, moba and moba-group are "
-        "known",
+        "selector \"%.40s\": nosa, infllmv2, full, ssa, ssa-chunked, moba, moba-group, nsa and "
+        "nsa-chunked are known",
         name);
 }
 
@@ -136,7 +137,7 @@ status budget_row_check(const char *what, const budget_row *r)
     return STATUS_OK;
 }
 
-/* SSA and MoBA: picks by query over means of whole blocks, the current one among them. */
+/* SSA, MoBA and NSA: picks by query over means of whole blocks, the current one among them. */
 static status block_selector(const model_config *config, const selector_choice *choice,
                              struct known_selector of, kern_selector *out)
 {
@@ -170,13 +171,31 @@ static status block_selector(const model_config *config, const selector_choice *
             name, choice->budget);
     if (of.chunked && v[3] > s->block)
         return FAIL(INVALID,
-                    "selector ssa-chunked keeps at most as many blocks as a block has "
-                    "tokens: %u exceeds %u",
-                    v[3], s->block);
+                    "selector %s keeps at most as many blocks as a block has tokens: %u exceeds %u",
+                    name, v[3], s->block);
     out->query = out->total = v[3];
+    out->near = of.kind == SELECTOR_NSA ? s->near : 0;
     out->chunk = of.chunked ? s->block : 0;
     out->raw = moba;
     return STATUS_OK;
+}
+
+/* Three branches are trained together: neither they nor anything else works alone. */
+static status check_branches(const model_config *config, const selector_choice *choice,
+                             selector_kind kind)
+{
+    bool trained = config->sparse.kind == SELECTOR_NSA;
+    if (trained == (kind == SELECTOR_NSA)) return STATUS_OK;
+    const char *name = model_selector_name(config, choice);
+    if (trained)
+        return FAIL(UNSUPPORTED,
+                    "selector %s: this model was trained with three gated branches, which only nsa "
+                    "and nsa-chunked have",
+                    name);
+    return FAIL(UNSUPPORTED,
+                "selector %s needs a model trained with three gated branches (a \"window_size\" in "
+                "a llama-nsa configuration, or sparse_config of type nsa)",
+                name);
 }
 
 status model_selector(const model_config *config, const selector_choice *choice,
@@ -189,6 +208,7 @@ status model_selector(const model_config *config, const selector_choice *choice,
     TRY(kind_from_name(config, choice->name, &of));
     const selector_kind kind = of.kind;
     TRY(source_from_name(choice->source, &source));
+    TRY(check_branches(config, choice, kind));
     kern_selector out = {.window = s->window, .stride = s->stride, .block = s->block};
     out.source = source;
     if (kind == SELECTOR_FULL) {
@@ -202,7 +222,7 @@ status model_selector(const model_config *config, const selector_choice *choice,
         *out_selector = out;
         return STATUS_OK;
     }
-    if (kind == SELECTOR_SSA || kind == SELECTOR_MOBA) {
+    if (kind == SELECTOR_SSA || kind == SELECTOR_MOBA || kind == SELECTOR_NSA) {
         TRY(block_selector(config, choice, of, &out));
         *out_selector = out;
         return STATUS_OK;

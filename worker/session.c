@@ -129,6 +129,7 @@ static kern_selector widest_of(const session *s)
         widest.local = larger(widest.local, k->local);
         widest.query = larger(widest.query, k->query);
         widest.total = larger(widest.total, k->total);
+        widest.near = larger(widest.near, k->near);
         widest.fill_by_importance |= k->fill_by_importance;
         widest.bias |= k->bias;
         if (k->source > widest.source) widest.source = k->source;

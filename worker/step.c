@@ -147,7 +147,7 @@ static status project_in(worker_engine *e, const model_layer *w)
     TRY(project(e, w->q, e->norm, e->hidden, e->qkv, e->qkv_stride));
     TRY(project(e, w->kv, e->norm, e->hidden, e->qkv + q, e->qkv_stride));
     if (w->out_gate == NULL) return STATUS_OK;
-    return project(e, w->out_gate, e->norm, e->hidden, e->out_gate, e->heads);
+    return project(e, w->out_gate, e->norm, e->hidden, e->out_gate, (uint64_t)e->gates * e->heads);
 }
 
 static status project_out(worker_engine *e, const model_layer *w)
@@ -187,7 +187,9 @@ static status qkv_u(worker_engine *e, uint32_t layer)
 /* Keys and u of decode rows; windows that they complete. */
 static status summarise(worker_engine *e, uint32_t layer)
 {
-    kern_compress_args a = {.k = e->qkv + (size_t)e->heads * e->head_dim,
+    const float *k = e->qkv + (size_t)e->heads * e->head_dim;
+    kern_compress_args a = {.k = k,
+                            .v = k + (size_t)e->kv_heads * e->head_dim,
                             .u = e->row_u,
                             .row_seq = e->dev.seq,
                             .row_pos = e->dev.pos,
@@ -240,20 +242,7 @@ static status attend(worker_engine *e, uint32_t layer)
                           .heads = e->heads,
                           .max_select = e->max_select,
                           .block_bytes = e->block_bytes};
-    return kern_attend(e->stream, &a);
-}
-
-/* SSA's output gate, on what decode and prompt rows attended to alike. */
-static status apply_gate(worker_engine *e, uint32_t layer)
-{
-    if (e->config.model->layer[layer].out_gate == NULL) return STATUS_OK;
-    kern_gate_args a = {.x = e->heads_out,
-                        .gate = e->out_gate,
-                        .gate_stride = e->heads,
-                        .rows = e->rows,
-                        .heads = e->heads,
-                        .head_dim = e->head_dim};
-    return kern_gate(e->stream, &a);
+    return branch_attend(e, &a, 0);
 }
 
 /* Lookahead `step` and resuming need this step's queries and picks later. */
@@ -312,7 +301,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     TRY(prefill_layer(e, l)); /* the prompt's rows compute while blocks arrive */
     TRY(fetch_finish(e, l));
     if (e->decode_rows > 0) TRY(attend(e, l));
-    TRY(apply_gate(e, l));
+    TRY(branch_gate(e, l));
     TRY(keep_queries(e, l));
     TRY(project_out(e, w));
     TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));

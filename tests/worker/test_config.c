@@ -67,14 +67,21 @@ static const struct { const char *text; status want; const char *sentence; } ref
     {LLAMA ",\"sparse_config\":7}", STATUS_INVALID, "\"sparse_config\" must be an object"},
     {LLAMA ",\"sparse_config\":{\"gate\":1}}", STATUS_INVALID, "unknown key \"gate\""},
     {LLAMA ",\"sparse_config\":{\"Topk\":1}}", STATUS_INVALID, "unknown key \"Topk\""},
-    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\"}}", STATUS_UNSUPPORTED, "\"type\" is \"nsa\""},
+    {LLAMA ",\"sparse_config\":{\"type\":\"quest\"}}", STATUS_UNSUPPORTED, "\"type\" is \"quest\""},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\"}}", STATUS_INVALID, "\"window_size\" is missing"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":0}}", STATUS_INVALID, "\"window_size\" must be a whole number from 1"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"compression\":\"mlp\"}}", STATUS_UNSUPPORTED, "\"compression\" is \"mlp\"; only \"mean\""},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"block_size\":64,\"kernel_size\":32,\"kernel_stride\":16}}", STATUS_INVALID, "type nsa takes means of whole blocks"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"local_blocks\":2}}", STATUS_INVALID, "\"local_blocks\" has no meaning for type nsa"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"window_size\":512}}", STATUS_INVALID, "\"window_size\" has no meaning for type ssa"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"compression\":\"mean\"}}", STATUS_INVALID, "\"compression\" has a meaning for type nsa only"},
     {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"kernel_size\":32}}", STATUS_INVALID, "not exceed \"kernel_size\" 32"},
     {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"block_size\":32,\"kernel_size\":16}}", STATUS_INVALID, "means of whole blocks"},
     {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"init_blocks\":1}}", STATUS_INVALID, "\"init_blocks\" has no meaning"},
     {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"select_variant\":\"half\"}}", STATUS_INVALID, "\"select_variant\" is \"half\""},
     {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"select_variant\":\"chunked_half\",\"topk\":17}}", STATUS_INVALID, "chunked_half keeps at most"},
     {LLAMA ",\"sparse_config\":{\"type\":\"moba\",\"block_size\":192}}", STATUS_UNSUPPORTED, "\"block_size\" is 192"},
-    {"{\"model_type\":\"llama-nsa\"," DIMS ",\"window_size\":128}", STATUS_UNSUPPORTED, "\"window_size\" is 128: a sliding window"},
+    {"{\"model_type\":\"llama-nsa\"," DIMS ",\"window_size\":128,\"inference_mode\":\"full\"}", STATUS_UNSUPPORTED, "\"window_size\" of 128: a model of three branches (NSA) is always sparse"},
     {"{\"model_type\":\"llama-nsa\"," DIMS ",\"inference_mode\":\"half\"}", STATUS_INVALID, "\"inference_mode\" is \"half\""},
     {LLAMA ",\"sparse_config\":{\"use_nope\":true}}", STATUS_UNSUPPORTED, "\"use_nope\""},
     {LLAMA ",\"sparse_config\":{\"block_size\":48}}", STATUS_UNSUPPORTED, "\"block_size\" is 48"},
@@ -267,7 +274,7 @@ static const struct { const char *name, *budget, *source; uint32_t row[4]; bool 
     {"infllmv2", "1,4,20,20", "mid", {1, 4, 20, 20}, false, SOURCE_MID},
 };
 static const struct { const char *name, *budget, *source, *sentence; } wrong[] = {
-    {"mamba", NULL, NULL, "selector \"mamba\": nosa, infllmv2, full, ssa, ssa-chunked, moba and moba-group are known"},
+    {"mamba", NULL, NULL, "selector \"mamba\": nosa, infllmv2, full, ssa, ssa-chunked, moba, moba-group, nsa and nsa-chunked are known"},
     {"ssa", NULL, NULL, "selector ssa takes means of whole blocks, and this model's are of 32 keys every 16"},
     {"moba", NULL, NULL, "selector moba takes means of whole blocks"},
     {"", NULL, NULL, "selector \"\""},
@@ -339,6 +346,46 @@ TEST(ssa_and_moba_take_any_number_of_blocks_where_the_model_has_what_they_need)
     c.kv_heads = c.heads;
     EXPECT_OK(model_selector(&c, &(selector_choice){.name = NULL, .budget = "12"}, &s));
     EXPECT(s.raw && s.block == 512 && s.total == 12);
+}
+
+TEST(nsa_is_what_a_window_makes_of_ssa_and_nothing_else_runs_on_its_models)
+{
+    static const char *const others[] = {"full", "ssa", "ssa-chunked", "moba-group", "infllmv2"};
+    model_config c = good("{\"model_type\":\"llama-nsa\"," DIMS ",\"block_size\":16,"
+                          "\"block_counts\":8,\"window_size\":100,\"inference_mode\":\"sparse\"}");
+    kern_selector s;
+    EXPECT_STATUS(config_settle("config.json", false, &c), STATUS_INVALID);
+    EXPECT_HAS_STR(log_last_error(), "of type nsa, but the checkpoint has no");
+    c.has_gate = true;
+    EXPECT_OK(config_settle("config.json", false, &c));
+    EXPECT_OK(model_selector(&c, &(selector_choice){0}, &s));
+    EXPECT(s.near == 100 && s.query == 8 && s.total == 8 && s.block == 16 && s.window == 16);
+    EXPECT(s.init == 0 && s.local == 0 && s.chunk == 0 && !s.bias && !s.fill_by_importance);
+    EXPECT_EQ_STR(model_selector_name(&c, &(selector_choice){0}), "nsa");
+    EXPECT_OK(model_selector(&c, &(selector_choice){"nsa", "37", "mid"}, &s));
+    EXPECT(s.near == 100 && s.total == 37 && s.source == SOURCE_MID);
+    EXPECT_OK(model_selector(&c, &(selector_choice){"nsa-chunked", "16", NULL}, &s));
+    EXPECT(s.near == 100 && s.chunk == 16);
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){"nsa-chunked", "17", NULL}, &s),
+                  STATUS_INVALID);
+    EXPECT_HAS_STR(log_last_error(), "selector nsa-chunked keeps at most");
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = others[i]}, &s),
+                      STATUS_UNSUPPORTED);
+        EXPECT_HAS_STR(log_last_error(), "trained with three gated branches");
+        EXPECT_HAS_STR(log_last_error(), others[i]);
+    }
+    c = good(LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"block_size\":32,"
+                   "\"compression\":\"mean\",\"select_variant\":\"chunked_half\"}}");
+    c.has_gate = true;
+    EXPECT_OK(model_selector(&c, &(selector_choice){0}, &s));
+    EXPECT(s.near == 512 && s.block == 32 && s.window == 32 && s.total == 16 && s.chunk == 32);
+    EXPECT_EQ_STR(model_selector_name(&c, &(selector_choice){0}), "nsa-chunked");
+    c = good("{\"model_type\":\"llama-nsa\"," DIMS "}");
+    c.has_gate = true;
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = "nsa"}, &s), STATUS_UNSUPPORTED);
+    EXPECT_HAS_STR(log_last_error(),
+                   "selector nsa needs a model trained with three gated branches");
 }
 
 TEST(what_does_not_fit_is_refused_with_one_sentence)

@@ -205,7 +205,7 @@ TEST(a_limit_of_device_memory_leaves_the_pool_the_rest_or_says_what_would_do)
     kern_backend_close(backend);
 }
 
-/* ---- SSA and MoBA, on the small random checkpoints of tests/golden/selectors ------------------
+/* ---- SSA, MoBA and NSA, on the small random checkpoints of tests/golden/selectors -------------
  */
 
 enum { SHORT_PROMPT = 790, SHORT_NEW = 60 };
@@ -244,10 +244,13 @@ static bool selector_there(run_setup setup, const char *folder, const char *name
     return run_can(&setup);
 }
 
-TEST(ssa_and_moba_give_one_result_whatever_chunk_threads_and_tier)
+TEST(ssa_moba_and_nsa_give_one_result_whatever_chunk_threads_and_tier)
 {
-    static const char *const ways[][3] = {
-        {"ssa", "ssa", "6"}, {"ssa", "ssa-chunked", "16"}, {"moba", "moba", "2"}};
+    static const char *const ways[][3] = {{"ssa", "ssa", "6"},
+                                          {"ssa", "ssa-chunked", "16"},
+                                          {"moba", "moba", "2"},
+                                          {"nsa", "nsa", "6"},
+                                          {"nsa", "nsa-chunked", "16"}};
     run_setup near = setup_of(0, 0), far = setup_of(3, 2);
     far.batched = 77;
     far.threads = 2;
@@ -259,6 +262,64 @@ TEST(ssa_and_moba_give_one_result_whatever_chunk_threads_and_tier)
         EXPECT_EQ_X64(selector_digest(far, ways[i][0], ways[i][1], ways[i][2], &stats), want);
         EXPECT(stats.blocks.remote > 0);
     }
+}
+
+enum { MANY = 3, STEPPED = 350 };
+
+/* log p of every token of three prompts, all but their last `steps` tokens by prefill. */
+static void nsa_scores(run_setup setup, uint32_t steps, float score[MANY][SHORT_PROMPT],
+                       worker_stats *stats)
+{
+    int32_t tokens[SHORT_PROMPT];
+    uint32_t finished = 0;
+    setup.model_dir = TEST_SOURCE_DIR "/tests/golden/selectors/nsa";
+    setup.selector = (selector_choice){.name = "nsa", .budget = "6"};
+    setup.max_len = 896;
+    run *r = run_open(&setup);
+    for (uint32_t i = 0; i < MANY; i++) {
+        rng random;
+        rng_seed(&random, 20 + i);
+        for (uint32_t t = 0; t < SHORT_PROMPT; t++)
+            tokens[t] = (int32_t)rng_below(&random, 48);
+        worker_request request = {.id = i,
+                                  .prompt = tokens,
+                                  .prompt_count = SHORT_PROMPT - 60 * i,
+                                  .step_count = steps,
+                                  .score = score[i],
+                                  .selector = *run_selector(r),
+                                  .sampling = {.top_p = 1.0f}};
+        EXPECT_OK(worker_submit(run_engine(r), &request));
+    }
+    while (finished < MANY || !worker_idle(run_engine(r))) {
+        status s = worker_step(run_engine(r));
+        EXPECT(s == STATUS_OK || s == STATUS_PENDING);
+        worker_event event;
+        while (worker_next_event(run_engine(r), &event)) {
+            EXPECT_OK(event.result);
+            finished += event.kind == WORKER_FINISHED;
+        }
+    }
+    worker_stats_read(run_engine(r), stats);
+    run_close(r);
+}
+
+TEST(nsa_one_token_a_step_in_a_batch_that_parks_gives_the_bits_of_prefill)
+{
+    static float whole[MANY][SHORT_PROMPT], stepped[MANY][SHORT_PROMPT];
+    run_setup alone = setup_of(0, 0), batch = setup_of(3, 2);
+    worker_stats stats;
+    alone.seqs = 1;
+    batch.seqs = MANY;
+    batch.pool_bytes = 3 << 19;
+    batch.park_quantum = 8;
+    batch.batched = 90;
+    if (!selector_there(alone, "nsa", "nsa", "6")) return;
+    nsa_scores(alone, 0, whole, &stats);
+    EXPECT_EQ_U64(stats.decode_rows, 0);
+    nsa_scores(batch, STEPPED, stepped, &stats);
+    EXPECT(stats.parks > 0 && stats.blocks.remote > 0);
+    EXPECT_EQ_U64(stats.decode_rows, MANY * STEPPED);
+    EXPECT_EQ_MEM(stepped, whole, sizeof whole);
 }
 
 TEST(a_budget_of_ssa_that_holds_the_context_is_full_attention_bit_for_bit)

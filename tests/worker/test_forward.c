@@ -232,4 +232,9 @@ TEST(a_moba_model_with_blocks_of_two_means_matches_the_float64_oracle)
     selectors_match("selectors/moba", 2);
 }
 
+TEST(an_nsa_model_of_three_gated_branches_matches_the_float64_oracle)
+{
+    selectors_match("selectors/nsa", 4);
+}
+
 TEST_MAIN()

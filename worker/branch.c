@@ -1,0 +1,44 @@
+/* What rows attend to, and the gates of it: after attention, before the output projection.
+ *
+ * SSA (arXiv 2511.20102) has one gate a query head. NSA (arXiv 2502.11089, as the SSA paper trains
+ * it) attends three times with the same query, keys and values: to the means of all complete
+ * blocks, to the selection, to the last tokens; each output times its own gate, and the sum goes
+ * on. The sliding window's blocks are in the selection's list already, so one plan fetches for
+ * both. */
+#include "worker/engine.h"
+
+status branch_attend(worker_engine *e, const kern_attend_args *rows, uint32_t first_row)
+{
+    TRY(kern_attend(e->stream, rows));
+    if (e->gates != 3) return STATUS_OK;
+    size_t at = (size_t)first_row * e->heads * e->head_dim;
+    kern_attend_args other = *rows;
+    other.branch = BRANCH_COARSE;
+    other.out = e->coarse_out + at;
+    TRY(kern_attend(e->stream, &other));
+    other.branch = BRANCH_NEAR;
+    other.out = e->near_out + at;
+    return kern_attend(e->stream, &other);
+}
+
+/* x = add + x times the branch's gate. */
+static status gate_one(worker_engine *e, uint32_t branch, float *x, const float *add)
+{
+    kern_gate_args a = {.x = x,
+                        .gate = e->out_gate + (size_t)branch * e->heads,
+                        .add = add,
+                        .gate_stride = (uint64_t)e->gates * e->heads,
+                        .rows = e->rows,
+                        .heads = e->heads,
+                        .head_dim = e->head_dim};
+    return kern_gate(e->stream, &a);
+}
+
+status branch_gate(worker_engine *e, uint32_t layer)
+{
+    if (e->config.model->layer[layer].out_gate == NULL) return STATUS_OK;
+    if (e->gates == 1) return gate_one(e, 0, e->heads_out, NULL);
+    TRY(gate_one(e, 0, e->coarse_out, NULL));
+    TRY(gate_one(e, 2, e->near_out, e->coarse_out));
+    return gate_one(e, 1, e->heads_out, e->near_out);
+}
