@@ -27,7 +27,8 @@ struct gather_params {
 __device__ void fail_miss(const gather_params &p, uint32_t i, const kern_miss &miss, int32_t why)
 {
     const uint64_t list = (uint64_t)miss.seq * p.table.kv_heads + miss.kv_head;
-    if (p.table.block_of[list * p.table.max_entries + miss.entry] == miss.block) {
+    if (miss.entry >= 0 &&
+        p.table.block_of[list * p.table.max_entries + miss.entry] == miss.block) {
         p.table.entry_of[list * p.table.max_blocks + miss.block] = -1;
         p.table.block_of[list * p.table.max_entries + miss.entry] = -1;
     }

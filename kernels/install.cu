@@ -1,108 +1,126 @@
-/* kernels/install.cu - between steps: arrived blocks into entries of their sequence, digest checked
- * in the copy. Free entries first, then the least recently used before keep_step, then the lowest.
+/* kernels/install.cu - between steps: arrived blocks into entries of their sequence. Free entries
+ * first, then the least recently used before keep_step, then the lowest. Two launches:
  *
- * Bound: the link. The first arrival of a (sequence, KV head) takes all of its list in order, so
- * the outcome is the CPU's; different heads work at once. */
-#include "kernels/xxh3.cuh"
+ *   install  one CTA a (sequence, KV head): it goes through the list, 256 misses at a time, and
+ * gives entries to its own in their order, so the outcome is the CPU's. Bound: latency. gather
+ * gather.cu, for all that got one. Bound: the link. */
+#include "kernels/cuda.cuh"
+
+extern "C" status cuda_gather(kern_stream *stream, const kern_gather_args *args);
 
 namespace
 {
 
-constexpr unsigned long long NONE = ~0ull;
+constexpr uint32_t THREADS = 256, WARPS = THREADS / 32, ENTRIES_MAX = 24000;
+constexpr unsigned long long TAKEN = ~0ull; /* rank of an entry that may not be given away */
 
 struct install_params {
     kern_miss *miss;
     kern_arrival *arrival;
     const int32_t *published;
     kern_table table;
-    uint8_t *pool;
-    uint32_t block_bytes, step, keep_step;
+    const uint32_t *keep_step;
+    uint32_t step;
 };
 
-/* Rank (0: free; used_step + 1) and entry in one number; NONE when nothing may go. */
-__device__ unsigned long long least_entry(const install_params &p, uint64_t place, uint32_t entries,
-                                          unsigned long long *shared)
+struct install_shared {
+    unsigned long long best[WARPS];
+    uint32_t warp[WARPS];
+    uint32_t index[THREADS]; /* of the CTA's own misses among those looked at */
+    int32_t block[THREADS];
+};
+
+/* Free first, then by last use, then the lowest: the least number is the entry to give. */
+__device__ __forceinline__ unsigned long long entry_rank(int32_t held, uint32_t used, uint32_t keep,
+                                                         uint32_t entry)
 {
-    unsigned long long best = NONE;
-    const int32_t *block_of = p.table.block_of + place * p.table.max_entries;
-    const uint32_t *used = p.table.used_step + place * p.table.max_entries;
-    for (uint32_t e = threadIdx.x; e < entries; e += XXH_THREADS) {
-        if (block_of[e] >= 0 && used[e] >= p.keep_step) continue;
-        const unsigned long long rank =
-            (block_of[e] < 0 ? 0ull : (unsigned long long)used[e] + 1) << 24 | e;
-        if (rank < best) best = rank;
-    }
+    if (held < 0) return entry;
+    return used >= keep ? TAKEN : ((unsigned long long)used + 1) << 24 | entry;
+}
+
+/* The least rank, known to all threads. */
+__device__ unsigned long long least_rank(install_shared &s, const unsigned long long *rank,
+                                         uint32_t entries)
+{
+    unsigned long long best = TAKEN;
+    for (uint32_t e = threadIdx.x; e < entries; e += THREADS)
+        best = min(best, rank[e]);
 #pragma unroll
-    for (int i = 16; i > 0; i >>= 1) {
-        const unsigned long long other = __shfl_xor_sync(~0u, best, i);
-        if (other < best) best = other;
-    }
+    for (int i = 16; i > 0; i >>= 1)
+        best = min(best, __shfl_xor_sync(~0u, best, i));
     __syncthreads();
-    if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = best;
+    if (threadIdx.x % 32 == 0) s.best[threadIdx.x / 32] = best;
     __syncthreads();
-    for (uint32_t w = 0; w < XXH_THREADS / 32; w++)
-        if (shared[w] < best) best = shared[w];
+#pragma unroll
+    for (uint32_t w = 0; w < WARPS; w++)
+        best = min(best, s.best[w]);
     return best;
 }
 
-template <bool VERIFY>
-__device__ int32_t install_one(const install_params &p, xxh_shared &s, xxh_sums sum, uint32_t i,
-                               kern_miss &miss, unsigned long long *shared)
+/* Which of misses first .. first + THREADS - 1 are this CTA's, in order; returns how many. */
+__device__ uint32_t own_misses(const install_params &p, install_shared &s, uint32_t first,
+                               uint32_t published, int32_t seq, int32_t head)
 {
-    const uint64_t place = (uint64_t)miss.seq * p.table.kv_heads + miss.kv_head;
-    int32_t *entry_of = p.table.entry_of + place * p.table.max_blocks;
-    int32_t *block_of = p.table.block_of + place * p.table.max_entries;
-    const uint32_t entries = min((uint32_t)p.table.entries[miss.seq], p.table.max_entries);
-    miss.entry = miss.slot = -1;
-    if (entry_of[miss.block] >= 0) return STATUS_STALE;
-    const unsigned long long best = least_entry(p, place, entries, shared);
-    if (best == NONE) return STATUS_BUSY;
-    const uint32_t entry = (uint32_t)best & 0xffffffu;
-    const int32_t slot = p.table.slot_of[place * p.table.max_entries + entry];
+    const uint32_t i = first + threadIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int32_t block = -1;
+    bool own = false;
+    if (i < published) {
+        kern_miss *m = p.miss + i;
+        block = m->block;
+        own = m->seq == seq && m->kv_head == head;
+        if (own) {
+            m->row = m->entry = m->slot = -1;
+            own = load_relaxed(&p.arrival[i].state) == STATUS_OK;
+        }
+    }
+    const uint32_t mine = __ballot_sync(~0u, own);
     __syncthreads();
-    if (threadIdx.x == 0 && block_of[entry] >= 0) {
-        entry_of[block_of[entry]] = -1;
-        block_of[entry] = -1;
+    if (lane == 0) s.warp[warp] = __popc(mine);
+    __syncthreads();
+    uint32_t at = __popc(mine & ((1u << lane) - 1)), all = 0;
+    for (uint32_t w = 0; w < WARPS; w++) {
+        if (w < warp) at += s.warp[w];
+        all += s.warp[w];
     }
-    const uint64_t digest =
-        xxh_copy<VERIFY>(s, sum, (const uint8_t *)p.arrival[i].source,
-                         p.pool + (uint64_t)slot * p.block_bytes, p.block_bytes, p.arrival[i].seed);
-    if (VERIFY && digest != p.arrival[i].digest) return STATUS_CORRUPT;
-    if (threadIdx.x == 0) {
-        entry_of[miss.block] = (int32_t)entry;
-        block_of[entry] = miss.block;
-        p.table.used_step[place * p.table.max_entries + entry] = p.step;
-    }
-    miss.entry = (int32_t)entry;
-    miss.slot = slot;
-    return STATUS_OK;
+    if (own) s.index[at] = i, s.block[at] = block;
+    __syncthreads();
+    return all;
 }
 
-template <bool VERIFY>
-__global__ void __launch_bounds__(XXH_THREADS)
-    install_kernel(const __grid_constant__ install_params p)
+__global__ void __launch_bounds__(THREADS) install_kernel(const __grid_constant__ install_params p)
 {
-    __shared__ xxh_shared s;
-    __shared__ uint64_t sum[XXH_BLOCKS_MAX][8];
-    __shared__ unsigned long long shared[XXH_THREADS / 32];
+    extern __shared__ __align__(16) uint8_t shared_bytes[];
+    __shared__ install_shared s;
+    unsigned long long *rank = reinterpret_cast<unsigned long long *>(shared_bytes);
+    const int32_t head = (int32_t)blockIdx.x, seq = (int32_t)blockIdx.y;
+    const uint64_t place = (uint64_t)seq * p.table.kv_heads + head;
+    int32_t *entry_of = p.table.entry_of + place * p.table.max_blocks;
+    int32_t *block_of = p.table.block_of + place * p.table.max_entries;
+    uint32_t *used = p.table.used_step + place * p.table.max_entries;
+    const int32_t *slot_of = p.table.slot_of + place * p.table.max_entries;
+    const uint32_t entries = min((uint32_t)p.table.entries[seq], p.table.max_entries);
     const uint32_t published = (uint32_t)cta_load_acquire(p.published);
-    xxh_begin(s);
-    for (uint32_t first = blockIdx.x; first < published; first += gridDim.x) {
-        const int32_t seq = p.miss[first].seq, head = p.miss[first].kv_head;
-        bool earlier = false;
-        for (uint32_t i = threadIdx.x; i < first; i += XXH_THREADS)
-            earlier |= p.miss[i].seq == seq && p.miss[i].kv_head == head;
-        if (__syncthreads_or(earlier)) continue;
-        for (uint32_t i = first; i < published; i++) {
-            kern_miss miss = p.miss[i];
-            if (miss.seq != seq || miss.kv_head != head) continue;
-            const int32_t state = load_acquire(&p.arrival[i].state);
-            __syncthreads();
-            if (state != STATUS_OK) continue;
-            const int32_t done = install_one<VERIFY>(p, s, sum, i, miss, shared);
-            if (threadIdx.x == 0) {
-                p.miss[i] = miss;
-                p.arrival[i].state = done;
+    const uint32_t keep = p.keep_step[seq];
+    for (uint32_t e = threadIdx.x; e < entries; e += THREADS)
+        rank[e] = entry_rank(block_of[e], used[e], keep, e);
+    for (uint32_t first = 0; first < published; first += THREADS) {
+        const uint32_t own = own_misses(p, s, first, published, seq, head);
+        for (uint32_t k = 0; k < own; k++) {
+            const int32_t block = s.block[k];
+            const unsigned long long best = least_rank(s, rank, entries);
+            const bool resident = entry_of[block] >= 0;
+            __syncthreads(); /* all have looked */
+            const uint32_t i = s.index[k], entry = (uint32_t)best & 0xffffffu;
+            if (threadIdx.x == 0 && (resident || best == TAKEN)) {
+                p.arrival[i].state = resident ? STATUS_STALE : STATUS_BUSY;
+            } else if (threadIdx.x == 0) {
+                if (block_of[entry] >= 0) entry_of[block_of[entry]] = -1;
+                entry_of[block] = (int32_t)entry;
+                block_of[entry] = block;
+                used[entry] = p.step;
+                rank[entry] = entry_rank(block, p.step, keep, entry);
+                p.miss[i].entry = (int32_t)entry;
+                p.miss[i].slot = slot_of[entry];
             }
             __syncthreads();
         }
@@ -113,23 +131,27 @@ __global__ void __launch_bounds__(XXH_THREADS)
 
 extern "C" status cuda_install(kern_stream *stream, const kern_install_args *args)
 {
-    if (args->block_bytes % XXH_BLOCK != 0 || args->block_bytes > XXH_BLOCK * XXH_BLOCKS_MAX)
-        return FAIL(UNSUPPORTED, "install on CUDA moves whole KiB up to 64 KiB, not %u bytes",
-                    args->block_bytes);
+    if (args->table.max_entries > ENTRIES_MAX)
+        return FAIL(UNSUPPORTED, "install on CUDA has up to %u entries a head, not %u", ENTRIES_MAX,
+                    args->table.max_entries);
     install_params p = {};
     p.miss = args->exchange->miss;
     p.arrival = args->exchange->arrival;
     p.published = (const int32_t *)&args->exchange->published;
     p.table = args->table;
-    p.pool = args->pool;
-    p.block_bytes = args->block_bytes;
-    p.step = args->step;
     p.keep_step = args->keep_step;
-    cudaStream_t handle = cuda_stream_of(stream)->handle;
-    const uint32_t ctas = (uint32_t)cuda_device_of(stream->backend)->sms;
-    if (args->verify)
-        install_kernel<true><<<ctas, XXH_THREADS, 0, handle>>>(p);
-    else
-        install_kernel<false><<<ctas, XXH_THREADS, 0, handle>>>(p);
-    return cuda_launched("install");
+    p.step = args->step;
+    TRY_CUDA(cudaFuncSetAttribute(install_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  (int)(ENTRIES_MAX * sizeof(unsigned long long))));
+    const dim3 grid(args->table.kv_heads, args->table.seqs);
+    install_kernel<<<grid, THREADS, args->table.max_entries * sizeof(unsigned long long),
+                     cuda_stream_of(stream)->handle>>>(p);
+    TRY(cuda_launched("install"));
+    kern_gather_args gather = {};
+    gather.exchange = args->exchange;
+    gather.table = args->table;
+    gather.pool = args->pool;
+    gather.block_bytes = args->block_bytes;
+    gather.verify = args->verify;
+    return cuda_gather(stream, &gather);
 }

@@ -343,13 +343,16 @@ typedef struct kern_gate_args {      /* x[r,h,:] = add[r,h,:] + x[r,h,:] / (1 + 
 
 typedef struct kern_install_args {   /* between steps: put arrived blocks (prefetched, resumed, staged
                                       * by prefill) into entries of their sequence. Free entries first,
-                                      * then victims as in plan, but never one used at `keep_step` or
-                                      * later; a block already resident, or one without room, is left
-                                      * out with STALE / BUSY in arrival.state. Fills miss.entry, .slot */
+                                      * then the least recently used, but never one used at keep_step
+                                      * of its sequence or later; a block already resident, or one
+                                      * without room, is left out with STALE / BUSY in arrival.state.
+                                      * When all have their entries they are gathered: a block that
+                                      * does not match is CORRUPT and unmapped. Fills miss.entry, .slot */
     kern_exchange *exchange;         /* miss[0 .. published) with seq, kv_head, block; arrivals OK */
     kern_table table;
     uint8_t *pool;
-    uint32_t block_bytes, step, keep_step;
+    const uint32_t *keep_step;       /* [S] */
+    uint32_t block_bytes, step;
     bool verify;
 } kern_install_args;
 

@@ -276,7 +276,8 @@ status host_gather(kern_stream *stream, const kern_gather_args *args)
         if (state == STATUS_OK) continue;
         const kern_miss *miss = &args->exchange->miss[i];
         table_view v = view_of(&args->table, miss->seq, (uint32_t)miss->kv_head);
-        if (v.block_of[miss->entry] == miss->block) unmap(&v, (uint32_t)miss->entry);
+        if (miss->entry >= 0 && v.block_of[miss->entry] == miss->block)
+            unmap(&v, (uint32_t)miss->entry);
         if (miss->row >= 0 && args->row_status[miss->row] == STATUS_OK)
             args->row_status[miss->row] = state;
     }
@@ -296,34 +297,35 @@ static int32_t install_entry(const table_view *v, uint32_t keep_step)
     return best;
 }
 
-static status install_one(const kern_install_args *a, kern_miss *miss, const kern_arrival *arrival)
+static status install_one(const kern_install_args *a, kern_miss *miss)
 {
     table_view v = view_of(&a->table, miss->seq, (uint32_t)miss->kv_head);
     miss->entry = miss->slot = -1;
     if (v.entry_of[miss->block] >= 0) return STATUS_STALE;
-    const int32_t entry = install_entry(&v, a->keep_step);
+    const int32_t entry = install_entry(&v, a->keep_step[miss->seq]);
     if (entry < 0) return STATUS_BUSY;
-    unmap(&v, (uint32_t)entry);
-    const int32_t slot = v.slot_of[entry];
-    if (!take_block(a->pool + (uint64_t)slot * a->block_bytes, arrival, a->block_bytes, a->verify))
-        return STATUS_CORRUPT;
     map(&v, (uint32_t)entry, miss->block, a->step);
     miss->entry = entry;
-    miss->slot = slot;
+    miss->slot = v.slot_of[entry];
     return STATUS_OK;
 }
 
 status host_install(kern_stream *stream, const kern_install_args *args)
 {
-    (void)stream;
     const uint32_t count = atomic_load_explicit(&args->exchange->published, memory_order_acquire);
     for (uint32_t i = 0; i < count; i++) {
         kern_arrival *arrival = &args->exchange->arrival[i];
+        kern_miss *miss = &args->exchange->miss[i];
+        miss->row = miss->entry = -1;
         if (atomic_load_explicit(&arrival->state, memory_order_acquire) != STATUS_OK) continue;
-        const status s = install_one(args, &args->exchange->miss[i], arrival);
-        atomic_store_explicit(&arrival->state, s, memory_order_relaxed);
+        atomic_store_explicit(&arrival->state, install_one(args, miss), memory_order_relaxed);
     }
-    return STATUS_OK;
+    const kern_gather_args gather = {.exchange = args->exchange,
+                                     .table = args->table,
+                                     .pool = args->pool,
+                                     .block_bytes = args->block_bytes,
+                                     .verify = args->verify};
+    return host_gather(stream, &gather);
 }
 
 /* ---- wait ------------------------------------------------------------------------------------ */

@@ -329,6 +329,7 @@ status kern_validate_gather(const kern_backend *b, const kern_gather_args *a)
 
 status kern_validate_install(const kern_backend *b, const kern_install_args *a)
 {
+    REQUIRE(a->keep_step != NULL, "install: no steps to keep");
     return check_exchange(b, "install", a->exchange, &a->table, a->block_bytes);
 }
 

@@ -340,6 +340,7 @@ static void take_summaries(taking *t)
     e->seal_digest = take_shared(t, per_seq, sizeof(uint64_t));
     e->seal_copy = take_shared(t, per_seq, sizeof(uint8_t *));
     e->wait_ns = take_shared(t, 1, sizeof(uint64_t));
+    e->keep_step = take_shared(t, e->seqs, sizeof(uint32_t));
 }
 
 static void take_host(worker_engine *e)
@@ -390,6 +391,7 @@ static void take_exchanges(taking *t)
     kern_arrival *arrival = take_shared(t, all * capacity, sizeof(kern_arrival));
     if (t->result != STATUS_OK || t->dry) return;
     e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
+    e->arrived = ARENA_NEW(e->memory, int32_t, e->groups);
     for (uint32_t g = 0; g <= e->groups; g++) {
         kern_exchange *x = &e->exchange[g];
         x->capacity = capacity;

@@ -145,6 +145,7 @@ struct worker_engine {
     int32_t *entry_of, *block_of, *slot_of;
     uint32_t *used_step;
     int32_t *entries;       /* [S] */
+    uint32_t *keep_step;    /* [S] of an install under way (shared) */
     int32_t *seen_entry_of; /* [L, Hk, B] of one sequence, read back (shared) */
     uint8_t *pool;
     uint32_t pool_slots, pool_free;
@@ -187,6 +188,8 @@ struct worker_engine {
     kern_exchange *exchange;  /* [groups]: layers, then prefetch */
     prefetch_group *prefetch; /* [groups - layers] */
     uint32_t groups;
+    int32_t *arrived; /* groups that wait for fetch_install */
+    uint32_t arrived_count;
     io_shared shared;
     bool *fetching; /* [L] IO_FETCH sent, IO_GATHERED owed: not all was in host memory */
     status failed;  /* OK, or why the device may be in any state: nothing is computed any more */
@@ -278,7 +281,8 @@ void fetch_over(worker_engine *e);                     /* the stream is at rest:
  */
 bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,
                  uint32_t per_head, const int32_t *resident, bool resume);
-void fetch_install(worker_engine *e, int32_t group);
+void fetch_arrived(worker_engine *e, int32_t group); /* every block of it has its state */
+void fetch_install(worker_engine *e); /* between steps: what arrived, into the pool */
 /* Candidates of n sequences in all layers into e->candidate [L, n, Hk, M]. */
 status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bool forced);
 void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n); /* what the pool lacks */

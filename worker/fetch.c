@@ -310,58 +310,116 @@ bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *
     return true;
 }
 
-/* A group's arrivals go into the pool, if its sequence still has the entries it was meant for. */
-void fetch_install(worker_engine *e, int32_t group)
+/* ---- installs --------------------------------------------------------------------------------
+ *
+ * Groups that arrived since the last turn go into the pool together, a layer at a time, and the
+ * stream is waited for once. Their lists stand in the exchanges of the layers, which between steps
+ * nobody uses. */
+
+void fetch_arrived(worker_engine *e, int32_t group)
+{
+    CHECK(e->arrived_count < e->groups && e->prefetch[group - (int32_t)e->layers].used);
+    e->arrived[e->arrived_count++] = group;
+}
+
+static void group_over(worker_engine *e, int32_t group)
 {
     prefetch_group *p = &e->prefetch[group - (int32_t)e->layers];
-    kern_exchange *x = &e->exchange[group];
     sequence *s = &e->seq[p->seq];
-    CHECK(p->used && s->groups_open > 0);
+    CHECK(s->groups_open > 0);
     s->groups_open--;
-    uint32_t count = atomic_load(&x->published), n = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        if (atomic_load_explicit(&x->arrival[i].state, memory_order_acquire) != STATUS_OK) continue;
-        x->miss[n] = x->miss[i];
-        x->arrival[n].source = x->arrival[i].source;
-        x->arrival[n].seed = x->arrival[i].seed;
-        x->arrival[n].digest = x->arrival[i].digest;
-        x->arrival[n].source_kind = x->arrival[i].source_kind;
-        atomic_store(&x->arrival[n].state, STATUS_OK);
-        n++;
-    }
-    bool fits =
-        p->generation == s->generation && (s->state == SEQ_ACTIVE || s->state == SEQ_RESUMING);
-    if (fits && n > 0) {
-        atomic_store(&x->published, n);
-        kern_install_args install = {.exchange = x,
-                                     .table = engine_table(e, (uint32_t)p->layer),
-                                     .pool = e->pool,
-                                     .block_bytes = e->block_bytes,
-                                     .step = e->step_number,
-                                     .keep_step =
-                                         s->state == SEQ_ACTIVE ? e->step_number : s->resumed_step,
-                                     .verify = e->config.verify};
-        status result = kern_install(e->stream, &install);
-        if (result == STATUS_OK) result = kern_stream_sync(e->stream);
-        engine_device_failed(e, result);
-        fits = result == STATUS_OK;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        bool in = fits && atomic_load(&x->arrival[i].state) == STATUS_OK;
-        if (in) {
-            e->ahead_bit[engine_home(e, (uint32_t)p->seq, (uint32_t)p->layer,
-                                     (uint32_t)x->miss[i].kv_head, (uint32_t)x->miss[i].block)] = 1;
-        } else {
-            e->stats.prefetch.wasted++;
-        }
-        if (!in) continue;
-        bool host = x->arrival[i].source_kind == IO_SOURCE_HOST;
-        *(host ? &e->stats.blocks.host : &e->stats.blocks.remote) += 1;
-        *(host ? &s->final.blocks.host : &s->final.blocks.remote) += 1;
-    }
     p->used = false;
     io_command command = {.op = IO_GATHERED, .group = group};
     io_send(e->io, &command);
+}
+
+/* Its sequence still has the entries that the group was meant for. */
+static bool is_awaited(const worker_engine *e, const prefetch_group *p)
+{
+    const sequence *s = &e->seq[p->seq];
+    return p->generation == s->generation && (s->state == SEQ_ACTIVE || s->state == SEQ_RESUMING);
+}
+
+/* What the group brought, to the list of its layer. False: the list is full for now. */
+static bool list_add(worker_engine *e, const prefetch_group *p, const kern_exchange *from)
+{
+    kern_exchange *to = &e->exchange[p->layer];
+    const sequence *s = &e->seq[p->seq];
+    uint32_t count = atomic_load(&from->published), n = atomic_load(&to->published);
+    bool awaited = is_awaited(e, p);
+    if (awaited && n + count > to->capacity) return false;
+    for (uint32_t i = 0; i < count; i++) {
+        const kern_arrival *arrival = &from->arrival[i];
+        if (atomic_load_explicit(&arrival->state, memory_order_acquire) != STATUS_OK) continue;
+        e->stats.prefetch.wasted += !awaited;
+        if (!awaited) continue;
+        to->miss[n] = from->miss[i];
+        to->arrival[n].source = arrival->source;
+        to->arrival[n].seed = arrival->seed;
+        to->arrival[n].digest = arrival->digest;
+        to->arrival[n].source_kind = arrival->source_kind;
+        atomic_store(&to->arrival[n].state, STATUS_OK);
+        n++;
+    }
+    e->keep_step[p->seq] = s->state == SEQ_ACTIVE ? e->step_number : s->resumed_step;
+    atomic_store(&to->published, n);
+    return true;
+}
+
+static status install_layer(worker_engine *e, uint32_t layer)
+{
+    kern_exchange *x = &e->exchange[layer];
+    if (atomic_load(&x->published) == 0) return STATUS_OK;
+    kern_install_args install = {.exchange = x,
+                                 .table = engine_table(e, layer),
+                                 .pool = e->pool,
+                                 .keep_step = e->keep_step,
+                                 .block_bytes = e->block_bytes,
+                                 .step = e->step_number,
+                                 .verify = e->config.verify};
+    return kern_install(e->stream, &install);
+}
+
+static void count_installed(worker_engine *e, uint32_t layer)
+{
+    const kern_exchange *x = &e->exchange[layer];
+    uint32_t count = atomic_load(&x->published);
+    for (uint32_t i = 0; i < count; i++) {
+        const kern_miss *m = &x->miss[i];
+        bool in = atomic_load(&x->arrival[i].state) == STATUS_OK;
+        e->stats.prefetch.wasted += !in;
+        if (!in) continue;
+        uint32_t seq = (uint32_t)m->seq;
+        worker_blocks *of = &e->seq[seq].final.blocks;
+        bool host = x->arrival[i].source_kind == IO_SOURCE_HOST;
+        *(host ? &e->stats.blocks.host : &e->stats.blocks.remote) += 1;
+        *(host ? &of->host : &of->remote) += 1;
+        e->ahead_bit[engine_home(e, seq, layer, (uint32_t)m->kv_head, (uint32_t)m->block)] = 1;
+    }
+}
+
+void fetch_install(worker_engine *e)
+{
+    if (e->arrived_count == 0) return;
+    for (uint32_t l = 0; l < e->layers; l++)
+        atomic_store(&e->exchange[l].published, 0);
+    uint32_t taken = 0;
+    for (; taken < e->arrived_count; taken++) {
+        const kern_exchange *from = &e->exchange[e->arrived[taken]];
+        const prefetch_group *p = &e->prefetch[e->arrived[taken] - (int32_t)e->layers];
+        if (!list_add(e, p, from)) break;
+    }
+    status result = STATUS_OK;
+    for (uint32_t l = 0; l < e->layers && result == STATUS_OK; l++)
+        result = install_layer(e, l);
+    if (result == STATUS_OK) result = kern_stream_sync(e->stream);
+    engine_device_failed(e, result);
+    for (uint32_t l = 0; l < e->layers && result == STATUS_OK; l++)
+        count_installed(e, l);
+    for (uint32_t i = 0; i < taken; i++)
+        group_over(e, e->arrived[i]);
+    e->arrived_count -= taken;
+    memmove(e->arrived, e->arrived + taken, e->arrived_count * sizeof *e->arrived);
 }
 
 /* Blocks that the next step of each sequence may select and the pool lacks. */

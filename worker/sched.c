@@ -109,8 +109,8 @@ static status install_layer(worker_engine *e, uint32_t layer)
                                  .table = engine_table(e, layer),
                                  .pool = e->pool,
                                  .block_bytes = e->block_bytes,
+                                 .keep_step = e->keep_step,
                                  .step = e->step_number,
-                                 .keep_step = e->step_number,
                                  .verify = true};
     status result = kern_install(e->stream, &install);
     if (result == STATUS_OK) result = kern_stream_sync(e->stream);
@@ -142,6 +142,7 @@ static status tail_install(worker_engine *e, uint32_t seq)
             atomic_store(&x->arrival[h].state, STATUS_OK);
         }
         atomic_store(&x->published, e->kv_heads);
+        e->keep_step[seq] = e->step_number;
         status result = install_layer(e, l);
         if (result == STATUS_OK) continue;
         LOG(ERROR, "the open block of sequence %llu did not get back into layer %u: %s",
@@ -392,7 +393,7 @@ static void take_event(worker_engine *e, const io_event *event)
     sequence *s = &e->seq[event->seq];
     switch (event->kind) {
     case IO_GROUP_DONE:
-        fetch_install(e, event->group);
+        fetch_arrived(e, event->group);
         break;
     case IO_PUT_FAILED:
         if (s->put_status == STATUS_OK) s->put_status = event->result;
@@ -409,6 +410,7 @@ void sched_turn(worker_engine *e)
     io_event event;
     while (io_receive(e->io, &event))
         take_event(e, &event);
+    fetch_install(e);
     for (uint32_t i = 0; i < e->seqs; i++) {
         sequence *s = &e->seq[i];
         if (s->state == SEQ_CLOSING && s->forgotten && s->groups_open == 0) s->state = SEQ_FREE;

@@ -127,7 +127,9 @@ void install_case(gpu_bench &b, random_source &r, uint32_t bytes)
     a.exchange = s.exchange.x;
     a.table = s.table();
     a.pool = s.pool.device;
-    a.block_bytes = bytes, a.step = 11, a.keep_step = 10, a.verify = true;
+    mirror<uint32_t> keep(1);
+    keep.host[0] = 10, keep.up();
+    a.block_bytes = bytes, a.step = 11, a.keep_step = keep.device, a.verify = true;
     expect_ok(kern_install(b.gpu, &a), "install");
     b.sync();
     const kern_arrival *got = s.exchange.x->arrival;

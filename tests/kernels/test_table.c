@@ -546,8 +546,9 @@ static void offer_block(bench *b, uint32_t i, int32_t seq, int32_t head, int32_t
     b->exchange.published = i + 1;
 }
 
-static void install(bench *b, uint32_t step, uint32_t keep_step)
+static void install(bench *b, uint32_t step, uint32_t keep)
 {
+    const uint32_t keep_step[SEQS] = {keep, keep};
     const kern_install_args a = {.exchange = &b->exchange,
                                  .table = b->table,
                                  .pool = b->pool,
@@ -593,6 +594,33 @@ TEST(a_resident_or_corrupt_block_is_not_installed)
     bench_close(b);
 }
 
+TEST(each_sequence_of_an_install_keeps_what_it_used_since_its_own_step)
+{
+    bench *b = bench_open();
+    b->entries[0] = b->entries[1] = 2;
+    for (int32_t seq = 0; seq < 2; seq++) {
+        offer_block(b, 0, seq, 0, 10);
+        offer_block(b, 1, seq, 0, 11);
+        install(b, 5, 0);
+    }
+    offer_block(b, 0, 1, 0, 20);
+    offer_block(b, 1, 0, 0, 20);
+    offer_block(b, 2, 1, 0, 21);
+    const kern_install_args a = {.exchange = &b->exchange,
+                                 .table = b->table,
+                                 .pool = b->pool,
+                                 .block_bytes = BYTES,
+                                 .keep_step = (const uint32_t[SEQS]){5, 6},
+                                 .step = 6,
+                                 .verify = true};
+    EXPECT(kern_install(b->stream, &a) == STATUS_OK);
+    EXPECT(b->arrival[0].state == STATUS_OK && b->arrival[1].state == STATUS_BUSY &&
+           b->arrival[2].state == STATUS_OK);
+    EXPECT(entry(b, 1, 0, 20) == 0 && entry(b, 1, 0, 21) == 1 && entry(b, 0, 0, 11) == 1);
+    expect_table_sound(b);
+    bench_close(b);
+}
+
 TEST(an_installed_block_that_the_step_does_not_want_gives_way)
 {
     bench *b = bench_open();
@@ -615,6 +643,7 @@ TEST(a_miss_outside_the_table_is_refused_before_anything_is_written)
                                  .table = b->table,
                                  .pool = b->pool,
                                  .block_bytes = BYTES,
+                                 .keep_step = (const uint32_t[SEQS]){0, 0},
                                  .step = 1,
                                  .verify = true};
     EXPECT(kern_install(b->stream, &a) == STATUS_INVALID && entry(b, 0, 0, 10) < 0);
