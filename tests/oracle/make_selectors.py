@@ -9,6 +9,9 @@ nsa     the same with a window: NSA as the SSA paper trains it, three gated bran
 moba    as many KV heads as query heads, blocks of 256 tokens, which are two means of 128 keys
 Each folder holds config.json, model.safetensors and golden.json, logits.f32 as make_small_model.py
 writes them; a run also has "choice", the selector and budget as a user says them.
+logits_rounded.f32: the same runs with activations rounded to bf16 before every product with a
+weight, as a GPU's matrix units take them. Rounding turns a selection over here and there, which on random weights
+moves a logit by more than its standard deviation; such a backend is held against these.
 """
 import json
 import os
@@ -97,14 +100,17 @@ def main():
         config = {**COMMON, **more}
         write_checkpoint(folder, config, weights(rng, config))
         tokens = rng.integers(0, COMMON['vocab_size'], TOKENS)
-        model, all_runs, logits = nosa.Model(folder), [], []
+        model, all_runs, logits, rounded = nosa.Model(folder), [], [], []
+        model_rounded = nosa.Model(folder, activation=nosa.bf16)
         for title, (selector, budget), sel in runs:
             result, values = run(model, tokens, sel)
             choice = dict(selector=selector, budget=budget, lookahead=sel.source)
             all_runs.append({'name': title, 'choice': choice, **result})
             logits.append(values)
+            rounded.append(run(model_rounded, tokens, sel)[1])
             print(name, title, 'nats a token', round(result['nll'] / (TOKENS - 1), 5), flush=True)
         np.array(logits).astype('<f4').tofile(os.path.join(folder, 'logits.f32'))
+        np.array(rounded).astype('<f4').tofile(os.path.join(folder, 'logits_rounded.f32'))
         with open(os.path.join(folder, 'golden.json'), 'w') as f:
             head = json.dumps(dict(tokens=tokens.tolist(), positions=POSITIONS,
                                    vocab=COMMON['vocab_size']))

@@ -504,10 +504,13 @@ class Model:
 
     store: how K, V and u are rounded when they are stored (None: not at all, for comparison with
     programs that keep them in float32).
+    activation: how the left side of every product with a weight is rounded (None: not at all; bf16
+    for programs whose matrix units take bf16).
     """
 
-    def __init__(self, folder, store=bf16):
+    def __init__(self, folder, store=bf16, activation=None):
         self.store = store or (lambda x: x)
+        self.activation = activation or (lambda x: x)
         with open(os.path.join(folder, 'config.json')) as f:
             self.config = c = json.load(f)
         index = os.path.join(folder, 'model.safetensors.index.json')
@@ -529,7 +532,7 @@ class Model:
 
     def linear(self, x, layer, name):
         prefix = f'model.layers.{layer}.{name}'
-        y = x @ self.w[prefix + '.weight'].T
+        y = self.activation(x) @ self.w[prefix + '.weight'].T
         return y + self.w[prefix + '.bias'] if prefix + '.bias' in self.w else y
 
     def norm(self, x, name):
@@ -587,7 +590,7 @@ class Model:
         head = self.w.get('lm_head.weight')
         if head is None or self.config.get('tie_word_embeddings'):
             head = self.w['model.embed_tokens.weight']
-        return self.norm(x, 'model.norm') @ head.T * self.logit_scale
+        return self.activation(self.norm(x, 'model.norm')) @ head.T * self.logit_scale
 
     def selection_queries(self, own, layer, pos, sel, previous):
         """The queries that select, as Selector.source says. previous: residuals of the layer
