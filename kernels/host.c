@@ -1,7 +1,7 @@
 /* kernels/host.c - the two host backends: `ref` (plain C, one thread, doubles inside) and `cpu`
  * (one object for each vector level, chosen here by cpuid). Ops that only move integers or bytes
- * (locate, plan, wait, gather, install, candidates, seal, and pool and select, whose floats are
- * only compared) are the same functions in both.
+ * (locate, plan, wait, gather, install, candidates, seal, digest, and pool and select, whose floats
+ * are only compared) are the same functions in both.
  *
  * The levels of `cpu` share their bits, so they share one numerics id. */
 #include "kernels/backend.h"
@@ -16,7 +16,7 @@
 #define HOST_OPS                                                                                   \
     .locate = host_locate, .pool = host_pool, .select = host_select, .plan = host_plan,            \
     .wait = host_wait, .gather = host_gather, .install = host_install,                             \
-    .candidates = host_candidates, .seal = host_seal
+    .candidates = host_candidates, .seal = host_seal, .digest = host_digest
 #define LEVEL_OPS(level)                                                                           \
     .embed = level##_embed, .rmsnorm = level##_rmsnorm, .rope = level##_rope,                      \
     .linear = level##_linear, .swiglu = level##_swiglu, .importance = level##_importance,          \

@@ -335,6 +335,12 @@ typedef struct kern_sample_args {
     uint32_t rows, vocab;
 } kern_sample_args;
 
+typedef struct kern_digest_args {    /* XXH3-64 of each row's bytes, seed 0: one step's evidence */
+    const float *x;                  /* [R, count] dense */
+    uint64_t *digest;                /* [R] out */
+    uint32_t rows, count;
+} kern_digest_args;
+
 /* ---- the table ------------------------------------------------------------------------------- */
 
 /* X(op): every backend has status <backend>_<op>(kern_stream *, const kern_<op>_args *).
@@ -342,7 +348,7 @@ typedef struct kern_sample_args {
 #define KERN_OPS(X)                                                                                \
     X(embed) X(rmsnorm) X(rope) X(linear) X(swiglu) X(importance) X(compress) X(append) X(locate)  \
     X(score) X(pool) X(select) X(plan) X(wait) X(gather) X(attend) X(install) X(candidates)        \
-    X(seal) X(sample) X(gate)
+    X(seal) X(sample) X(gate) X(digest)
 
 #define X(op) status kern_##op(kern_stream *stream, const kern_##op##_args *args);
 KERN_OPS(X)

@@ -381,3 +381,20 @@ status host_seal(kern_stream *stream, const kern_seal_args *args)
     kern_team_run(stream->backend->team, args->n, args->n >= 4, seal_task, args);
     return STATUS_OK;
 }
+
+/* ---- digest ---------------------------------------------------------------------------------- */
+
+static void digest_task(const void *context, uint32_t task, void *scratch)
+{
+    (void)scratch;
+    const kern_digest_args *a = context;
+    a->digest[task] =
+        bytes_digest(a->x + (uint64_t)task * a->count, (uint64_t)a->count * sizeof(float), 0);
+}
+
+status host_digest(kern_stream *stream, const kern_digest_args *args)
+{
+    const bool parallel = (uint64_t)args->rows * args->count >= 1 << 18;
+    kern_team_run(stream->backend->team, args->rows, parallel, digest_task, args);
+    return STATUS_OK;
+}

@@ -382,6 +382,14 @@ status kern_validate_seal(const kern_backend *b, const kern_seal_args *a)
     return check_range(b, "slot", a->slot, a->n, INT32_MAX);
 }
 
+status kern_validate_digest(const kern_backend *b, const kern_digest_args *a)
+{
+    (void)b;
+    REQUIRE(a->x != NULL && a->digest != NULL && a->count > 0 && a->count <= KERN_VOCAB_MAX,
+            "digest: rows of %u", a->count);
+    return STATUS_OK;
+}
+
 status kern_validate_sample(const kern_backend *b, const kern_sample_args *a)
 {
     REQUIRE(a->vocab > 0 && a->vocab <= KERN_VOCAB_MAX, "sample: a vocabulary of %u", a->vocab);

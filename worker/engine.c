@@ -311,6 +311,7 @@ static void take_rows(taking *t)
     e->sampling = take_shared(t, ENGINE_LOGIT_ROWS, sizeof(kern_sampling));
     e->sample_pos = take_shared(t, ENGINE_LOGIT_ROWS, sizeof(int32_t));
     e->sampled = take_shared(t, ENGINE_LOGIT_ROWS, sizeof(kern_sampled));
+    e->logits_digest = take_shared(t, ENGINE_LOGIT_ROWS, sizeof(uint64_t));
 }
 
 static void take_summaries(taking *t)

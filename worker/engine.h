@@ -51,6 +51,8 @@ typedef struct sequence {
     uint32_t generation;    /* grows when the slot's occupant or its entries change */
     uint32_t groups_open;   /* prefetch groups under way */
     uint32_t ran;           /* steps since it became active */
+    uint32_t ahead_set;     /* of its ahead_bit, how many are set */
+    uint32_t ahead_step;    /* when prefetch brought something last */
     uint32_t resumed_step;  /* step number when it got its entries */
     uint32_t void_tries;    /* at this position */
     status void_status;
@@ -181,9 +183,10 @@ struct worker_engine {
     uint8_t *ahead_mask;
     int32_t *seen_ahead_block, *seen_ahead_count; /* read back (shared) */
     float *logits, *seen_logits;                  /* [ENGINE_LOGIT_ROWS, vocab]; read back */
-    kern_sampling *sampling;                      /* shared, as the next two */
+    kern_sampling *sampling;                      /* shared, as the next three */
     int32_t *sample_pos;
     kern_sampled *sampled;
+    uint64_t *logits_digest; /* [ENGINE_LOGIT_ROWS] */
     /* exchange with io */
     kern_exchange *exchange;  /* [groups]: layers, then prefetch */
     prefetch_group *prefetch; /* [groups - layers] */

@@ -7,6 +7,7 @@
 enum {
     NOT_PLANNED = INT32_MAX, /* of kern_exchange.published: the plan has not run yet */
     WAIT_SECONDS = 30,       /* beyond every deadline: only a dead io side lets a wait end by it */
+    AHEAD_STEPS = 64,        /* what prefetch brought and so many steps did not use was in vain */
 };
 
 /* ---- a layer's misses ------------------------------------------------------------------------
@@ -170,6 +171,27 @@ static void count_miss(worker_engine *e, uint32_t layer, bool agnostic, uint8_t 
     if (agnostic) e->stats.agnostic_fetched++;
 }
 
+/* The same for a sequence for which prefetch has brought nothing that is still unused. */
+static void count_plain(worker_engine *e, uint32_t layer, size_t at, const kern_miss *from,
+                        const kern_miss *to)
+{
+    size_t list = (size_t)layer * e->seqs * e->kv_heads + at;
+    uint32_t r = (uint32_t)(at / e->kv_heads), picks = 0, misses = 0;
+    int32_t current = e->row.pos[r] / KERN_BLOCK, count = e->seen.count[list];
+    const int32_t *block = e->seen.block + list * e->max_select;
+    const int32_t *slot = e->seen.slot + list * e->max_select;
+    for (int32_t i = 0; i < count; i++)
+        picks += (block[i] != current) & (slot[i] >= 0);
+    for (; from < to; from++) {
+        if (from->block == current) continue;
+        misses++;
+        count_miss(e, layer, from->agnostic != 0, 0);
+    }
+    CHECK(misses <= picks);
+    e->seq[e->row.seq[r]].final.blocks.resident += picks - misses;
+    e->stats.blocks.resident += picks - misses;
+}
+
 /* One selection against the misses [from, to) that it published. */
 static void count_list(worker_engine *e, uint32_t layer, size_t at, const kern_miss *from,
                        const kern_miss *to)
@@ -186,6 +208,7 @@ static void count_list(worker_engine *e, uint32_t layer, size_t at, const kern_m
         while (miss < to && miss->block != b)
             miss++;
         uint8_t *ahead = &e->ahead_bit[engine_home(e, seq, layer, h, (uint32_t)b)];
+        e->seq[seq].ahead_set -= *ahead;
         if (miss < to)
             count_miss(e, layer, agnostic, *ahead);
         else
@@ -217,7 +240,10 @@ static void count_layer(worker_engine *e, uint32_t layer)
         const kern_miss *to = miss;
         while (to < end && to->row == r && to->kv_head == h)
             to++;
-        count_list(e, layer, at, miss, to);
+        if (e->seq[e->row.seq[r]].ahead_set == 0)
+            count_plain(e, layer, at, miss, to);
+        else
+            count_list(e, layer, at, miss, to);
         miss = to;
     }
 }
@@ -230,6 +256,11 @@ void fetch_over(worker_engine *e)
         fetch_gathered(e);
     for (uint32_t l = 0; l < e->layers; l++)
         count_layer(e, l);
+    for (uint32_t r = 0; r < e->decode_rows; r++) {
+        uint32_t seq = (uint32_t)e->row.seq[r];
+        if (e->seq[seq].ahead_set > 0 && e->step_number - e->seq[seq].ahead_step > AHEAD_STEPS)
+            fetch_forget_ahead(e, seq);
+    }
     e->stats.waited_ns += *e->wait_ns;
     if (!e->inline_ops &&
         *e->wait_ns > e->stats.stall_ns_max) /* of a step: layers are not told apart */
@@ -394,7 +425,11 @@ static void count_installed(worker_engine *e, uint32_t layer)
         bool host = x->arrival[i].source_kind == IO_SOURCE_HOST;
         *(host ? &e->stats.blocks.host : &e->stats.blocks.remote) += 1;
         *(host ? &of->host : &of->remote) += 1;
-        e->ahead_bit[engine_home(e, seq, layer, (uint32_t)m->kv_head, (uint32_t)m->block)] = 1;
+        uint8_t *ahead =
+            &e->ahead_bit[engine_home(e, seq, layer, (uint32_t)m->kv_head, (uint32_t)m->block)];
+        e->seq[seq].ahead_set += !*ahead;
+        e->seq[seq].ahead_step = e->step_number;
+        *ahead = 1;
     }
 }
 
@@ -472,9 +507,8 @@ void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n)
 /* The sequence leaves the pool: what prefetch brought and nobody used was in vain. */
 void fetch_forget_ahead(worker_engine *e, uint32_t seq)
 {
-    uint8_t *bits = e->ahead_bit + engine_home(e, seq, 0, 0, 0);
-    size_t n = (size_t)e->layers * e->kv_heads * e->max_blocks;
-    for (size_t i = 0; i < n; i++)
-        e->stats.prefetch.wasted += bits[i];
-    memset(bits, 0, n);
+    e->stats.prefetch.wasted += e->seq[seq].ahead_set;
+    e->seq[seq].ahead_set = 0;
+    memset(e->ahead_bit + engine_home(e, seq, 0, 0, 0), 0,
+           (size_t)e->layers * e->kv_heads * e->max_blocks);
 }

@@ -326,8 +326,7 @@ static float log_softmax_at(const float *logits, uint32_t vocab, int32_t target)
     return (float)((double)logits[target] - most - log(sum));
 }
 
-static void emit_token(worker_engine *e, sequence *s, const kern_sampled *sampled,
-                       const float *logits)
+static void emit_token(worker_engine *e, sequence *s, uint32_t i)
 {
     uint64_t now = clock_now(&e->config.clock);
     if (s->sampled == 0) {
@@ -339,10 +338,10 @@ static void emit_token(worker_engine *e, sequence *s, const kern_sampled *sample
     s->last_token_ns = now;
     worker_event event = {.id = s->request.id,
                           .kind = WORKER_TOKEN,
-                          .sampled = *sampled,
+                          .sampled = e->sampled[i],
                           .index = s->sampled,
-                          .logits_digest = bytes_digest(logits, e->vocab * sizeof(float), 0)};
-    s->token[s->count++] = sampled->token;
+                          .logits_digest = e->logits_digest[i]};
+    s->token[s->count++] = e->sampled[i].token;
     s->sampled++;
     engine_emit(e, &event);
 }
@@ -383,7 +382,7 @@ static void take_logits(worker_engine *e, uint32_t r, uint32_t i)
     if (e->tap != NULL) e->tap(e->tap_self, s->request.id, pos, logits);
     if (row_scores(e, r))
         s->request.score[pos] = log_softmax_at(logits, e->vocab, s->token[pos + 1]);
-    if (row_samples(e, r)) emit_token(e, s, &e->sampled[i], logits);
+    if (row_samples(e, r)) emit_token(e, s, i);
 }
 
 static status head(worker_engine *e, uint32_t n)
@@ -414,7 +413,15 @@ static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
                                .rows = n,
                                .vocab = e->vocab};
     TRY(kern_sample(e->stream, &sample));
-    TRY(kern_copy(e->stream, e->seen_logits, e->logits, (uint64_t)n * e->vocab * sizeof(float)));
+    kern_digest_args digest = {
+        .x = e->logits, .digest = e->logits_digest, .rows = n, .count = e->vocab};
+    TRY(kern_digest(e->stream, &digest));
+    bool seen = e->tap != NULL;
+    for (uint32_t i = 0; i < n && !seen; i++)
+        seen = row_scores(e, rows[i]);
+    if (seen)
+        TRY(kern_copy(e->stream, e->seen_logits, e->logits,
+                      (uint64_t)n * e->vocab * sizeof(float)));
     TRY(kern_stream_sync(e->stream));
     for (uint32_t i = 0; i < n; i++)
         take_logits(e, rows[i], i);
@@ -544,8 +551,9 @@ static void keep_picks(worker_engine *e)
             int32_t *to =
                 s->last_pick + ((size_t)l * e->kv_heads + at % e->kv_heads) * e->max_select;
             const int32_t *from = e->seen.block + (layer + at) * e->max_select;
-            for (uint32_t i = 0; i < e->max_select; i++)
-                to[i] = (int32_t)i < e->seen.count[layer + at] ? from[i] : -1;
+            uint32_t count = (uint32_t)e->seen.count[layer + at];
+            memcpy(to, from, count * sizeof *to);
+            memset(to + count, 0xff, (e->max_select - count) * sizeof *to);
         }
     }
 }

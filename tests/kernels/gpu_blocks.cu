@@ -177,6 +177,24 @@ void seal_case(gpu_bench &b, random_source &r, uint32_t count, uint32_t bytes)
     (void)cudaFreeHost(out);
 }
 
+void digest_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t count)
+{
+    mirror<float> x((size_t)rows * count);
+    mirror<uint64_t> digest(rows);
+    for (float &v : x.host)
+        v = (float)r.below(1 << 20) * 0.001f;
+    x.up(), digest.poison();
+    kern_digest_args a = {};
+    a.x = x.device, a.digest = digest.device, a.rows = rows, a.count = count;
+    expect_ok(kern_digest(b.gpu, &a), "digest");
+    b.sync();
+    const std::vector<uint64_t> got = digest.down();
+    bool right = true;
+    for (uint32_t i = 0; i < rows; i++)
+        right &= got[i] == bytes_digest(x.host.data() + (size_t)i * count, count * 4, 0);
+    check_that(right, "digest: %u rows of %u floats are xxHash's", rows, count);
+}
+
 void wait_case(gpu_bench &b, random_source &r)
 {
     block_scene s(r, 9, 1024);
@@ -221,5 +239,7 @@ void check_blocks(gpu_bench &b, random_source &r, bool small)
         gather_case(b, r, 40, bytes);
         seal_case(b, r, 11, bytes);
     }
+    for (uint32_t count : {61u, 64u, 255u, 256u, 257u, 272u, 1029u, 5003u, 32768u})
+        digest_case(b, r, 3, count);
     wait_case(b, r);
 }

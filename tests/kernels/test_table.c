@@ -759,4 +759,19 @@ TEST(a_sealed_block_has_the_digest_that_gather_expects)
     bench_close(b);
 }
 
+TEST(a_row_of_floats_has_the_digest_of_its_bytes)
+{
+    bench *b = bench_open();
+    enum { COUNT = 70000 };
+    static float x[3 * COUNT];
+    uint64_t digest[3];
+    for (uint32_t i = 0; i < 3 * COUNT; i++)
+        x[i] = (float)i * 0.37f;
+    const kern_digest_args a = {.x = x, .digest = digest, .rows = 3, .count = COUNT};
+    EXPECT(kern_digest(b->stream, &a) == STATUS_OK);
+    for (uint32_t r = 0; r < 3; r++)
+        EXPECT(digest[r] == bytes_digest(x + r * COUNT, COUNT * sizeof *x, 0));
+    bench_close(b);
+}
+
 TEST_MAIN()
