@@ -182,13 +182,22 @@ status kern_probe(kern_backend *backend, const char *what, double *out_value)
     return backend->device->probe(backend, what, out_value);
 }
 
+/* The device's own clock is looked at where somebody wants to know and it is not ours. */
+static void mark(kern_stream *stream, const kern_watch *watch, uint32_t op)
+{
+    if (watch->ran != NULL && stream->backend->device->mark != NULL)
+        stream->backend->device->mark(stream, op);
+}
+
 #define X(op)                                                                                      \
     static status run_##op(kern_stream *stream, const kern_##op##_args *args)                      \
     {                                                                                              \
         const kern_watch *watch = stream->watch;                                                   \
         if (watch == NULL) return stream->backend->ops->op(stream, args);                          \
         watch->begin(watch->self, KERN_OP_##op, args);                                             \
+        mark(stream, watch, KERN_OP_##op);                                                         \
         const status done = stream->backend->ops->op(stream, args);                                \
+        mark(stream, watch, KERN_OP_COUNT);                                                        \
         watch->end(watch->self, KERN_OP_##op, args);                                               \
         return done;                                                                               \
     }                                                                                              \

@@ -63,6 +63,9 @@ typedef struct kern_device_ops {
     void (*weight_free)(kern_weight *weight);
     void (*close)(kern_backend *backend);
     status (*probe)(kern_backend *backend, const char *what, double *out_value);
+    /* For kern_watch.ran: what is given to the stream from here on is `op`, until the next mark.
+     * NULL: ops run inline. */
+    void (*mark)(kern_stream *stream, uint32_t op);
 } kern_device_ops;
 
 struct kern_backend {

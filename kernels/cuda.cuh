@@ -30,6 +30,7 @@ enum {
         96 << 20,            /* attend's partials, linear's rounded rows and cublasLt's own */
     CUDA_COUNTERS = 1 << 16, /* arrival counters, zero between launches */
     CUDA_SCALARS = 64,
+    CUDA_MARKS = 8192, /* a step has about 900 ops, two marks each */
 };
 
 struct cuda_device {
@@ -39,12 +40,20 @@ struct cuda_device {
     char numerics_id[64];
 };
 
+/* Events around the ops of a watched stream, from one sync to the next. */
+struct cuda_marks {
+    cudaEvent_t event[CUDA_MARKS];
+    uint32_t op[CUDA_MARKS]; /* of what follows the event; KERN_OP_COUNT: nothing that is an op */
+    uint32_t made, used, left_out;
+};
+
 struct cuda_stream {
     kern_stream base; /* first: a kern_stream * is a cuda_stream * */
     cudaStream_t handle;
     uint8_t *workspace; /* CUDA_WORKSPACE_BYTES */
     uint32_t *counters; /* CUDA_COUNTERS */
     uint32_t *scalars;  /* CUDA_SCALARS: totals one launch leaves for the next */
+    cuda_marks marks;
 };
 
 /* A kern_weight's `data` is device memory [n, k] row-major bf16; the algorithm is pinned here. */

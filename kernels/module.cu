@@ -132,6 +132,8 @@ void stream_destroy(kern_stream *stream)
 {
     cuda_stream *s = cuda_stream_of(stream);
     if (s->handle) (void)cudaStreamDestroy(s->handle);
+    for (uint32_t i = 0; i < s->marks.made; i++)
+        (void)cudaEventDestroy(s->marks.event[i]);
     (void)cudaFree(s->workspace);
     (void)cudaFree(s->counters);
     delete s;
@@ -154,9 +156,43 @@ status stream_create(kern_backend *backend, kern_stream **out_stream)
     return STATUS_OK;
 }
 
+void stream_mark(kern_stream *stream, uint32_t op)
+{
+    cuda_stream *s = cuda_stream_of(stream);
+    cuda_marks &m = s->marks;
+    const bool made =
+        m.used < m.made ||
+        (m.made < CUDA_MARKS && cudaEventCreate(&m.event[m.made]) == cudaSuccess && ++m.made > 0);
+    if (!made || cudaEventRecord(m.event[m.used], s->handle) != cudaSuccess) {
+        m.left_out += op != KERN_OP_COUNT;
+        return;
+    }
+    m.op[m.used++] = op;
+}
+
+/* What the marks since the last sync have seen, to whoever watches. */
+void tell_marks(cuda_stream *s)
+{
+    cuda_marks &m = s->marks;
+    const kern_watch *watch = s->base.watch;
+    for (uint32_t i = 0; i + 1 < m.used && watch && watch->ran; i++) {
+        float begin = 0.0f, end = 0.0f; /* milliseconds */
+        if (m.op[i] == KERN_OP_COUNT) continue;
+        if (cudaEventElapsedTime(&begin, m.event[0], m.event[i]) != cudaSuccess ||
+            cudaEventElapsedTime(&end, m.event[0], m.event[i + 1]) != cudaSuccess)
+            break;
+        watch->ran(watch->self, m.op[i], (uint64_t)(begin * 1e6), (uint64_t)(end * 1e6));
+    }
+    if (m.left_out > 0 && watch && watch->ran)
+        watch->ran(watch->self, KERN_OP_COUNT, 0, m.left_out);
+    m.used = m.left_out = 0;
+}
+
 status stream_sync(kern_stream *stream)
 {
-    TRY_CUDA(cudaStreamSynchronize(cuda_stream_of(stream)->handle));
+    cuda_stream *s = cuda_stream_of(stream);
+    TRY_CUDA(cudaStreamSynchronize(s->handle));
+    if (s->marks.used > 0) tell_marks(s);
     return STATUS_OK;
 }
 
@@ -187,7 +223,7 @@ const kern_ops ops = {
 const kern_device_ops device_ops = {
     device_alloc,     device_free,      device_alloc_shared, device_free_shared, stream_copy,
     stream_fill,      stream_create,    stream_destroy,      stream_sync,        stream_poll,
-    cuda_weight_pack, cuda_weight_free, backend_close,       cuda_probe,
+    cuda_weight_pack, cuda_weight_free, backend_close,       cuda_probe,         stream_mark,
 };
 
 /* "cuda" is device 0, "cuda:N" device N. */

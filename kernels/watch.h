@@ -20,6 +20,10 @@ typedef struct kern_watch {
     void (*begin)(void *self, uint32_t op, const void *args);
     void (*end)(void *self, uint32_t op, const void *args);
     void *self;
+    /* NULL, or what such a backend is told to do beside: it takes the time of each op on its own
+     * clock, and at each kern_stream_sync tells of those since the last, in order. Nanoseconds from
+     * one begin of theirs; op KERN_OP_COUNT: `end_ns` ops did not fit and are left out. */
+    void (*ran)(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns);
 } kern_watch;
 /* NULL ends it. The watch is borrowed until then. */
 void kern_stream_watch(kern_stream *stream, const kern_watch *watch);

@@ -243,7 +243,7 @@ static status open_engine(bench *b)
     TRY(worker_create(&config, o->quiet ? NULL : stderr, &b->engine));
     b->host_bytes = context_bytes(b) * (o->nodes > 0 ? o->replicas : 1);
     b->last_token = ARENA_NEW(b->memory, int32_t, b->batch);
-    if (o->profile) b->run_op = arena_alloc(b->memory, o->runs * sizeof *b->run_op, 64);
+    if (o->profile) b->run_profile = ARENA_NEW(b->memory, profile, o->runs);
     if (o->trace != NULL) b->trace = trace_create(b->memory, b->engine, TRACE_SPANS);
     return STATUS_OK;
 }
@@ -470,16 +470,14 @@ static status run_all(bench *b)
         if (run == 1 && b->store != NULL) bench_store_fault(b->store);
         uint64_t begun = span_open(b), from = positions(b);
         if (last && b->trace != NULL) trace_switch(b->trace, true);
-        if (o->profile) profile_start(&b->profile, b->engine->stream);
+        if (o->profile)
+            profile_start(&b->run_profile[run], b->engine->stream, b->engine->inline_ops);
         for (uint32_t i = 0; i < o->steps; i++) {
             TRY(step_once(b, true));
             if (last && i + 1 == TRACE_STEPS && b->trace != NULL) trace_switch(b->trace, false);
         }
         if (b->trace != NULL) trace_switch(b->trace, false);
-        if (o->profile) {
-            profile_stop(&b->profile);
-            memcpy(b->run_op[run], b->profile.op, sizeof b->profile.op);
-        }
+        if (o->profile) profile_stop(&b->run_profile[run]);
         span_close(b, begun, &b->run[run]);
         b->run[run].positions = (from + positions(b)) / 2;
     }

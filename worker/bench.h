@@ -133,8 +133,8 @@ typedef struct bench {
     bench_store *store;
     worker_engine *engine;
     trace *trace;
-    profile profile;                     /* of all runs */
-    profile_op (*run_op)[KERN_OP_COUNT]; /* --profile: [runs] */
+    profile profile;      /* of all runs */
+    profile *run_profile; /* [runs] with --profile */
     uint32_t batch, max_len, new_tokens;
     worker_stats *stats, *stats_before;
     bench_ceilings ceilings;

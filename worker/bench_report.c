@@ -240,8 +240,8 @@ static void profile_rows(const bench *b, text *out)
     for (uint32_t op = 0; op < KERN_OP_COUNT; op++) {
         double ms[BENCH_RUNS_MAX], calls = 0;
         for (uint32_t i = 0; i < b->options.runs; i++) {
-            ms[i] = (double)b->run_op[i][op].ns * 1e-6 / (double)b->run[i].steps;
-            calls = (double)b->run_op[i][op].calls / (double)b->run[i].steps;
+            ms[i] = (double)b->run_profile[i].op[op].ns * 1e-6 / (double)b->run[i].steps;
+            calls = (double)b->run_profile[i].op[op].calls / (double)b->run[i].steps;
         }
         if (calls == 0) continue;
         row_begin(b, out, &(row){"op", "ms", ms, false, 0});
@@ -334,12 +334,9 @@ static void report_text(const bench *b, text *out, const per_run *runs, const be
                 (unsigned long long)all->voids, (unsigned long long)all->parks,
                 (unsigned long long)b->off_walk);
     if (b->options.profile) {
-        profile p = {.whole_ns = all->ns};
+        profile p = {0};
         for (uint32_t i = 0; i < b->options.runs; i++)
-            for (uint32_t op = 0; op < KERN_OP_COUNT; op++) {
-                p.op[op].calls += b->run_op[i][op].calls;
-                p.op[op].ns += b->run_op[i][op].ns;
-            }
+            profile_add(&p, &b->run_profile[i]);
         text_add_string(out, "\n");
         profile_text(out, &p, all->steps);
     }

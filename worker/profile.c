@@ -2,8 +2,6 @@
  * planning rows, taking events, the clock itself. */
 #include "worker/profile.h"
 
-#include <string.h>
-
 static void on_begin(void *self, uint32_t op, const void *args)
 {
     profile *p = self;
@@ -16,15 +14,31 @@ static void on_end(void *self, uint32_t op, const void *args)
 {
     profile *p = self;
     (void)args;
-    (void)kern_stream_sync(p->stream); /* what it reports the step's own sync reports again */
+    if (!p->inline_ops) return; /* on_ran */
     p->op[op].calls++;
     p->op[op].ns += clock_now(&clock_monotonic) - p->begun_ns;
 }
 
-void profile_start(profile *p, kern_stream *stream)
+/* Times count from the first op since a sync. */
+static void on_ran(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns)
+{
+    profile *p = self;
+    if (op == KERN_OP_COUNT) {
+        p->left_out += end_ns;
+        return;
+    }
+    if (begin_ns > 0 && begin_ns > p->ended_ns) p->between_ns += begin_ns - p->ended_ns;
+    p->ended_ns = end_ns;
+    p->op[op].calls++;
+    p->op[op].ns += end_ns - begin_ns;
+}
+
+void profile_start(profile *p, kern_stream *stream, bool inline_ops)
 {
     CHECK(stream != NULL);
-    *p = (profile){.stream = stream, .watch = {on_begin, on_end, p}};
+    *p = (profile){.stream = stream,
+                   .inline_ops = inline_ops,
+                   .watch = {on_begin, on_end, p, inline_ops ? NULL : on_ran}};
     p->started_ns = clock_now(&clock_monotonic);
     kern_stream_watch(stream, &p->watch);
 }
@@ -33,6 +47,17 @@ void profile_stop(profile *p)
 {
     kern_stream_watch(p->stream, NULL);
     p->whole_ns = clock_now(&clock_monotonic) - p->started_ns;
+}
+
+void profile_add(profile *to, const profile *from)
+{
+    for (uint32_t op = 0; op < KERN_OP_COUNT; op++) {
+        to->op[op].calls += from->op[op].calls;
+        to->op[op].ns += from->op[op].ns;
+    }
+    to->whole_ns += from->whole_ns;
+    to->between_ns += from->between_ns;
+    to->left_out += from->left_out;
 }
 
 static uint64_t in_ops(const profile *p)
@@ -45,7 +70,7 @@ static uint64_t in_ops(const profile *p)
 
 static uint64_t beside_ops(const profile *p)
 {
-    const uint64_t ops = in_ops(p);
+    const uint64_t ops = in_ops(p) + p->between_ns;
     return p->whole_ns > ops ? p->whole_ns - ops : 0;
 }
 
@@ -57,6 +82,9 @@ void profile_json(text *out, const profile *p, uint64_t steps)
     text_number(out, (double)p->whole_ns * 1e-6);
     text_key(out, "beside_ops_ms");
     text_number(out, (double)beside_ops(p) * 1e-6);
+    text_key(out, "between_ops_ms");
+    text_number(out, (double)p->between_ns * 1e-6);
+    text_format(out, ",\"left_out\":%llu", (unsigned long long)p->left_out);
     text_key(out, "ops");
     text_add_string(out, "{");
     for (uint32_t op = 0; op < KERN_OP_COUNT; op++) {
@@ -93,6 +121,10 @@ void profile_text(text *out, const profile *p, uint64_t steps)
         shown[most] = true;
         line(out, kern_op_name(most), &p->op[most], count, all);
     }
+    if (p->between_ns > 0) line(out, "between ops", &(profile_op){0, p->between_ns}, count, all);
+    if (p->left_out > 0)
+        text_format(out, "(%llu ops of these steps are not in the table)\n",
+                    (unsigned long long)p->left_out);
     line(out, "beside ops", &(profile_op){0, beside_ops(p)}, count, all);
     line(out, "a step", &(profile_op){0, p->whole_ns}, count, all);
 }

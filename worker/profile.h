@@ -4,10 +4,11 @@
  * Threads: the step thread.
  * Memory:  its own struct; the stream is borrowed while it runs.
  *
- * An op's time runs from its call to the end of its work: on a device that works behind its stream
- * the stream is brought to rest after each op, so that its time is its own and not its launch's.
- * Such steps are slower than unwatched ones; on host backends an op costs two looks at the clock
- * more, about 0.1 us. `wait` is time that a step had nothing to do. */
+ * An op's time runs from its call to its end; on a device that works behind its stream it is the
+ * device's, from begin to end of the op's work there, and the time between ops, in which the device
+ * waited for launches or moved what is no op, is told apart. An op costs two looks at a clock more:
+ * about 0.1 us on host backends, about 2 us between the ops of a device. `wait` is time that a step
+ * had nothing to do. */
 #ifndef WORKER_PROFILE_H
 #define WORKER_PROFILE_H
 
@@ -23,13 +24,17 @@ typedef struct profile {
     profile_op op[KERN_OP_COUNT];
     kern_stream *stream;
     kern_watch watch;
+    bool inline_ops;
     uint64_t begun_ns;             /* of the op that runs */
+    uint64_t between_ns, ended_ns; /* device: between ops; the end of the last one */
+    uint64_t left_out;             /* ops whose time was not taken */
     uint64_t started_ns, whole_ns; /* of the profile; set by profile_stop */
 } profile;
 
 /* Counts from zero until profile_stop; nothing else may watch the stream meanwhile. */
-void profile_start(profile *p, kern_stream *stream);
+void profile_start(profile *p, kern_stream *stream, bool inline_ops);
 void profile_stop(profile *p);
+void profile_add(profile *to, const profile *from); /* several runs as one */
 /* One object, {"schema":"shoal.profile/1","steps":...,"whole_ms":...,"ops":{...}} and a newline, or
  * a table. "Beside ops" is what was left of the time between start and stop. */
 void profile_json(text *out, const profile *p, uint64_t steps);

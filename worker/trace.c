@@ -128,7 +128,7 @@ trace *trace_create(arena *a, worker_engine *engine, uint32_t spans)
     t->engine = engine;
     t->row = ARENA_NEW(a, span_row, spans);
     t->room = spans;
-    t->watch = (kern_watch){on_begin, on_end, t};
+    t->watch = (kern_watch){.begin = on_begin, .end = on_end, .self = t};
     return t;
 }
 

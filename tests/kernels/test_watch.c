@@ -36,7 +36,7 @@ TEST(a_watch_is_told_of_every_op_until_it_is_taken_away)
     kern_swiglu_args args = {
         .gate = x, .up = x + 4, .out = out, .in_stride = 8, .rows = 1, .ffn = 4};
     seen s = {0};
-    kern_watch watch = {on_begin, on_end, &s};
+    kern_watch watch = {.begin = on_begin, .end = on_end, .self = &s};
     EXPECT(kern_swiglu(stream, &args) == STATUS_OK);
     kern_stream_watch(stream, &watch);
     EXPECT(kern_swiglu(stream, &args) == STATUS_OK);
