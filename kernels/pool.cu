@@ -1,6 +1,8 @@
 /* kernels/pool.cu - windows to selection blocks, then forcing (NOSA, arXiv 2510.13602: a block's
- * score is the most of the windows that share a token with it). Bound: launch; one thread a block.
- * Floats are only compared, so the bits are the CPU's. */
+ * score is the most of the windows that share a token with it; MoBA, arXiv 2502.13189, has one mean
+ * of a block's keys, so a raw score is the mean of its windows' scores). Bound: launch; one thread
+ * a block. Floats are compared, or added in ascending order and divided once, so the bits are the
+ * CPU's. */
 #include "kernels/cuda.cuh"
 #include "kernels/selector.h"
 
@@ -27,11 +29,16 @@ __global__ void __launch_bounds__(128)
         uint32_t lo, hi;
         selector_block_windows(&selector, b, visible, &lo, &hi);
         query = importance = -INFINITY;
+        float sum = 0.0f;
         for (uint32_t j = lo; j < hi; j++) {
             const float u = bf16_float(uc[j]);
-            if (scored && scores[j] > query) query = scores[j];
+            if (scored && selector.raw)
+                sum = __fadd_rn(sum, scores[j]);
+            else if (scored && scores[j] > query)
+                query = scores[j];
             if (u > importance) importance = u;
         }
+        if (scored && selector.raw && hi > lo) query = __fdiv_rn(sum, (float)(hi - lo));
     }
     a.query[list * a.max_select_blocks + b] = query;
     a.importance[list * a.max_select_blocks + b] = importance;

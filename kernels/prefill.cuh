@@ -46,9 +46,9 @@ static inline prefill_shape prefill_shape_of(uint32_t rows, uint32_t heads, uint
 #ifdef __CUDACC__
 
 /* q of a tile, whose first token is row `first` of the call, rounded to bf16, into swizzled panels
- * (wgmma.cuh), 64 rows after 64 rows; rows that stand for no head or no token are 0. By all
- * threads of the CTA. */
-template <int D>
+ * (wgmma.cuh), 64 rows after 64 rows; rows that stand for no head or no token are 0. LOW: what that
+ * rounding leaves of q, rounded too. By all threads of the CTA. */
+template <int D, bool LOW = false>
 __device__ void prefill_load_query(uint8_t (&query)[2][D / 64][64 * 128], const prefill_shape &s,
                                    const float *q, uint64_t row_stride, uint32_t first,
                                    uint32_t head)
@@ -62,8 +62,9 @@ __device__ void prefill_load_query(uint8_t (&query)[2][D / 64][64 * 128], const 
                                 (uint64_t)(head * s.group_heads + g) * D + chunk * 8;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const __nv_bfloat162 two = __floats2bfloat162_rn(from[2 * i], from[2 * i + 1]);
-                v[i] = *reinterpret_cast<const uint32_t *>(&two);
+                uint32_t high, low;
+                split_bf16(from[2 * i], from[2 * i + 1], high, low);
+                v[i] = LOW ? low : high;
             }
         }
         uint8_t *to = query[m / 64][chunk / 8] + m % 64 * 128;

@@ -11,8 +11,13 @@
  * Two CTAs an SM: one multiplies while the other takes exponentials. Keeping the logits between the
  * passes would take 64 bytes a window and row out of the chip and back, more than the keys.
  *
+ * Raw rows (MoBA, arXiv 2502.13189) have one pass: the products themselves, summed over the heads.
+ * A few blocks are chosen by small differences of large sums, so there q is two bf16, as for single
+ * rows; its second half takes two of the four stages.
+ *
  * Bits: a row's sums run over windows in ascending order in the same lanes whatever the tile; q is
- * rounded to bf16. Source: NOSA, arXiv 2510.13602; compressed keys as InfLLM-V2. */
+ * rounded to bf16 (raw: split into two). Source: NOSA, arXiv 2510.13602; compressed keys as
+ * InfLLM-V2. */
 #include "kernels/prefill.cuh"
 #include "kernels/selector.h"
 #include "kernels/wgmma.cuh"
@@ -42,6 +47,7 @@ template <int D> struct score_cta {
     uint32_t row[2], visible[2]; /* of this thread's two rows; visible 0: nothing to do */
     uint32_t most;               /* windows that the tile's last token sees */
     bool real[2];                /* the row stands for a head */
+    bool raw;
     float logit[32], max[2], sum[2];
 
     __device__ score_cta(const score_params &params, score_shared<D> &shared, uint32_t tile)
@@ -54,6 +60,7 @@ template <int D> struct score_cta {
         kc =
             p.a.summary.kc + ((uint64_t)p.a.row_seq[first] * p.shape.kv_heads + head) * windows * D;
         most = seen(selector, p.a.row_pos[last]);
+        raw = selector.raw;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const uint32_t m = group * 64 + threadIdx.x % 128 / 32 * 16 + lane / 4 + 8 * h;
@@ -84,22 +91,26 @@ template <int D> struct score_cta {
         }
     }
 
-    __device__ __forceinline__ void products(uint32_t t)
+    /* RAW: with both halves of q, the second of which stands in the first two stages. */
+    template <bool RAW> __device__ __forceinline__ void products(uint32_t t)
     {
-        const uint32_t q = shared_address(s.query[group]);
         const uint32_t k = shared_address(s.stage[t % STAGES]);
         wgmma_begin();
 #pragma unroll
-        for (int i = 0; i < D / 16; i++) {
-            const uint32_t at = i / 4 * 8192 + i % 4 * 32;
-            wgmma_64x64(logit, wgmma_panel(q + at, 0), wgmma_panel(k + at, 0), i > 0);
+        for (int half = 0; half < (RAW ? 2 : 1); half++) {
+            const uint32_t q = shared_address(half == 0 ? s.query[group] : s.stage[group]);
+#pragma unroll
+            for (int i = 0; i < D / 16; i++) {
+                const uint32_t at = i / 4 * 8192 + i % 4 * 32;
+                wgmma_64x64(logit, wgmma_panel(q + at, 0), wgmma_panel(k + at, 0), half + i > 0);
+            }
         }
         wgmma_commit();
         wgmma_wait<0>();
     }
 
-    /* -inf for windows that a row does not see. */
-    __device__ __forceinline__ void hide(uint32_t j)
+    /* Windows that a row does not see: -inf, RAW: 0. */
+    template <bool RAW> __device__ __forceinline__ void hide(uint32_t j)
     {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -108,7 +119,7 @@ template <int D> struct score_cta {
             for (int n = 0; n < 8; n++)
 #pragma unroll
                 for (int i = 0; i < 2; i++)
-                    if (8 * n + i >= left) logit[4 * n + 2 * h + i] = -INFINITY;
+                    if (8 * n + i >= left) logit[4 * n + 2 * h + i] = RAW ? 0.0f : -INFINITY;
         }
     }
 
@@ -151,8 +162,15 @@ template <int D> struct score_cta {
         }
     }
 
+    /* What a logit adds to its window's score. */
+    template <bool RAW> __device__ __forceinline__ float share(int at, int h) const
+    {
+        if (RAW) return real[h] ? logit[at] : 0.0f;
+        return fast_exp2(fmaf(logit[at], p.shape.scale, -max[h]));
+    }
+
     /* Second pass: shares of the softmax, summed over the heads of a token, written. */
-    __device__ __forceinline__ void write(uint32_t j)
+    template <bool RAW> __device__ __forceinline__ void write(uint32_t j)
     {
         const uint32_t windows = p.a.summary.max_windows;
         const uint32_t spread = min(p.shape.padded_heads, 8u); /* lanes / 4 that share a token */
@@ -164,7 +182,7 @@ template <int D> struct score_cta {
             for (int h = 0; h < 2; h++)
 #pragma unroll
                 for (int i = 0; i < 2; i++)
-                    v[h][i] = fast_exp2(fmaf(logit[4 * n + 2 * h + i], p.shape.scale, -max[h]));
+                    v[h][i] = share<RAW>(4 * n + 2 * h + i, h);
             if (both) v[0][0] += v[1][0], v[0][1] += v[1][1];
             for (uint32_t bit = 4; bit < 4 * spread; bit *= 2) {
                 v[0][0] += __shfl_xor_sync(~0u, v[0][0], bit);
@@ -216,14 +234,39 @@ template <int D> struct score_cta {
             __syncthreads(); /* the stage before has been read by all */
             if (ahead < 2 * tiles) issue(ahead, ahead < tiles ? ahead : ahead - tiles);
             copy_async_commit();
-            products(t);
-            if (j * WINDOWS + WINDOWS > min(visible[0], visible[1])) hide(j);
+            products<false>(t);
+            if (j * WINDOWS + WINDOWS > min(visible[0], visible[1])) hide<false>(j);
             if (t < tiles) {
                 measure();
                 if (t + 1 == tiles) settle();
             } else {
-                write(j);
+                write<false>(j);
             }
+        }
+        write_rest(tiles * WINDOWS);
+    }
+
+    __device__ void run_raw()
+    {
+        typedef uint8_t query_panels[2][D / 64][64 * 128];
+        static_assert(STAGES == 4 && WINDOWS == 64, "two stages hold what query holds");
+        const uint32_t tiles = (most + WINDOWS - 1) / WINDOWS;
+        if (most == 0) return;
+        issue(2, 0);
+        copy_async_commit();
+        prefill_load_query<D>(s.query, p.shape, p.a.q, p.a.row_stride, first, head);
+        prefill_load_query<D, true>(*reinterpret_cast<query_panels *>(s.stage), p.shape, p.a.q,
+                                    p.a.row_stride, first, head);
+#pragma unroll 1
+        for (uint32_t j = 0; j < tiles; j++) {
+            copy_async_wait<0>();
+            wgmma_publish();
+            __syncthreads(); /* the windows before have been read by all */
+            if (j + 1 < tiles) issue(2 + (j + 1) % 2, j + 1);
+            copy_async_commit();
+            products<true>(2 + j % 2);
+            if (j * WINDOWS + WINDOWS > min(visible[0], visible[1])) hide<true>(j);
+            write<true>(j);
         }
         write_rest(tiles * WINDOWS);
     }
@@ -239,7 +282,10 @@ __global__ void __launch_bounds__(PREFILL_THREADS, 2)
     extern __shared__ __align__(1024) uint8_t shared_bytes[];
     score_shared<D> &s = *reinterpret_cast<score_shared<D> *>(shared_bytes);
     score_cta<D> cta(p, s, gridDim.x - 1 - blockIdx.x); /* the longest first */
-    cta.run();
+    if (cta.raw)
+        cta.run_raw();
+    else
+        cta.run();
 #endif
 }
 

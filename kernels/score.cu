@@ -1,5 +1,7 @@
 /* kernels/score.cu - query-aware scores of compressed keys: for every window the sum over a group's
- * heads of that head's exact softmax. NOSA, arXiv 2510.13602; compressed keys as InfLLM-V2.
+ * heads of that head's exact softmax. NOSA, arXiv 2510.13602; compressed keys as InfLLM-V2. Raw
+ * rows (MoBA, arXiv 2502.13189) have the sum of the plain products: nothing is exchanged, each warp
+ * writes what it multiplied.
  *
  * Bound: each compressed key is read once, D bf16, and 4 bytes of score are written: memory, as
  * long as the logits (64 bytes a window with 16 heads) never leave the chip. So:
@@ -12,6 +14,7 @@
  *
  * Where a row has more than 16 CTAs, or the device has no clusters (before sm_90), the same kernel
  * runs twice, (max, sum) through the workspace, and reads the keys twice. The bits are the same.
+ * The first of the two runs has nothing to do for raw rows.
  *
  * Rows of a prompt go to prefill_score.cu where the device has the products.
  *
@@ -114,10 +117,10 @@ __device__ __forceinline__ void tile_products(const score_shared<D> &s,
             logit[n][i] += low[n][i];
 }
 
-/* Logits, base 2, of the warp's first `count` windows; -inf beyond. */
+/* Products of the warp's first `count` windows times `scale`; `beyond` for the others. */
 template <int D>
-__device__ __forceinline__ void warp_products(score_shared<D> &s, const score_params &p,
-                                              const uint16_t *kc, uint32_t count,
+__device__ __forceinline__ void warp_products(score_shared<D> &s, const uint16_t *kc,
+                                              uint32_t count, float scale, float beyond,
                                               warp_logits &logit)
 {
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -136,7 +139,7 @@ __device__ __forceinline__ void warp_products(score_shared<D> &s, const score_pa
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const uint32_t w = t * 16 + n * 8 + 2 * (lane % 4) + (i & 1);
-                logit[t][n][i] = w < count ? logit[t][n][i] * p.scale : -INFINITY;
+                logit[t][n][i] = w < count ? logit[t][n][i] * scale : beyond;
             }
     }
 }
@@ -193,6 +196,26 @@ __device__ __forceinline__ void fold_warps(const score_shared<D> &s, float &max,
         fold_part(max, sum, s.warp_max[w][threadIdx.x % HEADS], s.warp_sum[w][threadIdx.x % HEADS]);
 }
 
+/* What the warps' exponentials are multiplied by: (max, sum) of all CTAs of the row, from its peers
+ * or from an earlier run, and the warp's own max. */
+template <int D, score_pass PASS>
+__device__ __forceinline__ void fold_row(score_shared<D> &s, const score_params &p,
+                                         const float *statistics)
+{
+    const uint32_t head = threadIdx.x % HEADS;
+    float max = -INFINITY, sum = 0.0f;
+    for (uint32_t i = 0; i < p.chunks; i++)
+        if (PASS == PASS_CLUSTER)
+            fold_part(max, sum, s.peer_max[i][head], s.peer_sum[i][head]);
+        else
+            fold_part(max, sum, statistics[i * 2 * HEADS + head],
+                      statistics[i * 2 * HEADS + HEADS + head]);
+    if (threadIdx.x >= WARPS * HEADS) return;
+    const float own = s.warp_max[threadIdx.x / HEADS][head];
+    s.factor[threadIdx.x / HEADS][head] =
+        head < p.group_heads && own != -INFINITY ? fast_exp2(own - max) / sum : 0.0f;
+}
+
 /* One step of a butterfly that adds and halves: the lane keeps the upper or the lower HALF sums. */
 template <int HALF> __device__ __forceinline__ void halve(float (&v)[32], bool upper, int bit)
 {
@@ -203,8 +226,9 @@ template <int HALF> __device__ __forceinline__ void halve(float (&v)[32], bool u
     }
 }
 
-/* Weighted exponentials summed over the heads, written for windows below `limit`. First a lane's
- * two rows, then a butterfly over lane / 4 that leaves each four lanes one tile. */
+/* Exponentials (or products) times their factors, summed over the heads, written for windows below
+ * `limit`. First a lane's two rows, then a butterfly over lane / 4 that leaves each four lanes one
+ * tile. */
 template <int D>
 __device__ __forceinline__ void write_scores(const score_shared<D> &s, const warp_logits &e,
                                              float *out, uint32_t limit)
@@ -259,9 +283,11 @@ __global__ void __launch_bounds__(THREADS, 3) score_kernel(const __grid_constant
     const uint32_t row = p.first_row + blockIdx.z, kv_head = blockIdx.y, warp = threadIdx.x / 32;
     const kern_selector selector = p.a.selectors[p.a.row_selector[row]];
     const int32_t pos = p.a.row_pos[row];
+    const bool raw = selector.raw;
     if (!selector_needs_scores(&selector, pos)) return; /* the whole cluster leaves */
+    if (PASS == PASS_STATISTICS && raw) return;
 #if __CUDA_ARCH__ >= 900
-    if (PASS == PASS_CLUSTER) asm volatile("barrier.cluster.arrive.relaxed.aligned;");
+    if (PASS == PASS_CLUSTER && !raw) asm volatile("barrier.cluster.arrive.relaxed.aligned;");
 #endif
     const uint32_t windows = p.a.summary.max_windows;
     const uint32_t visible = min(selector_visible(&selector, pos), windows);
@@ -278,33 +304,27 @@ __global__ void __launch_bounds__(THREADS, 3) score_kernel(const __grid_constant
                   p.group_heads);
     __syncthreads();
     warp_logits logit;
-    warp_products<D>(s, p, kc, count, logit);
-    warp_exponentials<D>(s, logit);
+    warp_products<D>(s, kc, count, raw ? 1.0f : p.scale, raw ? 0.0f : -INFINITY, logit);
+    if (!raw) warp_exponentials<D>(s, logit);
     __syncthreads();
 
     float *statistics =
         p.statistics + ((uint64_t)blockIdx.z * p.kv_heads + kv_head) * p.chunks * 2 * HEADS;
     const uint32_t head = threadIdx.x % HEADS;
-    float max, sum;
-    fold_warps<D>(s, max, sum);
-    if (PASS == PASS_STATISTICS) {
-        if (threadIdx.x >= HEADS) return;
-        statistics[blockIdx.x * 2 * HEADS + head] = max;
-        statistics[blockIdx.x * 2 * HEADS + HEADS + head] = sum;
-        return;
-    }
-    if (PASS == PASS_CLUSTER) exchange_statistics<D>(s, max, sum);
-    max = -INFINITY, sum = 0.0f;
-    for (uint32_t i = 0; i < p.chunks; i++)
-        if (PASS == PASS_CLUSTER)
-            fold_part(max, sum, s.peer_max[i][head], s.peer_sum[i][head]);
-        else
-            fold_part(max, sum, statistics[i * 2 * HEADS + head],
-                      statistics[i * 2 * HEADS + HEADS + head]);
-    if (threadIdx.x < WARPS * HEADS) {
-        const float own = s.warp_max[threadIdx.x / HEADS][head];
-        s.factor[threadIdx.x / HEADS][head] =
-            head < p.group_heads && own != -INFINITY ? fast_exp2(own - max) / sum : 0.0f;
+    if (raw) {
+        if (threadIdx.x < WARPS * HEADS)
+            s.factor[threadIdx.x / HEADS][head] = head < p.group_heads ? 1.0f : 0.0f;
+    } else {
+        float max, sum;
+        fold_warps<D>(s, max, sum);
+        if (PASS == PASS_STATISTICS) {
+            if (threadIdx.x >= HEADS) return;
+            statistics[blockIdx.x * 2 * HEADS + head] = max;
+            statistics[blockIdx.x * 2 * HEADS + HEADS + head] = sum;
+            return;
+        }
+        if (PASS == PASS_CLUSTER) exchange_statistics<D>(s, max, sum);
+        fold_row<D, PASS>(s, p, statistics);
     }
     __syncthreads();
     if (start >= windows) return;

@@ -2,8 +2,9 @@
  *
  * The rule is NOSA's (arXiv 2510.13602): forced blocks, then the best by query score until `query`
  * are chosen, then the best of the rest by importance until `total`; ties to the smaller block; a
- * row that sees no more than it may hold takes all. Floats are only compared: the outcome is the
- * CPU's.
+ * row that sees no more than it may hold takes all. The search by chunks, as SSA's released kernel
+ * makes it (arXiv 2511.20102), is three such choices over ranges of blocks. Floats are only
+ * compared: the outcome is the CPU's.
  *
  * Bound: latency. Top-k is a search for the k-th largest key, two bits a round below those that all
  * keys share: each thread counts its keys at or above three bounds, the counts meet by one barrier.
@@ -19,7 +20,13 @@ namespace
 
 constexpr uint32_t BLOCKS_MAX = 40000, CANDIDATES = 128;
 
-enum part : uint8_t { PART_NONE, PART_SETTLED, PART_QUERY };
+enum part : uint8_t { PART_NONE, PART_SETTLED, PART_QUERY, PART_KEPT };
+
+/* Blocks [first, end) whose mark is `from`: the `want` best of them get the mark `to`. */
+struct mark_rule {
+    uint32_t first, end, want;
+    part from, to;
+};
 
 /* Larger key, larger value; NaN counts as -inf and -0 as +0. Never 0. */
 __device__ __forceinline__ uint32_t rank_key(float value)
@@ -113,18 +120,17 @@ template <uint32_t THREADS> struct select_cta {
         return below + up - x;
     }
 
-    /* Keys in [low, high) are few: mark the `want` best of them. */
-    __device__ static void mark_ranked(select_shared &s, const uint32_t *key, uint32_t count,
-                                       uint64_t low, uint64_t high, uint32_t want, part mark,
-                                       part *parts)
+    /* Keys in [low, high) are few: mark the `want` best of them, and all above. */
+    __device__ static void mark_ranked(select_shared &s, const uint32_t *key, const mark_rule &rule,
+                                       uint64_t low, uint64_t high, uint32_t want, part *parts)
     {
         if (threadIdx.x == 0) s.candidates = 0;
         __syncthreads();
-        for (uint32_t b = threadIdx.x; b < count; b += THREADS) {
+        for (uint32_t b = rule.first + threadIdx.x; b < rule.end; b += THREADS) {
             const uint32_t k = key[b];
             if (k == 0 || k < low) continue;
             if (k >= high)
-                parts[b] = mark;
+                parts[b] = rule.to;
             else
                 s.candidate[atomicAdd(&s.candidates, 1)] = (uint64_t)k << 32 | ~b;
         }
@@ -136,19 +142,19 @@ template <uint32_t THREADS> struct select_cta {
 #pragma unroll 8
         for (uint32_t i = 0; i < n; i++)
             rank += s.candidate[i] > mine;
-        if (rank < want) parts[~(uint32_t)mine] = mark;
+        if (rank < want) parts[~(uint32_t)mine] = rule.to;
     }
 
-    /* Mark the `want` best of the blocks below `count` that are not marked yet. key: scratch. */
+    /* Follow one rule. key: scratch. Threads read and write only marks of their own blocks, but for
+     * those that are ranked: a barrier stands between two rules. */
     __device__ static void mark_best(select_shared &s, uint32_t &turn, const float *value,
-                                     uint32_t count, uint32_t want, part mark, part *parts,
-                                     uint32_t *key)
+                                     const mark_rule &rule, part *parts, uint32_t *key)
     {
+        const uint32_t want = rule.want, start = rule.first + threadIdx.x;
         if (want == 0) return;
         uint32_t mine = 0, ones = 0, zeros = 0;
-        for (uint32_t b = threadIdx.x; b < count;
-             b += THREADS) { /* each thread reads only its own */
-            const uint32_t k = parts[b] == PART_NONE ? rank_key(value[b]) : 0;
+        for (uint32_t b = start; b < rule.end; b += THREADS) {
+            const uint32_t k = parts[b] == rule.from ? rank_key(value[b]) : 0;
             key[b] = k;
             mine += k != 0;
             ones |= k;
@@ -164,13 +170,13 @@ template <uint32_t THREADS> struct select_cta {
             bound = top >= 31 ? 0 : (ones >> (top + 1)) << (top + 1); /* bits that all keys share */
             for (int bit = top & ~1; bit >= 0 && above != want; bit -= 2) {
                 if (above - sure <= CANDIDATES) {
-                    mark_ranked(s, key, count, bound, high, want - sure, mark, parts);
+                    mark_ranked(s, key, rule, bound, high, want - sure, parts);
                     return;
                 }
                 const uint32_t t1 = bound | 1u << bit, t2 = bound | 2u << bit,
                                t3 = bound | 3u << bit;
                 uint32_t n12 = 0, n3 = 0;
-                for (uint32_t b = threadIdx.x; b < count; b += THREADS) {
+                for (uint32_t b = start; b < rule.end; b += THREADS) {
                     const uint32_t k = key[b];
                     n12 += (k >= t1) | (uint32_t)(k >= t2) << 16;
                     n3 += k >= t3;
@@ -188,22 +194,48 @@ template <uint32_t THREADS> struct select_cta {
             }
         }
         if (above <= want) {
-            for (uint32_t b = threadIdx.x; b < count; b += THREADS)
-                if (key[b] >= bound && key[b] != 0) parts[b] = mark;
+            for (uint32_t b = start; b < rule.end; b += THREADS)
+                if (key[b] >= bound && key[b] != 0) parts[b] = rule.to;
             return;
         }
         mine = 0;
-        for (uint32_t b = threadIdx.x; b < count; b += THREADS)
+        for (uint32_t b = start; b < rule.end; b += THREADS)
             mine += key[b] > bound;
         uint32_t ties = want - cta_sum(s, turn, mine);
-        for (uint32_t first = 0; first < count; first += THREADS) {
+        for (uint32_t first = rule.first; first < rule.end; first += THREADS) {
             const uint32_t b = first + threadIdx.x;
-            const uint32_t k = b < count ? key[b] : 0;
+            const uint32_t k = b < rule.end ? key[b] : 0;
             uint32_t all;
             const uint32_t before = cta_scan(s, turn, k == bound, all);
-            if (k > bound || (k == bound && before < ties)) parts[b] = mark;
+            if (k > bound || (k == bound && before < ties)) parts[b] = rule.to;
             ties -= min(ties, all);
         }
+    }
+
+    /* Mark the `picks` best by query. By chunks: what SSA's released kernel leaves of that, the
+     * best of `kept` ones, which are the half of a chunk's number before the last chunk and the
+     * half of that in it, the current block's place among them. Ends with a barrier. */
+    __device__ __forceinline__ static void mark_queries(select_shared &s, uint32_t &turn,
+                                                        const float *value,
+                                                        const kern_selector &selector,
+                                                        uint32_t current, uint32_t picks,
+                                                        part *parts, uint32_t *key)
+    {
+        const uint32_t chunk = selector.chunk, half = chunk / 2;
+        const bool chunks = chunk != 0 && current >= chunk;
+        const uint32_t last = chunks ? current / chunk * chunk : 0;
+#pragma unroll 1
+        for (int i = chunks ? 0 : 2; i < 3; i++) {
+            mark_rule rule = {0, current + 1, picks, chunks ? PART_KEPT : PART_NONE, PART_QUERY};
+            if (i == 0) rule = {0, last, half, PART_NONE, PART_KEPT};
+            if (i == 1) rule = {last, current, half - 1, PART_NONE, PART_KEPT};
+            mark_best(s, turn, value, rule, parts, key);
+            __syncthreads(); /* few or equal ones were marked by other threads */
+        }
+        if (!chunks) return;
+        for (uint32_t b = threadIdx.x; b < current; b += THREADS)
+            if (parts[b] == PART_KEPT) parts[b] = PART_NONE;
+        __syncthreads();
     }
 
     __device__ static void run(const kern_select_args &a)
@@ -227,13 +259,12 @@ template <uint32_t THREADS> struct select_cta {
             const uint32_t forced = cta_sum(s, turn, mine);
             const uint32_t picks = selector.query > forced ? selector.query - forced : 0;
             const uint32_t held = forced + picks;
-            mark_best(s, turn, a.query + list * a.max_select_blocks, current + 1, picks, PART_QUERY,
-                      parts, key);
-            if (selector.fill_by_importance && selector.total > held) {
-                __syncthreads(); /* ties were marked by other threads */
-                mark_best(s, turn, a.importance + list * a.max_select_blocks, current + 1,
-                          selector.total - held, PART_SETTLED, parts, key);
-            }
+            mark_queries(s, turn, a.query + list * a.max_select_blocks, selector, current, picks,
+                         parts, key);
+            if (selector.fill_by_importance && selector.total > held)
+                mark_best(s, turn, a.importance + list * a.max_select_blocks,
+                          {0, current + 1, selector.total - held, PART_NONE, PART_SETTLED}, parts,
+                          key);
         }
         __syncthreads();
 

@@ -66,11 +66,6 @@ status kern_selector_check(const kern_backend *backend, const kern_selector *sel
     CHECK(backend != NULL && selector != NULL);
     TRY(check_selector("selector", selector));
     if (backend->host_memory) return STATUS_OK;
-    if (selector->chunk != 0)
-        return FAIL(UNSUPPORTED,
-                    "the search by chunks (ssa-chunked) exists on the CPU backends only");
-    if (selector->raw)
-        return FAIL(UNSUPPORTED, "plain products as scores (moba) exist on the CPU backends only");
     if (selector->near != 0)
         return FAIL(UNSUPPORTED, "three gated branches (nsa) exist on the CPU backends only");
     return STATUS_OK;

@@ -175,6 +175,7 @@ struct shared_exchange {
 /* Summaries and row lists of a batch: everything the selection and attention ops read. */
 struct scene {
     uint32_t rows, seqs, heads, kv_heads, dim, tokens, windows;
+    uint32_t window = 32, stride = 16; /* set before make_scene */
     mirror<uint16_t> kc, uc, u, ring;
     mirror<int32_t> row_seq, row_pos, row_selector;
     mirror<kern_selector> selectors;
@@ -188,7 +189,7 @@ struct scene {
         s.u = on_device ? u.device : u.host.data();
         s.key_ring = on_device ? ring.device : ring.host.data();
         s.seqs = seqs, s.kv_heads = kv_heads, s.head_dim = dim;
-        s.max_windows = windows, s.max_tokens = tokens, s.window = 32, s.stride = 16;
+        s.max_windows = windows, s.max_tokens = tokens, s.window = window, s.stride = stride;
         return s;
     }
 };
@@ -203,12 +204,29 @@ inline kern_selector nosa_selector()
     return s;
 }
 
+/* MoBA: raw products with means of 128 keys. */
+inline kern_selector moba_selector(uint32_t block, uint32_t query)
+{
+    kern_selector s = {};
+    s.window = s.stride = 128, s.block = block, s.query = s.total = query;
+    s.raw = true;
+    return s;
+}
+
+/* SSA with the search of its released kernel: W = a block's tokens. */
+inline kern_selector chunked_selector(uint32_t block, uint32_t query)
+{
+    kern_selector s = {};
+    s.window = s.stride = s.block = s.chunk = block, s.query = s.total = query;
+    return s;
+}
+
 /* One decode row a sequence, at ragged positions up to tokens - 1 (row 0 at the last). */
 inline void make_scene(scene &s, random_source &r, uint32_t rows, uint32_t heads, uint32_t kv_heads,
                        uint32_t dim, uint32_t tokens)
 {
     s.rows = s.seqs = rows, s.heads = heads, s.kv_heads = kv_heads, s.dim = dim, s.tokens = tokens;
-    s.windows = tokens / 16;
+    s.windows = tokens / s.stride;
     s.kc.resize((size_t)rows * kv_heads * s.windows * dim);
     s.uc.resize((size_t)rows * kv_heads * s.windows);
     s.u.resize((size_t)rows * kv_heads * tokens);

@@ -105,11 +105,12 @@ void importance_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t kv_
     check_same("importance without A is 0", out.down(), out.host);
 }
 
-void tokens_case(gpu_bench &b, random_source &r)
+void tokens_case(gpu_bench &b, random_source &r, uint32_t window, uint32_t stride_tokens)
 {
     const uint32_t kv_heads = 2, dim = 64, tokens = 700, seqs = 2, rows = 5;
     const uint64_t stride = kv_heads * dim;
     scene s;
+    s.window = window, s.stride = stride_tokens;
     make_scene(s, r, seqs, 4, kv_heads, dim, tokens);
     mirror<float> k(400 * stride), v(400 * stride);
     mirror<uint16_t> u(400 * kv_heads), pool((size_t)6 * 2 * KERN_BLOCK * dim);
@@ -132,7 +133,8 @@ void tokens_case(gpu_bench &b, random_source &r)
         same &= s.kc.down() == s.kc.host && s.uc.down() == s.uc.host && s.u.down() == s.u.host &&
                 s.ring.down() == s.ring.host;
     }
-    check_that(same, "compress: ring, u, Kc and uc as ref over chunks and a repeated chunk");
+    check_that(same, "compress, windows of %u: ring, u, Kc and uc as ref, also a repeated chunk",
+               window);
 
     fill_normal(r, k.host, 1.0f), fill_normal(r, v.host, 1.0f);
     for (uint32_t i = 0; i < rows * kv_heads; i++)
@@ -257,7 +259,8 @@ void check_model(gpu_bench &b, random_source &r, bool small)
     rope_case(b, r, 3, 5, 64);
     swiglu_case(b, r, 3, 333);
     importance_case(b, r, 40, 2, 64);
-    tokens_case(b, r);
+    tokens_case(b, r, 32, 16);
+    tokens_case(b, r, 128, 128);
     sample_case(b, r, 1000);
     linear_case(b, r, 96, 32, 128, 5);
     if (small) return;

@@ -136,13 +136,20 @@ struct some_homes {
     ~some_homes() { (void)cudaFreeHost(home); }
 };
 
-/* Scores drift a little from step to step, with many equal values among them. */
+/* Scores drift a little from step to step, with many equal values among them. Raw ones have sums
+ * that round, and are NaN where nobody may look: windows that the row does not see. */
 void draw_scores(random_source &r, scene &s, step_buffers &x, uint32_t step)
 {
+    const kern_selector &selector = s.selectors.host[0];
     for (float &v : x.scores.host)
-        if (step == 0 || r.below(8) == 0) v = (float)r.below(64) / 64.0f;
+        if (step == 0 || std::isnan(v) || r.below(8) == 0)
+            v = selector.raw && r.below(4) != 0 ? 5.0f * r.normal() : (float)r.below(64) / 64.0f;
     for (uint32_t i = 0; i < s.rows && step > 0; i++)
         if (s.row_pos.host[i] + 1 < (int32_t)s.tokens) s.row_pos.host[i]++;
+    for (size_t i = 0; i < x.scores.host.size() && selector.raw; i++) {
+        const uint32_t row = (uint32_t)(i / s.windows / s.kv_heads), w = (uint32_t)(i % s.windows);
+        if (w >= selector_visible(&selector, s.row_pos.host[row])) x.scores.host[i] = NAN;
+    }
     x.scores.up(), s.row_pos.up();
 }
 
@@ -150,6 +157,7 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
                 uint32_t rows, uint32_t tokens, uint32_t entries, uint32_t steps)
 {
     scene s;
+    s.window = selector.window, s.stride = selector.stride;
     make_scene(s, r, rows, 4, 2, 64, tokens);
     for (uint16_t &u : s.uc.host)
         u = kern_f32_to_bf16((float)r.below(40) / 16.0f - 1.0f);
@@ -251,7 +259,15 @@ void check_table(gpu_bench &b, random_source &r, bool small)
     wide.block = 128, wide.local = 2, wide.query = 6, wide.total = 9;
     plan_full(b, r);
     table_case(b, r, "small budget", wide, 3, 3000, 40, small ? 4 : 70);
+    table_case(b, r, "MoBA 256", moba_selector(256, 3), 3, 3000, 20, small ? 4 : 300);
+    table_case(b, r, "SSA by chunks", chunked_selector(16, 16), 3, small ? 1500 : 4000, 24,
+               small ? 4 : 70);
     if (small) return;
+    table_case(b, r, "MoBA 512, 128K", moba_selector(512, 12), 3, 131072, 120, 70);
+    table_case(b, r, "MoBA 4096", moba_selector(4096, 2), 3, 20000, 140, 5);
+    table_case(b, r, "SSA by chunks of 32", chunked_selector(32, 20), 3, 5000, 32, 70);
+    table_case(b, r, "SSA by chunks of 64", chunked_selector(64, 64), 3, 70000, 80, 20);
+    table_case(b, r, "SSA by chunks, 128K", chunked_selector(16, 9), 3, 131072, 24, 20);
     table_case(b, r, "NOSA, 80 slots", nosa, 5, 16384, 80, 140);
     table_case(b, r, "block 16", fine, 4, 4000, 40, 70);
     table_case(b, r, "full", full, 3, 2000, 36, 70);
