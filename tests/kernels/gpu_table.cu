@@ -153,6 +153,22 @@ void draw_scores(random_source &r, scene &s, step_buffers &x, uint32_t step)
     x.scores.up(), s.row_pos.up();
 }
 
+/* Bits of what pool wrote: blocks up to the current one. */
+bool same_pooled(const scene &s, const step_buffers &x)
+{
+    const std::vector<float> query = x.query.down(), importance = x.importance.down();
+    bool same = true;
+    for (uint32_t i = 0; i < s.rows * s.kv_heads; i++) {
+        const uint32_t row = i / s.kv_heads;
+        const kern_selector &selector = s.selectors.host[(size_t)s.row_selector.host[row]];
+        const size_t bytes = (selector_current(&selector, s.row_pos.host[row]) + 1) * sizeof(float);
+        const size_t at = (size_t)i * x.n;
+        same &= memcmp(&query[at], &x.query.host[at], bytes) == 0 &&
+                memcmp(&importance[at], &x.importance.host[at], bytes) == 0;
+    }
+    return same;
+}
+
 void table_case(gpu_bench &b, random_source &r, const char *name, const kern_selector &selector,
                 uint32_t rows, uint32_t tokens, uint32_t entries, uint32_t steps)
 {
@@ -187,8 +203,9 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
         if (step % 4 != 3) p.homes = homes.view;
         expect_ok(kern_plan(b.gpu, &p), "plan");
         b.sync();
-        selected &= x.block.down() == x.block.host && x.mask.down() == x.mask.host &&
-                    x.count.down() == x.count.host && x.settled.down() == x.settled.host;
+        selected &= same_pooled(s, x) && x.block.down() == x.block.host &&
+                    x.mask.down() == x.mask.host && x.count.down() == x.count.host &&
+                    x.settled.down() == x.settled.host;
         planned &= x.slot.down() == x.slot.host && t.same() && x.status.down() == x.status.host &&
                    x.hits.down() == x.hits.host && x.misses.down() == x.misses.host;
         published &= same_misses(host.x, gpu.x);
