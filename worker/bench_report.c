@@ -112,9 +112,8 @@ static const char *bench_name(const bench *b)
 
 static const char *selector_name(const bench *b)
 {
-    if (b->options.selector != NULL) return b->options.selector;
-    const kern_selector *s = &b->selector;
-    return s->total == UINT32_MAX ? "full" : s->fill_by_importance ? "nosa" : "infllmv2";
+    const selector_choice choice = {.name = b->options.selector};
+    return model_selector_name(&b->model->config, &choice);
 }
 
 static void case_name(const bench *b, text *out)
