@@ -55,7 +55,8 @@ typedef struct kern_selector {
                               * score the mean over its windows (else: softmax, maximum) */
     uint32_t near;           /* NSA: the sliding branch sees this many last tokens, the row's own
                               * among them; their storage blocks are in every selection, some with
-                              * an empty mask. 0: one branch. Then no bias, nothing filled */
+                              * an empty mask. Then no bias, nothing filled, and a block's score is
+                              * the sum of its windows' by the strides they share. 0: one branch */
 } kern_selector;
 
 /* What a row attends to. NSA (arXiv 2502.11089) adds three of these, each times a gate. */

@@ -67,6 +67,21 @@ static float mean_of(const float *values, uint32_t lo, uint32_t hi)
     return hi > lo ? sum / (float)(hi - lo) : -INFINITY;
 }
 
+/* NSA (arXiv 2502.11089, equation 9): the sum over windows, each as often as it has strides in the
+ * block: 1, 2, 2, 2, 1 for windows of 32 every 16 and blocks of 64. */
+static float shares_of(const kern_selector *s, uint32_t block, const float *values, uint32_t lo,
+                       uint32_t hi)
+{
+    const uint32_t first = block * s->block, end = first + s->block;
+    float sum = 0.0f;
+    for (uint32_t j = lo; j < hi; j++) {
+        const uint32_t from = j * s->stride, to = from + s->window;
+        const uint32_t tokens = (to < end ? to : end) - (from > first ? from : first);
+        sum += (float)tokens / (float)s->stride * values[j];
+    }
+    return hi > lo ? sum : -INFINITY;
+}
+
 static float most_of_bf16(const uint16_t *values, uint32_t lo, uint32_t hi)
 {
     float most = -INFINITY;
@@ -102,9 +117,10 @@ static void pool_row(const kern_pool_args *a, uint32_t row, uint32_t head, const
         }
         uint32_t lo, hi;
         walk_windows(&walk, b, visible, &lo, &hi);
-        query[b] = !scored         ? -INFINITY
-                   : selector->raw ? mean_of(scores, lo, hi)
-                                   : most_of(scores, lo, hi);
+        query[b] = !scored               ? -INFINITY
+                   : selector->raw       ? mean_of(scores, lo, hi)
+                   : selector->near != 0 ? shares_of(selector, b, scores, lo, hi)
+                                         : most_of(scores, lo, hi);
         importance[b] = b < known_end ? known[b] : most_of_bf16(uc, lo, hi);
     }
 }

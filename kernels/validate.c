@@ -50,8 +50,8 @@ static status check_selector(const char *op, const kern_selector *s)
                               s->local == 0 && !s->fill_by_importance),
             "%s: a search by chunks of %u blocks for %u picks", op, s->chunk, s->query);
     REQUIRE(!s->raw || s->window == s->stride, "%s: raw scores of windows that overlap", op);
-    REQUIRE(s->near == 0 || (!s->bias && !s->fill_by_importance),
-            "%s: a sliding window of %u tokens beside importance", op, s->near);
+    REQUIRE(s->near == 0 || (!s->bias && !s->fill_by_importance && !s->raw),
+            "%s: a sliding window of %u tokens beside importance or raw scores", op, s->near);
     REQUIRE(s->window > 0 && s->stride > 0 && s->stride <= s->window, "%s: windows of %u every %u",
             op, s->window, s->stride);
     REQUIRE(s->total > 0 && s->init <= KERN_SELECT_BLOCKS_MAX && s->local <= KERN_SELECT_BLOCKS_MAX,

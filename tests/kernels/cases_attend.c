@@ -25,6 +25,8 @@ static const kern_selector selectors[] = {
     {16, 16, 16, 0, 0, 8, 8, false, false, SOURCE_OWN, 0, false, 100},  /* 11: nsa */
     {32, 32, 32, 0, 0, 6, 6, false, false, SOURCE_STEP, 0, false, 512}, /* 12: nsa, a step early */
     {16, 16, 16, 0, 0, 16, 16, false, false, SOURCE_OWN, 16, false, 1}, /* 13: nsa by chunks */
+    {32, 16, 64, 1, 1, 8, 8, false, false, SOURCE_OWN, 0, false,
+     512}, /* 14: nsa, windows overlap */
 };
 
 static const int32_t edges[] = {0,  1,  14, 15,  30,  31,  32,  46,  47,   62,   63,   64,  65,
@@ -293,6 +295,7 @@ const op_case ops_attend_cases[] = {
     {"select", "tokens=2500 rows=60 moba", {1, 3, 64, 2500, 60, 10}, 0, false, select_build},
     {"select", "tokens=1500 rows=60 nsa", {4, 2, 64, 1500, 60, 11}, 0, false, select_build},
     {"select", "tokens=2500 rows=60 nsa step", {4, 2, 64, 2500, 60, 12}, 0, false, select_build},
+    {"select", "tokens=3000 rows=60 nsa, windows overlap", {4, 2, 64, 3000, 60, 14}, 0, false, select_build},
     {"select", "tokens=1500 rows=60 nsa by chunks", {4, 2, 64, 1500, 60, 13}, 0, false, select_build},
     {"select", "tokens=16384 rows=16 nosa16", {4, 2, 64, 16384, 16, 0}, 0, false, select_build},
     {"select", "tokens=6000 rows=60 nosa64", {4, 2, 64, 6000, 60, 1}, 0, false, select_build},

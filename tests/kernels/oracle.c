@@ -8,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { HEADER_WORDS = 20, FLAG_COMPRESS = 1, FLAG_NO_ATTEND = 2 };
+enum { HEADER_WORDS = 21, FLAG_COMPRESS = 1, FLAG_NO_ATTEND = 2 };
 
 typedef struct oracle_case {
     uint32_t rows, heads, kv_heads, dim, tokens, windows;
@@ -49,7 +49,8 @@ static int read_case(FILE *f, arena *a, oracle_case *c)
                                   .bias = w[14] != 0,
                                   .source = (kern_source)w[15],
                                   .chunk = w[18],
-                                  .raw = w[19] != 0};
+                                  .raw = w[19] != 0,
+                                  .near = w[20]};
     c->max_select = w[16], c->flags = w[17];
     if (c->rows == 0 || c->rows > 1u << 20 || c->heads > 4096 || c->kv_heads == 0 ||
         c->kv_heads > 256 || c->dim == 0 || c->dim > 1024 || c->tokens == 0 ||

@@ -81,12 +81,14 @@ static status run(rig *r, uint32_t first, uint32_t rows, uint32_t max_select)
 
 /* ---- the rule, written out ------------------------------------------------------------------- */
 
-/* Largest value of the windows that share a token with block b and are complete at token `last`. */
+/* Largest value of the windows that share a token with block b and are complete at token `last`;
+ * with a sliding window the sum of scores, each times the strides that window and block share. */
 static double pooled(const rig *r, int row, int head, int b, bool by_query)
 {
     const kern_selector *s = &r->selector;
     const int last = s->source == SOURCE_OWN ? r->pos[row] : r->pos[row] - 1;
     double most = -INFINITY;
+    float sum = 0.0f;
     for (int j = 0; j < WINDOWS; j++) {
         const int from = j * (int)s->stride, to = from + (int)s->window - 1;
         const int block_from = b * (int)s->block, block_to = block_from + (int)s->block - 1;
@@ -94,8 +96,11 @@ static double pooled(const rig *r, int row, int head, int b, bool by_query)
         const double value = by_query ? (double)r->scores[(row * KV + head) * WINDOWS + j]
                                       : (double)kern_bf16_to_f32(r->uc[head * WINDOWS + j]);
         most = fmax(most, value);
+        const int shared =
+            1 + (to < block_to ? to : block_to) - (from > block_from ? from : block_from);
+        sum += (float)shared / (float)s->stride * (float)value;
     }
-    return most;
+    return s->near != 0 && by_query && most > -INFINITY ? (double)sum : most;
 }
 
 /* The best block that is not chosen yet; -1: none is left. */
@@ -224,6 +229,14 @@ TEST(a_sliding_window_adds_its_blocks_and_selects_no_part_of_them)
                 19);
     expect_rule(&(kern_selector){64, 64, 64, 0, 0, 2, 2, false, false, SOURCE_OWN, 0, false, 5000},
                 20);
+}
+
+TEST(beside_a_sliding_window_overlapping_windows_are_summed_by_what_they_share)
+{
+    expect_rule(&(kern_selector){32, 16, 64, 1, 1, 6, 6, false, false, SOURCE_OWN, 0, false, 200},
+                21);
+    expect_rule(&(kern_selector){48, 16, 32, 0, 1, 7, 7, false, false, SOURCE_STEP, 0, false, 64},
+                22);
 }
 
 TEST(full_selects_every_block_in_ascending_order)

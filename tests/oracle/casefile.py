@@ -83,9 +83,9 @@ def write(path, case):
     sel = case.sel
     head = (rows, kv_heads * group, kv_heads, d, case.k.shape[1], case.kc.shape[1], sel.window,
             sel.stride, sel.block, sel.init, sel.local, sel.query, sel.total, sel.fill, sel.bias,
-            nosa.SOURCES.index(sel.source), 0, case.flags, sel.chunk, sel.raw)
+            nosa.SOURCES.index(sel.source), 0, case.flags, sel.chunk, sel.raw, sel.near)
     with open(path, 'wb') as f:
-        f.write(b'SHOALOC1' + struct.pack('<20I', *head))
+        f.write(b'SHOALOC1' + struct.pack('<21I', *head))
         f.write(case.pos.astype('<i4').tobytes() + case.q.astype('<f4').tobytes())
         if not case.flags & COMPRESS:
             f.write(bits(case.kc) + bits(case.uc))

@@ -69,6 +69,9 @@ def cases(rows, seed):
          small, 4480, NO_ATTEND),
         ('ssa 12', nosa.ssa(12), small, 4480, NO_ATTEND),
         ('ssa 16 by chunks', nosa.ssa(16, 16, 16), small, 4480, NO_ATTEND),
+        ('nsa 12, window 100', nosa.nsa(12, near=100), small, 4480, NO_ATTEND),
+        ('nsa 16 by chunks', nosa.nsa(16, near=128, chunk=16, source='mid'), small, 4480, NO_ATTEND),
+        ('nsa 16, windows that overlap', nosa.nsa_overlap(), small, 4480, NO_ATTEND),
         ('moba 3 of 256', nosa.moba(3, 256), (3, 1, 64), 4480, NO_ATTEND),
         ('blocks of 32', nosa.Selector(1, 3, 12, 20, block=32), small, 4480, NO_ATTEND),
         ('blocks of 128', nosa.Selector(1, 2, 6, 10, block=128), small, 4480, NO_ATTEND),
@@ -92,6 +95,7 @@ def attention_cases(seed):
              ('nosa 64, G 16, D 128', nosa.nosa(), (1, 16, 128), 6144),
              ('blocks of 16', nosa.Selector(1, 1, 12, 24, block=16), (2, 2, 64), 4480),
              ('blocks of 128', nosa.Selector(1, 2, 6, 10, block=128), (2, 1, 128), 4480),
+             ('nsa 12, window 300', nosa.nsa(12, near=300), (2, 2, 64), 4480),
              ('moba 3 of 512', nosa.moba(3, 512), (2, 1, 64), 4480)]
     for n, (name, sel, shape, tokens) in enumerate(kinds):
         yield casefile.make(name, sel, shape, tokens, 320, seed + 1000 + n, COMPRESS, EDGES)
@@ -134,13 +138,15 @@ class Oracle:
         s = nosa.window_scores(q, kc, self.pos, self.sel)
         visible = nosa.windows_mask(self.pos, len(kc), self.sel)
         self.query = nosa.block_scores(s, visible, self.sel, blocks)
-        most = dataclasses.replace(self.sel, raw=False)     # importance is a maximum always
+        most = dataclasses.replace(self.sel, raw=False, near=0) # importance is a maximum always
         self.fill = nosa.block_scores(np.broadcast_to(uc, s.shape), visible, most, blocks)
         self.chosen, self.late = nosa.choose(self.query, self.fill, self.pos, self.sel)
         self.margin, _ = nosa.margins(s, uc, self.chosen, self.late, self.pos, self.sel)
         self.bound = relative_bound(q, kc, visible.sum(1), lanes)
         if self.sel.raw:
             self.bound = raw_bound(q, kc, self.sel, lanes)
+        if self.sel.near:                                   # a sum over a block's windows
+            self.bound += (self.sel.block + self.sel.window) / self.sel.stride * U
         self.judged = self.margin > (2 if self.sel.raw else 1) * self.bound
         ids, current = np.arange(blocks), (self.pos // self.sel.block)[:, None]
         self.current = current
@@ -266,9 +272,10 @@ class Controls:
 
     def attention(self, case, backend, h, rows, rng):
         pos = case.pos[rows]
-        many = backend.count[rows, h] > 1
         which = (rng.random(len(pos)) * backend.count[rows, h]).astype(int)
         drop = backend.block[rows, h][np.arange(len(pos)), which]
+        mask = backend.mask[rows, h] != 0       # NSA's window brings blocks with nothing selected
+        many = (mask.sum(1) > 1) & mask[np.arange(len(pos)), which]
         safe = np.where(many, drop, -1)         # index -1: the pad, so that nothing is dropped
         error = attention(case, backend, h, rows, drop=safe)
         self.add('attention, one selected block dropped', error[many] > 1)

@@ -22,6 +22,9 @@ def storage(chosen, late, pos, sel):
     every = units(chosen)
     blocks = every.reshape(len(pos), -1, 4).any(2)
     ids = np.arange(blocks.shape[1])
+    if sel.near:                                # NSA: the window's blocks, whatever is selected
+        window = (64 * ids + 63 > pos[:, None] - sel.near) & (64 * ids <= pos[:, None])
+        early, blocks = early | window, blocks | window
     key = np.where(early, ids, np.where(blocks, ids + len(ids), 3 * len(ids)))
     order = np.sort(key, 1)
     order = np.where(order == 3 * len(ids), -1, order % len(ids))
@@ -45,7 +48,7 @@ def emulate(case):
             e = np.exp(x - x.max(1, keepdims=True, initial=-1e30))
             s += e / np.maximum(e.sum(1, keepdims=True), np.float32(1e-30))
         query = nosa.block_scores(s, visible, sel, blocks)
-        most = dataclasses.replace(sel, raw=False)
+        most = dataclasses.replace(sel, raw=False, near=0)
         fill = nosa.block_scores(np.broadcast_to(uc[h], s.shape), visible, most, blocks)
         chosen, late = nosa.choose(query, fill, case.pos, sel)
         every, order, count, settled = storage(chosen, late, case.pos, sel)

@@ -56,7 +56,8 @@ class Selector:
     all before the last aligned W blocks and W / 2 best of those). raw: scores are plain products
     and a block's score their mean over its windows (MoBA), not a softmax and a maximum.
     near: tokens of NSA's sliding branch, the row's own among them. Above 0 a row has three branches,
-    each with a gate: the windows' means, the selection, the last `near` tokens.
+    each with a gate: the windows' means, the selection, the last `near` tokens; and a block's score
+    is the sum of its windows' scores, each times the strides that it shares with the block.
     """
     init: int = 1
     local: int = 16
@@ -103,8 +104,14 @@ def ssa(blocks=16, size=16, chunk=0, source='own'):
 def nsa(blocks=16, size=16, near=128, chunk=0, source='own'):
     """NSA (arXiv 2502.11089) as the SSA paper trains it: SSA's selection beside attention to the
     means of all complete blocks and to the last `near` tokens. Keys and values are shared, means are
-    plain, blocks do not overlap."""
+    plain, windows do not overlap."""
     return Selector(0, 0, blocks, blocks, False, False, source, size, size, size, chunk, near=near)
+
+
+def nsa_overlap(blocks=16, near=512, source='own'):
+    """NSA in its paper's geometry: windows of 32 every 16, blocks of 64, the first and the one before
+    the current always selected. Its learned compression is a plain mean here."""
+    return Selector(1, 1, blocks, blocks, False, False, source, near=near)
 
 
 def moba(blocks=3, size=512, source='own'):
@@ -185,12 +192,23 @@ def score_row(q, kc, sel):
     return (p / p.sum(1, keepdims=True)).sum(0)
 
 
+def shares(b, sel):
+    """How many strides' worth of tokens each window of block b shares with it (NSA, equation 9: 1, 2,
+    2, 2, 1 for windows of 32 every 16 and blocks of 64)."""
+    start = np.arange(*windows_of_block(b, sel)) * sel.stride
+    end = np.minimum(start + sel.window, (b + 1) * sel.block)
+    return (end - np.maximum(start, b * sel.block)) / sel.stride
+
+
 def pool_row(x, b, sel):
-    """Maximum (raw: mean) of x over the visible windows that touch block b; -inf without any."""
+    """Maximum (raw: mean, NSA: weighed sum) of x over the visible windows that touch block b; -inf
+    without any."""
     low, high = windows_of_block(b, sel)
     part = x[low:high]
     if len(part) == 0:
         return -INF
+    if sel.near:
+        return part @ shares(b, sel)[:len(part)]
     return part.sum() * sel.stride / sel.block if sel.raw else part.max()
 
 
@@ -257,7 +275,8 @@ def near_row(q, k, v, pos, sel):
 # ---- all rows ------------------------------------------------------------------------------------
 
 def block_scores(s, visible, sel, blocks):
-    """s [..., M] -> [..., blocks]: maximum (raw: mean) over the visible windows of each block."""
+    """s [..., M] -> [..., blocks]: maximum (raw: mean, NSA: weighed sum) over the visible windows of
+    each block."""
     s = np.where(visible, s, -INF)
     out = np.full((*s.shape[:-1], blocks), -INF)
     for b in range(blocks):
@@ -266,8 +285,14 @@ def block_scores(s, visible, sel, blocks):
             continue
         part = s[..., low:high]
         some = np.isfinite(part)
-        mean = np.where(some, part, 0).sum(-1) * sel.stride / sel.block
-        out[..., b] = np.where(some.any(-1), mean, -INF) if sel.raw else part.max(-1)
+        seen = np.where(some, part, 0)
+        if sel.raw:
+            total = seen.sum(-1) * sel.stride / sel.block
+        elif sel.near:
+            total = seen @ shares(b, sel)[:part.shape[-1]]
+        else:
+            total = part.max(-1)
+        out[..., b] = np.where(some.any(-1), total, -INF)
     return out
 
 
@@ -366,7 +391,7 @@ def margins(s, uc, chosen, late, pos, sel):
 
     def gap(scores, inside, outside, relative):
         least = np.full(len(pos), INF)
-        if sel.window == sel.stride:                        # no window has two blocks
+        if sel.window == sel.stride or sel.near:            # no window has two blocks, or sums
             pooled = block_scores(scores, visible, sel, len(b))
             pairs = [(np.where(inside, pooled, INF).min(1), np.where(outside, pooled, -INF).max(1))]
         else:

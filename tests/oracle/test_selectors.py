@@ -52,7 +52,7 @@ def decode_equals_prefill_row_by_row():
     model = gated_model(rng)
     tokens = rng.integers(0, 50, 420)
     for sel in (nosa.ssa(8), nosa.ssa(16, 16, 16), nosa.ssa(6, 16, source='mid'), nosa.moba(3, 32),
-                nosa.nsa(8, near=50), nosa.nsa(16, 16, 130, 16, 'step')):
+                nosa.nsa(8, near=50), nosa.nsa(16, 16, 130, 16, 'step'), nosa.nsa_overlap(4, 100)):
         picked = {}
         x = model.prefill(tokens, sel, lambda layer, *parts: picked.update({layer: parts[:2]}))
         logits, decoder = model.logits(x), Decoder(model, sel)
@@ -164,6 +164,30 @@ def nsa_is_the_gated_sum_of_three_attentions():
     assert np.abs(other - model.prefill(tokens, nosa.ssa(19))).max() < 1e-9
 
 
+def nsa_ranks_overlapping_windows_by_its_double_sum():
+    rng = np.random.default_rng(SEED + 6)
+    sel, d = nosa.nsa_overlap(6, 100), 8
+    k, q = bf16(rng.standard_normal((1500, d))), 2 * rng.standard_normal((1500, 3, d))
+    kc = nosa.compress(k, sel)
+    assert nosa.shares(0, sel).tolist() == [2, 2, 2, 1]     # nothing before block 0
+    assert nosa.shares(5, sel).tolist() == [1, 2, 2, 2, 1]
+    pos = np.arange(1500)
+    chosen, _, _ = nosa.select_rows(q, kc, np.zeros(len(kc)), pos, sel, 24)
+    for t in (383, 384, 447, 448, 700, 1023, 1037, 1038, 1039, 1499):
+        p = {}
+        for g in range(3):                                  # window j: tokens 16 j .. 16 j + 31
+            e = [np.exp(q[t, g] @ c / np.sqrt(d)) for c in kc[:(t - 31) // 16 + 1]]
+            for j, value in enumerate(e):
+                p[j] = p.get(j, 0) + value / sum(e)
+        current = t // 64
+        score = [sum(p.get(4 * b + 3 - m - n, 0) for m in range(4) for n in range(2))
+                 for b in range(current)]
+        rest = sorted(range(1, current - 1), key=lambda b: (-score[b], b))
+        want = {0, current - 1, current, *rest[:3]}
+        assert set(nosa.select_row(q[t], kc, np.zeros(len(kc)), t, sel)[0]) == want, t
+        assert set(np.nonzero(chosen[t])[0]) == want, t
+
+
 def main():
     print(f'seed {SEED}')
     failed, tests = 0, (a_budget_that_holds_everything_is_full_attention,
@@ -171,7 +195,8 @@ def main():
                         the_normaliser_has_complete_blocks_and_the_current_one_always_wins,
                         the_truncated_search_is_that_of_a_buffer_of_one_chunk,
                         moba_ranks_blocks_by_the_plain_product_with_their_mean,
-                        nsa_is_the_gated_sum_of_three_attentions)
+                        nsa_is_the_gated_sum_of_three_attentions,
+                        nsa_ranks_overlapping_windows_by_its_double_sum)
     for function in tests:
         try:
             function()
