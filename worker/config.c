@@ -361,17 +361,20 @@ static status list_default(const char *file, sparse_config *s)
     return STATUS_OK;
 }
 
-/* What NSA adds to SSA: a sliding window, which has no default, and means of values. The paper's
- * learned compression would need weights that no released checkpoint has. */
-static status read_window(json_in in, sparse_config *s)
+/* What NSA adds to SSA: a sliding window, which has no default, blocks that are always selected,
+ * and windows that may overlap. Its paper's learned compression has no weights in any checkpoint
+ * that is known, so there is nothing to read it from. */
+static status read_branches(json_in in, sparse_config *s)
 {
     const char *compression = NULL;
+    TRY(json_u32(in, "init_blocks", 0, 1 << 16, &zero, &s->row.init));
+    TRY(json_u32(in, "local_blocks", 0, 1 << 16, &zero, &s->row.local));
     TRY(json_u32(in, "window_size", 1, 1 << 24, NULL, &s->near));
     TRY(json_string(in, "compression", "mean", &compression));
     if (strcmp(compression, "mean") != 0)
         return FAIL(UNSUPPORTED,
                     "%s: sparse_config \"compression\" is \"%.40s\"; only \"mean\", plain means of "
-                    "whole blocks, is supported",
+                    "keys and values, is supported",
                     in.file, compression);
     return STATUS_OK;
 }
@@ -388,18 +391,18 @@ static status read_blocks(json_in in, sparse_config *s)
     TRY(json_u32(in, "kernel_size", 1, KERN_KEY_RING, &window, &s->window));
     TRY(json_u32(in, "kernel_stride", 1, KERN_KEY_RING, &s->window, &s->stride));
     TRY(check_geometry(in.file, s));
-    if (s->stride != s->window || (!moba && s->window != s->block))
+    if (!nsa && (s->stride != s->window || (!moba && s->window != s->block)))
         return FAIL(
             INVALID,
             "%s: sparse_config of type %s takes means of whole blocks: \"kernel_size\" %u and "
             "\"kernel_stride\" %u do not fit \"block_size\" %u",
             in.file, type, s->window, s->stride, s->block);
-    static const char *const none[] = {"init_blocks", "local_blocks", "budgets", "window_size"};
-    for (size_t i = 0; i < (nsa ? 3u : 4u); i++)
+    static const char *const none[] = {"budgets", "init_blocks", "local_blocks", "window_size"};
+    for (size_t i = 0; i < (nsa ? 1u : 4u); i++)
         if (json_get(in.object, none[i]))
             return FAIL(INVALID, "%s: sparse_config \"%s\" has no meaning for type %s", in.file,
                         none[i], type);
-    if (nsa) TRY(read_window(in, s));
+    if (nsa) TRY(read_branches(in, s));
     TRY(json_u32(in, "topk", 1, 1 << 16, &total, &s->row.total));
     s->row.query = s->row.total;
     const char *variant = NULL;
@@ -410,6 +413,14 @@ static status read_blocks(json_in in, sparse_config *s)
                     "%s: sparse_config \"select_variant\" is \"%.40s\": exact, or chunked_half for "
                     "ssa and nsa",
                     in.file, variant);
+    if (s->chunked && s->row.init + s->row.local > 0)
+        return FAIL(INVALID,
+                    "%s: sparse_config \"init_blocks\" %u and \"local_blocks\" %u: chunked_half "
+                    "forces none but the current block",
+                    in.file, s->row.init, s->row.local);
+    char what[512];
+    (void)snprintf(what, sizeof what, "%.400s: sparse_config", in.file);
+    TRY(budget_row_check(what, &s->row));
     if (s->chunked && s->row.total > s->block)
         return FAIL(INVALID,
                     "%s: sparse_config \"topk\" %u: chunked_half keeps at most \"block_size\" %u "

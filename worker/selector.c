@@ -143,8 +143,8 @@ static status block_selector(const model_config *config, const selector_choice *
 {
     const sparse_config *s = &config->sparse;
     const char *name = model_selector_name(config, choice);
-    bool moba = of.kind == SELECTOR_MOBA;
-    if (s->window != s->stride || (!moba && s->window != s->block))
+    bool moba = of.kind == SELECTOR_MOBA, nsa = of.kind == SELECTOR_NSA;
+    if (!nsa && (s->window != s->stride || (!moba && s->window != s->block)))
         return FAIL(
             INVALID,
             "selector %s takes means of whole blocks, and this model's are of %u keys every %u "
@@ -160,21 +160,29 @@ static status block_selector(const model_config *config, const selector_choice *
                     "selector moba selects for each query head, and this model's %u share %u KV "
                     "heads; only as many KV heads as query heads are supported",
                     config->heads, config->kv_heads);
-    uint32_t v[4] = {0, 0, s->row.total, s->row.total};
+    const uint32_t init = nsa ? s->row.init : 0, local = nsa ? s->row.local : 0;
+    uint32_t v[4] = {init, local, s->row.total, s->row.total}, least = init + local + 1;
     int count = choice->budget ? parse_numbers(choice->budget, v) : 4;
-    if (count == 1) v[3] = v[2] = v[0], v[0] = 0;
-    if (count == 0 || v[3] == 0 || v[0] != 0 || v[1] != 0 || v[2] != v[3] || v[3] > 1 << 16)
+    if (count == 1) v[3] = v[2] = v[0], v[0] = init;
+    if (count == 0 || v[3] < least || v[0] != init || v[1] != local || v[2] != v[3] ||
+        v[3] > 1 << 16)
         return FAIL(
             INVALID,
-            "selector %s picks everything by query: budget \"%.60s\" must be a number from 1 "
+            "selector %s picks everything by query: budget \"%.60s\" must be a number from %u "
             "to 65536",
-            name, choice->budget);
+            name, choice->budget, least);
+    if (of.chunked && least > 1)
+        return FAIL(INVALID,
+                    "selector %s forces none but the current block, and this model's other %u too",
+                    name, least - 1);
     if (of.chunked && v[3] > s->block)
         return FAIL(INVALID,
                     "selector %s keeps at most as many blocks as a block has tokens: %u exceeds %u",
                     name, v[3], s->block);
+    out->init = init;
+    out->local = local;
     out->query = out->total = v[3];
-    out->near = of.kind == SELECTOR_NSA ? s->near : 0;
+    out->near = nsa ? s->near : 0;
     out->chunk = of.chunked ? s->block : 0;
     out->raw = moba;
     return STATUS_OK;

@@ -6,6 +6,7 @@ ssa     a Llama with SSA's output gate (g_proj, 3 rows a query head) in the conf
         released models (model_type llama-nsa); blocks of 16 tokens, groups of 2 heads
 nsa     the same with a window: NSA as the SSA paper trains it, three gated branches; the window is
         no multiple of a block
+nsa-overlap  NSA in its paper's geometry: overlapping windows, blocks of 64, two more forced
 moba    as many KV heads as query heads, blocks of 256 tokens, which are two means of 128 keys
 Each folder holds config.json, model.safetensors and golden.json, logits.f32 as make_small_model.py
 writes them; a run also has "choice", the selector and budget as a user says them.
@@ -46,6 +47,12 @@ CASES = {
              ('nsa 24', ('nsa', '24'), nosa.nsa(24, near=100)),
              ('nsa 8 mid', ('nsa', None), nosa.nsa(8, near=100, source='mid')),
              ('nsa 16 by chunks', ('nsa-chunked', '16'), nosa.nsa(16, near=100, chunk=16))]),
+    'nsa-overlap': (dict(model_type='llama-nsa', num_key_value_heads=2,
+                         sparse_config=dict(type='nsa', kernel_size=32, kernel_stride=16,
+                                            block_size=64, init_blocks=1, local_blocks=1, topk=6,
+                                            window_size=200, compression='mean')),
+                    [('nsa 6', (None, None), nosa.nsa_overlap(6, 200)),
+                     ('nsa 4 input', ('nsa', '4'), nosa.nsa_overlap(4, 200, 'input'))]),
 }
 
 

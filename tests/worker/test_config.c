@@ -71,8 +71,9 @@ static const struct { const char *text; status want; const char *sentence; } ref
     {LLAMA ",\"sparse_config\":{\"type\":\"nsa\"}}", STATUS_INVALID, "\"window_size\" is missing"},
     {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":0}}", STATUS_INVALID, "\"window_size\" must be a whole number from 1"},
     {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"compression\":\"mlp\"}}", STATUS_UNSUPPORTED, "\"compression\" is \"mlp\"; only \"mean\""},
-    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"block_size\":64,\"kernel_size\":32,\"kernel_stride\":16}}", STATUS_INVALID, "type nsa takes means of whole blocks"},
-    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"local_blocks\":2}}", STATUS_INVALID, "\"local_blocks\" has no meaning for type nsa"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"local_blocks\":16}}", STATUS_INVALID, "16 blocks is below the 17 forced"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"init_blocks\":1,\"select_variant\":\"chunked_half\"}}", STATUS_INVALID, "chunked_half forces none but the current block"},
+    {LLAMA ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"budgets\":{}}}", STATUS_INVALID, "\"budgets\" has no meaning for type nsa"},
     {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"window_size\":512}}", STATUS_INVALID, "\"window_size\" has no meaning for type ssa"},
     {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"compression\":\"mean\"}}", STATUS_INVALID, "\"compression\" has a meaning for type nsa only"},
     {LLAMA ",\"sparse_config\":{\"type\":\"ssa\",\"kernel_size\":32}}", STATUS_INVALID, "not exceed \"kernel_size\" 32"},
@@ -381,6 +382,19 @@ TEST(nsa_is_what_a_window_makes_of_ssa_and_nothing_else_runs_on_its_models)
     EXPECT_OK(model_selector(&c, &(selector_choice){0}, &s));
     EXPECT(s.near == 512 && s.block == 32 && s.window == 32 && s.total == 16 && s.chunk == 32);
     EXPECT_EQ_STR(model_selector_name(&c, &(selector_choice){0}), "nsa-chunked");
+    c = good(LLAMA
+             ",\"sparse_config\":{\"type\":\"nsa\",\"window_size\":512,\"block_size\":64,"
+             "\"kernel_size\":32,\"kernel_stride\":16,\"init_blocks\":1,\"local_blocks\":1}}");
+    c.has_gate = true;
+    EXPECT_OK(model_selector(&c, &(selector_choice){.name = "nsa", .budget = "9"}, &s));
+    EXPECT(s.window == 32 && s.stride == 16 && s.block == 64 && s.init == 1 && s.local == 1);
+    EXPECT(s.query == 9 && s.total == 9);
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = "nsa", .budget = "2"}, &s),
+                  STATUS_INVALID);
+    EXPECT_HAS_STR(log_last_error(), "must be a number from 3 to 65536");
+    EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = "nsa-chunked"}, &s),
+                  STATUS_INVALID);
+    EXPECT_HAS_STR(log_last_error(), "this model's other 2 too");
     c = good("{\"model_type\":\"llama-nsa\"," DIMS "}");
     c.has_gate = true;
     EXPECT_STATUS(model_selector(&c, &(selector_choice){.name = "nsa"}, &s), STATUS_UNSUPPORTED);

@@ -246,11 +246,9 @@ static bool selector_there(run_setup setup, const char *folder, const char *name
 
 TEST(ssa_moba_and_nsa_give_one_result_whatever_chunk_threads_and_tier)
 {
-    static const char *const ways[][3] = {{"ssa", "ssa", "6"},
-                                          {"ssa", "ssa-chunked", "16"},
-                                          {"moba", "moba", "2"},
-                                          {"nsa", "nsa", "6"},
-                                          {"nsa", "nsa-chunked", "16"}};
+    static const char *const ways[][3] = {
+        {"ssa", "ssa", "6"}, {"ssa", "ssa-chunked", "16"}, {"moba", "moba", "2"},
+        {"nsa", "nsa", "6"}, {"nsa", "nsa-chunked", "16"}, {"nsa-overlap", "nsa", "4"}};
     run_setup near = setup_of(0, 0), far = setup_of(3, 2);
     far.batched = 77;
     far.threads = 2;

@@ -247,4 +247,9 @@ TEST(an_nsa_model_of_three_gated_branches_matches_the_float64_oracle)
     selectors_match("selectors/nsa", 4);
 }
 
+TEST(an_nsa_model_of_overlapping_windows_matches_the_float64_oracle)
+{
+    selectors_match("selectors/nsa-overlap", 2);
+}
+
 TEST_MAIN()
