@@ -100,6 +100,11 @@ status kern_host_open(const kern_config *config, kern_backend **out_backend); /*
 void *kern_memory_alloc(uint64_t bytes);
 void kern_memory_free(void *memory);
 
+static inline uint32_t kern_linear_columns(const kern_linear_args *a)
+{
+    return a->columns == 0 ? a->weight->n : a->columns;
+}
+
 /* ---- validation: INVALID with a sentence, before anything is written ------------------------- */
 
 #define X(op) status kern_validate_##op(const kern_backend *backend, const kern_##op##_args *args);

@@ -10,7 +10,7 @@ namespace
 {
 
 constexpr uint32_t AHEAD = 4; /* blocks that a warp has under way */
-constexpr uint32_t LONG_INPUT = 240, STRIPE = 64;
+constexpr uint32_t STRIPE = 64;
 
 /* 16 bytes at a word's address. */
 template <bool WIDE> __device__ __forceinline__ uint4 load_words(const uint8_t *from)
@@ -101,9 +101,9 @@ __global__ void __launch_bounds__(XXH_THREADS)
 extern "C" status cuda_digest(kern_stream *stream, const kern_digest_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
-    if (args->count * 4 <= LONG_INPUT)
-        return FAIL(UNSUPPORTED, "digest on CUDA takes rows of more than %u, not %u",
-                    LONG_INPUT / 4, args->count);
+    if (args->count < KERN_DIGEST_MIN) /* XXH3 of up to 240 bytes is another function */
+        return FAIL(UNSUPPORTED, "digest on CUDA takes rows of %d floats and more, not %u",
+                    KERN_DIGEST_MIN, args->count);
     const uint32_t most = KERN_VOCAB_MAX * 4 / XXH_BLOCK * 64;
     TRY_CUDA(cudaFuncSetAttribute(digest_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)most));

@@ -30,6 +30,7 @@ enum {
     KERN_KEY_RING = 128,             /* last keys kept a (sequence, layer, KV head): >= window */
     KERN_SELECTORS_MAX = 16,
     KERN_TOP_LOGPROBS_MAX = 20,
+    KERN_DIGEST_MIN = 61, /* floats of a row that a device takes the digest of */
 };
 
 /* ---- selector: score -> pool -> force -> select -> attend, as data --------------------------- */
@@ -118,6 +119,7 @@ typedef struct kern_linear_args {    /* out[r,n] = residual[r,n] (NULL: 0) + sca
     float *out;                      /* [R, N] with out_stride floats between rows */
     uint64_t x_stride, out_stride;   /* residual uses out_stride */
     uint32_t rows;
+    uint32_t columns;                /* only the first so many of N; 0: all */
     float scale;
 } kern_linear_args;
 
@@ -337,7 +339,7 @@ typedef struct kern_sample_args {
 } kern_sample_args;
 
 typedef struct kern_digest_args {    /* XXH3-64 of each row's bytes, seed 0: one step's evidence */
-    const float *x;                  /* [R, count] dense */
+    const float *x;                  /* [R, count] dense; on CUDA count >= KERN_DIGEST_MIN */
     uint64_t *digest;                /* [R] out */
     uint32_t rows, count;
 } kern_digest_args;

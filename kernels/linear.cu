@@ -187,7 +187,7 @@ extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args)
 {
     cuda_stream *s = cuda_stream_of(stream);
     const cuda_weight *w = reinterpret_cast<const cuda_weight *>(args->weight);
-    const uint32_t n = w->base.n, k = w->base.k;
+    const uint32_t n = kern_linear_columns(args), k = w->base.k;
     uint16_t *x = (uint16_t *)(s->workspace + BLAS_WORKSPACE_BYTES);
     uint64_t wave = (CUDA_WORKSPACE_BYTES - BLAS_WORKSPACE_BYTES) / ((uint64_t)k * 2);
     if (wave > 32768) wave = 32768;

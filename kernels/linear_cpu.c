@@ -25,8 +25,8 @@ LANE_OP void finish(const kern_linear_args *a, uint64_t row, uint32_t column, vn
 {
     float value[VN_LANES];
     vn_store(value, sum);
-    if (column >= a->weight->n) return;
-    const uint32_t left = a->weight->n - column;
+    if (column >= kern_linear_columns(a)) return;
+    const uint32_t left = kern_linear_columns(a) - column;
     const uint32_t count = left < VN_LANES ? left : VN_LANES;
     float *out = a->out + row * a->out_stride + column;
     if (a->residual == NULL) {
@@ -125,13 +125,14 @@ status LEVEL(linear)(kern_stream *stream, const kern_linear_args *args)
 {
     kern_team *team = stream->backend->team;
     linear_job job = {.a = args};
-    job.panels = (args->weight->n + KERN_PANEL - 1) / KERN_PANEL;
+    const uint32_t columns = kern_linear_columns(args);
+    job.panels = (columns + KERN_PANEL - 1) / KERN_PANEL;
     job.row_blocks = (args->rows + ROW_BLOCK - 1) / ROW_BLOCK;
     job.strip = job.panels / (2 * kern_team_threads(team));
     if (job.strip > STRIP) job.strip = STRIP;
     if (job.strip < 1) job.strip = 1;
     job.strips = (job.panels + job.strip - 1) / job.strip;
-    const uint64_t work = (uint64_t)args->rows * args->weight->n * args->weight->k;
+    const uint64_t work = (uint64_t)args->rows * columns * args->weight->k;
     kern_team_run(team, job.strips * job.row_blocks, work >= SMALL_WORK, strip_task, &job);
     return STATUS_OK;
 }

@@ -58,7 +58,7 @@ status ref_linear(kern_stream *stream, const kern_linear_args *a)
 {
     (void)stream;
     for (uint64_t r = 0; r < a->rows; r++)
-        for (uint64_t n = 0; n < a->weight->n; n++) {
+        for (uint64_t n = 0; n < kern_linear_columns(a); n++) {
             double sum = 0.0;
             for (uint64_t k = 0; k < a->weight->k; k++)
                 sum += (double)a->x[r * a->x_stride + k] * (double)weight_at(a->weight, n, k);

@@ -1,4 +1,5 @@
-/* kernels/rmsnorm.cu - root mean square norm, all in float32. Bound: memory; one CTA a row.
+/* kernels/rmsnorm.cu - root mean square norm, all in float32. Bound: memory; one CTA a row, whose
+ * values are all asked for before the first is used.
  *
  * Bits: thread t sums x[t], x[t + 256], ...; a butterfly over the warp, then the 8 warps in order.
  */
@@ -7,7 +8,18 @@
 namespace
 {
 
-constexpr int THREADS = 256;
+constexpr uint32_t THREADS = 256, HELD = 16; /* values of a thread that are under way at once */
+
+/* x[first + t], x[first + t + 256], ...: zeros beyond the row, which change no sum. */
+__device__ __forceinline__ void load_held(float (&v)[HELD], const float *x, uint32_t first,
+                                          uint32_t hidden)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < HELD; i++) {
+        const uint32_t at = first + i * THREADS + threadIdx.x;
+        v[i] = at < hidden ? x[at] : 0.0f;
+    }
+}
 
 __global__ void __launch_bounds__(THREADS)
     rmsnorm_kernel(const __grid_constant__ kern_rmsnorm_args a)
@@ -16,19 +28,29 @@ __global__ void __launch_bounds__(THREADS)
     const uint64_t row = blockIdx.x;
     const float *x = a.x + row * a.hidden;
     float *out = a.out + row * a.hidden;
-    float sum = 0.0f;
-    for (uint32_t i = threadIdx.x; i < a.hidden; i += THREADS)
-        sum = fmaf(x[i], x[i], sum);
+    float sum = 0.0f, v[HELD];
+    for (uint32_t first = 0; first < a.hidden; first += HELD * THREADS) {
+        load_held(v, x, first, a.hidden);
+#pragma unroll
+        for (uint32_t i = 0; i < HELD; i++)
+            sum = fmaf(v[i], v[i], sum);
+    }
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = sum;
     __syncthreads();
     sum = 0.0f;
 #pragma unroll
-    for (int w = 0; w < THREADS / 32; w++)
+    for (uint32_t w = 0; w < THREADS / 32; w++)
         sum += part[w];
     const float scale = 1.0f / sqrtf(sum / (float)a.hidden + a.eps);
-    for (uint32_t i = threadIdx.x; i < a.hidden; i += THREADS)
-        out[i] = x[i] * scale * bf16_float(a.weight[i]);
+    for (uint32_t first = 0; first < a.hidden; first += HELD * THREADS) {
+        if (a.hidden > HELD * THREADS) load_held(v, x, first, a.hidden); /* else still there */
+#pragma unroll
+        for (uint32_t i = 0; i < HELD; i++) {
+            const uint32_t at = first + i * THREADS + threadIdx.x;
+            if (at < a.hidden) out[at] = v[i] * scale * bf16_float(a.weight[at]);
+        }
+    }
 }
 
 } // namespace

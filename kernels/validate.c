@@ -116,9 +116,11 @@ status kern_validate_rope(const kern_backend *b, const kern_rope_args *a)
 status kern_validate_linear(const kern_backend *b, const kern_linear_args *a)
 {
     REQUIRE(a->weight != NULL && a->weight->backend == b, "linear: a weight of another backend");
-    REQUIRE(a->x_stride >= a->weight->k && a->out_stride >= a->weight->n,
-            "linear: strides %llu, %llu for a weight of %u x %u", (unsigned long long)a->x_stride,
-            (unsigned long long)a->out_stride, a->weight->n, a->weight->k);
+    REQUIRE(a->columns <= a->weight->n && a->x_stride >= a->weight->k &&
+                a->out_stride >= kern_linear_columns(a),
+            "linear: strides %llu, %llu and %u columns for a weight of %u x %u",
+            (unsigned long long)a->x_stride, (unsigned long long)a->out_stride, a->columns,
+            a->weight->n, a->weight->k);
     return STATUS_OK;
 }
 

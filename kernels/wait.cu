@@ -14,7 +14,7 @@ namespace
 
 struct wait_params {
     kern_arrival *arrival;
-    const int32_t *published;
+    const int32_t *published, *unanswered;
     uint64_t deadline_ns; /* on the device's timer */
     uint64_t *waited_ns;  /* NULL, or where the time spent here is added */
 };
@@ -28,8 +28,8 @@ __device__ __forceinline__ uint64_t device_now()
 
 __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_params p)
 {
-    const uint32_t published = (uint32_t)cta_load_acquire(p.published);
-    if (published == 0) return;
+    if (cta_load_acquire(p.unanswered) == 0) return; /* the plan found all in host memory */
+    const uint32_t published = (uint32_t) * (const volatile int32_t *)p.published;
     const uint64_t start = device_now();
     for (uint32_t i = threadIdx.x; i < published; i += 256) {
         int32_t *state = &p.arrival[i].state;
@@ -64,6 +64,7 @@ extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
         wait_params p = {};
         p.arrival = x->arrival;
         p.published = (const int32_t *)&x->published;
+        p.unanswered = (const int32_t *)&x->unanswered;
         p.deadline_ns =
             args->deadline_ns == UINT64_MAX /* the host promises to answer */
                 ? UINT64_MAX

@@ -19,8 +19,8 @@ static double weight_bytes(const bench *b)
     uint64_t sum = kern_weight_bytes(m->lm_head);
     for (uint32_t l = 0; l < m->config.layers; l++) {
         const model_layer *w = &m->layer[l];
-        sum += kern_weight_bytes(w->q) + kern_weight_bytes(w->kv) + kern_weight_bytes(w->o) +
-               kern_weight_bytes(w->gate_up) + kern_weight_bytes(w->down);
+        sum += kern_weight_bytes(w->qkv) + kern_weight_bytes(w->o) + kern_weight_bytes(w->gate_up) +
+               kern_weight_bytes(w->down);
     }
     return (double)sum;
 }

@@ -491,7 +491,7 @@ status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bo
 void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n)
 {
     uint32_t wants[512], count = 0;
-    for (uint32_t i = 0; i < n && e->config.prefetch; i++) {
+    for (uint32_t i = 0; i < n && e->config.prefetch && e->config.with_store; i++) {
         if (e->selectors[e->seq[seq[i]].selector].fill_by_importance) wants[count++] = seq[i];
     }
     if (count == 0 || fetch_candidates_of(e, wants, count, false) != STATUS_OK) return;

@@ -159,13 +159,12 @@ static status load_attention(loading *l, uint32_t index)
 {
     const model_config *c = &l->m->config;
     model_layer *layer = &l->m->layer[index];
-    char first[NAME_BYTES], second[NAME_BYTES];
+    char first[NAME_BYTES], second[NAME_BYTES], third[NAME_BYTES];
     uint32_t q_rows = c->heads * c->head_dim, kv_rows = c->kv_heads * c->head_dim;
-    stacked q = {layer_name(index, "self_attn.q_proj.weight", first), q_rows};
-    TRY(load_packed(l, &q, 1, c->hidden, &layer->q));
-    stacked kv[2] = {{layer_name(index, "self_attn.k_proj.weight", first), kv_rows},
-                     {layer_name(index, "self_attn.v_proj.weight", second), kv_rows}};
-    TRY(load_packed(l, kv, 2, c->hidden, &layer->kv));
+    stacked qkv[3] = {{layer_name(index, "self_attn.q_proj.weight", first), q_rows},
+                      {layer_name(index, "self_attn.k_proj.weight", second), kv_rows},
+                      {layer_name(index, "self_attn.v_proj.weight", third), kv_rows}};
+    TRY(load_packed(l, qkv, 3, c->hidden, &layer->qkv));
     stacked o = {layer_name(index, "self_attn.o_proj.weight", first), c->hidden};
     TRY(load_packed(l, &o, 1, q_rows, &layer->o));
     if (c->has_gate) TRY(load_gate(l, index));
@@ -418,8 +417,7 @@ void model_free(model *m)
     if (!m) return;
     model_owner *owner = m->owner;
     for (uint32_t i = 0; i < m->config.layers; i++) {
-        free_weight(m->layer[i].q);
-        free_weight(m->layer[i].kv);
+        free_weight(m->layer[i].qkv);
         free_weight(m->layer[i].o);
         free_weight(m->layer[i].out_gate);
         free_weight(m->layer[i].gate_up);

@@ -12,8 +12,7 @@
 
 typedef struct model_layer {
     uint16_t *input_norm, *post_norm; /* [hidden] bf16 */
-    kern_weight *q;                   /* [Hq * D, hidden] */
-    kern_weight *kv;                  /* [2 * Hk * D, hidden]: k then v */
+    kern_weight *qkv;                 /* [(Hq + 2 * Hk) * D, hidden]: q, k, v */
     kern_weight *o;                   /* [hidden, Hq * D] */
     kern_weight *gate_up;             /* [2 * ffn, hidden]: gate then up */
     kern_weight *down;                /* [hidden, ffn] */

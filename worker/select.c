@@ -67,12 +67,13 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
 
 static status project_query(worker_engine *e, const model_layer *w, uint32_t rows, float *out)
 {
-    kern_linear_args q = {.weight = w->q,
+    kern_linear_args q = {.weight = w->qkv,
                           .x = e->norm,
                           .out = out,
                           .x_stride = e->hidden,
                           .out_stride = (uint64_t)e->heads * e->head_dim,
                           .rows = rows,
+                          .columns = e->heads * e->head_dim,
                           .scale = 1.0f};
     return kern_linear(e->stream, &q);
 }

@@ -143,9 +143,7 @@ static status rotate_rows(worker_engine *e, float *x, uint32_t heads)
 
 static status project_in(worker_engine *e, const model_layer *w)
 {
-    size_t q = (size_t)e->heads * e->head_dim;
-    TRY(project(e, w->q, e->norm, e->hidden, e->qkv, e->qkv_stride));
-    TRY(project(e, w->kv, e->norm, e->hidden, e->qkv + q, e->qkv_stride));
+    TRY(project(e, w->qkv, e->norm, e->hidden, e->qkv, e->qkv_stride));
     if (w->out_gate == NULL) return STATUS_OK;
     return project(e, w->out_gate, e->norm, e->hidden, e->out_gate, (uint64_t)e->gates * e->heads);
 }
@@ -397,6 +395,19 @@ static status head(worker_engine *e, uint32_t n)
     return kern_linear(e->stream, &a);
 }
 
+/* Where logits are made they are digested; the host gets them for what only it can do. */
+static status digest_and_copy(worker_engine *e, const uint32_t *rows, uint32_t n)
+{
+    kern_digest_args digest = {
+        .x = e->logits, .digest = e->logits_digest, .rows = n, .count = e->vocab};
+    bool few = e->vocab < KERN_DIGEST_MIN, seen = few || e->tap != NULL;
+    if (!few) TRY(kern_digest(e->stream, &digest));
+    for (uint32_t i = 0; i < n && !seen; i++)
+        seen = row_scores(e, rows[i]);
+    if (!seen) return STATUS_OK;
+    return kern_copy(e->stream, e->seen_logits, e->logits, (uint64_t)n * e->vocab * sizeof(float));
+}
+
 static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
 {
     TRY(collect_states(e, rows, n));
@@ -413,16 +424,11 @@ static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
                                .rows = n,
                                .vocab = e->vocab};
     TRY(kern_sample(e->stream, &sample));
-    kern_digest_args digest = {
-        .x = e->logits, .digest = e->logits_digest, .rows = n, .count = e->vocab};
-    TRY(kern_digest(e->stream, &digest));
-    bool seen = e->tap != NULL;
-    for (uint32_t i = 0; i < n && !seen; i++)
-        seen = row_scores(e, rows[i]);
-    if (seen)
-        TRY(kern_copy(e->stream, e->seen_logits, e->logits,
-                      (uint64_t)n * e->vocab * sizeof(float)));
+    TRY(digest_and_copy(e, rows, n));
     TRY(kern_stream_sync(e->stream));
+    for (uint32_t i = 0; i < n && e->vocab < KERN_DIGEST_MIN; i++)
+        e->logits_digest[i] =
+            bytes_digest(e->seen_logits + (size_t)i * e->vocab, e->vocab * sizeof(float), 0);
     for (uint32_t i = 0; i < n; i++)
         take_logits(e, rows[i], i);
     return STATUS_OK;

@@ -507,7 +507,8 @@ void bench_linear(bench &k)
     } shapes[] = {{4608, 4096, "qkv 4608x4096"},
                   {4096, 4096, "o 4096x4096"},
                   {32768, 4096, "gate|up 32768x4096"},
-                  {4096, 16384, "down 4096x16384"}};
+                  {4096, 16384, "down 4096x16384"},
+                  {73448, 4096, "lm_head 73448x4096"}};
     for (const auto &s : shapes) {
         if (!wanted(k, "linear")) break;
         const uint64_t bytes = (uint64_t)s.n * s.k * 2;
@@ -525,7 +526,7 @@ void bench_linear(bench &k)
             data[(size_t)i] = weights[(size_t)i]->data;
             CUDA(cudaFree(source));
         }
-        for (uint32_t rows : {1u, 8u, 16u, 32u, 64u}) {
+        for (uint32_t rows : {1u, 8u, 16u, 32u, 45u, 64u}) {
             mirror<float> x((size_t)rows * s.k), out((size_t)rows * s.n);
             fill_normal(k.r, x.host, 1.0f);
             x.up();

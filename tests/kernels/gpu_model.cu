@@ -208,6 +208,16 @@ void linear_case(gpu_bench &b, random_source &r, uint32_t n0, uint32_t n1, uint3
         same &= alike;
     }
     check_that(same, "linear %u x %u: bits do not depend on the batch", n, k);
+    other.poison();
+    kern_linear_args part = a;
+    part.out = other.device, part.columns = n0;
+    expect_ok(kern_linear(b.gpu, &part), "linear");
+    b.sync();
+    const std::vector<float> now = other.down();
+    same = true;
+    for (uint32_t i = 0; i < rows; i++)
+        same &= memcmp(&now[(size_t)i * n], &got[(size_t)i * n], n0 * sizeof(float)) == 0;
+    check_that(same, "linear %u x %u: its first %u columns alone have the same bits", n, k, n0);
     kern_weight_free(packed);
 }
 

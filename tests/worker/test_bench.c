@@ -143,7 +143,7 @@ TEST(a_profile_counts_every_op_and_no_more_time_than_the_steps_took)
         }
         cJSON_Delete(row);
     }
-    EXPECT(products == 2 * 5 + 1); /* layers x (q, kv, o, gate and up, down), and the head */
+    EXPECT(products == 2 * 4 + 1); /* layers x (q k v, o, gate and up, down), and the head */
     for (int i = 0; i < 2; i++)
         EXPECT_MSG(ops[i] > 0 && ops[i] <= whole[i], "run %d: %g of %g ms", i, ops[i], whole[i]);
     cJSON_Delete(step);

@@ -23,7 +23,8 @@ typedef struct forward {
     arena *a;
     uint32_t rows;
     int32_t *ids, *pos;
-    float *x, *h, *q, *kv, *o, *gate_up, *act, *logits;
+    float *x, *h, *q, *kv, *o,
+        /* q and kv: of one row after the other, stride floats apart */ *gate_up, *act, *logits;
 } forward;
 
 static void linear(forward *f, const kern_weight *w, const float *x, uint32_t k, float *out,
@@ -70,8 +71,8 @@ static void attend(forward *f, uint32_t row, uint32_t head)
 {
     const model_config *c = &f->m->config;
     uint32_t d = c->head_dim, kv_head = head / (c->heads / c->kv_heads);
-    uint64_t stride = 2 * (uint64_t)c->kv_heads * d;
-    const float *q = f->q + (uint64_t)row * c->heads * d + (uint64_t)head * d;
+    uint64_t stride = (c->heads + 2 * (uint64_t)c->kv_heads) * d;
+    const float *q = f->q + row * stride + (uint64_t)head * d;
     float *o = f->o + (uint64_t)row * c->heads * d + (uint64_t)head * d;
     double weight[512], top = -INFINITY, sum = 0;
     EXPECT(row < 512);
@@ -97,14 +98,14 @@ static void run_layer(forward *f, const model_layer *layer)
 {
     const model_config *c = &f->m->config;
     uint32_t q_size = c->heads * c->head_dim, kv_size = 2 * c->kv_heads * c->head_dim;
+    uint32_t stride = q_size + kv_size;
     float branch = (float)c->residual_scale;
     norm(f, layer->input_norm);
-    linear(f, layer->q, f->h, c->hidden, f->q, q_size, 1, false);
-    linear(f, layer->kv, f->h, c->hidden, f->kv, kv_size, 1, false);
-    rope(f, f->q, c->heads, q_size);
-    rope(f, f->kv, c->kv_heads, kv_size);
-    for (uint64_t i = 0; i < (uint64_t)f->rows * kv_size; i++)
-        f->kv[i] = kern_bf16_to_f32(kern_f32_to_bf16(f->kv[i]));
+    linear(f, layer->qkv, f->h, c->hidden, f->q, stride, 1, false);
+    rope(f, f->q, c->heads, stride);
+    rope(f, f->kv, c->kv_heads, stride);
+    for (uint64_t i = 0; i < (uint64_t)f->rows * stride; i++)
+        if (i % stride >= q_size) f->q[i] = kern_bf16_to_f32(kern_f32_to_bf16(f->q[i]));
     for (uint32_t row = 0; row < f->rows; row++)
         for (uint32_t head = 0; head < c->heads; head++)
             attend(f, row, head);
@@ -127,9 +128,9 @@ static void run_forward(forward *f)
     uint64_t rows = f->rows;
     f->x = ARENA_NEW(f->a, float, rows * c->hidden);
     f->h = ARENA_NEW(f->a, float, rows * c->hidden);
-    f->q = ARENA_NEW(f->a, float, rows * c->heads * c->head_dim);
+    f->q = ARENA_NEW(f->a, float, rows *(c->heads + 2 * c->kv_heads) * c->head_dim);
+    f->kv = f->q + (size_t)c->heads * c->head_dim;
     f->o = ARENA_NEW(f->a, float, rows * c->heads * c->head_dim);
-    f->kv = ARENA_NEW(f->a, float, rows * 2 * c->kv_heads * c->head_dim);
     f->gate_up = ARENA_NEW(f->a, float, rows * 2 * c->ffn);
     f->act = ARENA_NEW(f->a, float, rows * c->ffn);
     f->logits = ARENA_NEW(f->a, float, rows * c->vocab);
