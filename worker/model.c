@@ -88,7 +88,9 @@ static status load_plain(loading *l, const char *name, uint32_t rows, uint32_t c
     return s;
 }
 
-/* Up to two matrices of the same width, one under the other. */
+enum { STACK_MAX = 3 };
+
+/* Matrices of the same width, one under the other. */
 typedef struct stacked {
     const char *name;
     uint32_t rows;
@@ -97,9 +99,9 @@ typedef struct stacked {
 static status load_packed(loading *l, const stacked *parts, uint32_t count, uint32_t columns,
                           kern_weight **out_weight)
 {
-    CHECK(count >= 1 && count <= 2);
+    CHECK(count >= 1 && count <= STACK_MAX);
     arena *a = arena_create("tensor");
-    kern_matrix matrix[2];
+    kern_matrix matrix[STACK_MAX];
     kern_weight *weight = NULL;
     status s = STATUS_OK;
     for (uint32_t i = 0; i < count && s == STATUS_OK; i++) {
