@@ -38,8 +38,7 @@ static int32_t layer_of_weight(const worker_engine *e, const kern_weight *w)
 {
     for (uint32_t l = 0; l < e->layers; l++) {
         const model_layer *m = &e->config.model->layer[l];
-        if (w == m->qkv || w == m->o || w == m->gate_up || w == m->down)
-            return (int32_t)l;
+        if (w == m->qkv || w == m->o || w == m->gate_up || w == m->down) return (int32_t)l;
     }
     return -1;
 }
