@@ -192,7 +192,7 @@ status stream_sync(kern_stream *stream)
 {
     cuda_stream *s = cuda_stream_of(stream);
     TRY_CUDA(cudaStreamSynchronize(s->handle));
-    if (s->marks.used > 0) tell_marks(s);
+    if (s->marks.used > 0 || s->marks.left_out > 0) tell_marks(s);
     return STATUS_OK;
 }
 

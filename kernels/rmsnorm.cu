@@ -21,6 +21,16 @@ __device__ __forceinline__ void load_held(float (&v)[HELD], const float *x, uint
     }
 }
 
+__device__ __forceinline__ void load_weights(uint16_t (&w)[HELD], const uint16_t *weight,
+                                             uint32_t first, uint32_t hidden)
+{
+#pragma unroll
+    for (uint32_t i = 0; i < HELD; i++) {
+        const uint32_t at = first + i * THREADS + threadIdx.x;
+        w[i] = at < hidden ? weight[at] : 0;
+    }
+}
+
 __global__ void __launch_bounds__(THREADS)
     rmsnorm_kernel(const __grid_constant__ kern_rmsnorm_args a)
 {
@@ -29,6 +39,8 @@ __global__ void __launch_bounds__(THREADS)
     const float *x = a.x + row * a.hidden;
     float *out = a.out + row * a.hidden;
     float sum = 0.0f, v[HELD];
+    uint16_t w[HELD];
+    load_weights(w, a.weight, 0, a.hidden); /* under way while the sum is made */
     for (uint32_t first = 0; first < a.hidden; first += HELD * THREADS) {
         load_held(v, x, first, a.hidden);
 #pragma unroll
@@ -40,15 +52,18 @@ __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     sum = 0.0f;
 #pragma unroll
-    for (uint32_t w = 0; w < THREADS / 32; w++)
-        sum += part[w];
+    for (uint32_t i = 0; i < THREADS / 32; i++)
+        sum += part[i];
     const float scale = 1.0f / sqrtf(sum / (float)a.hidden + a.eps);
     for (uint32_t first = 0; first < a.hidden; first += HELD * THREADS) {
-        if (a.hidden > HELD * THREADS) load_held(v, x, first, a.hidden); /* else still there */
+        if (a.hidden > HELD * THREADS) { /* else still there */
+            load_held(v, x, first, a.hidden);
+            load_weights(w, a.weight, first, a.hidden);
+        }
 #pragma unroll
         for (uint32_t i = 0; i < HELD; i++) {
             const uint32_t at = first + i * THREADS + threadIdx.x;
-            if (at < a.hidden) out[at] = v[i] * scale * bf16_float(a.weight[at]);
+            if (at < a.hidden) out[at] = v[i] * scale * bf16_float(w[i]);
         }
     }
 }

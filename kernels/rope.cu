@@ -1,4 +1,4 @@
-/* kernels/rope.cu - half-split rotation in place. Bound: memory; one thread a pair.
+/* kernels/rope.cu - half-split rotation in place. Bound: launch; one thread a pair.
  *
  * (a, b) -> (a cos - b sin, b cos + a sin): one rounding for the product and one for the fma, as
  * the CPU backends, so the bits are theirs. Source: RoFormer, arXiv 2104.09864, in its half-split
@@ -13,13 +13,12 @@ __global__ void __launch_bounds__(256) rope_kernel(const __grid_constant__ kern_
     const uint64_t row = blockIdx.x;
     const uint32_t half = a.head_dim / 2, pairs = a.heads * half;
     const uint64_t table = (uint64_t)a.row_pos[row] * half;
-    for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x) {
-        const uint32_t d = i % half;
-        float *x = a.x + row * a.row_stride + (uint64_t)(i / half) * a.head_dim + d;
-        const float c = a.cos[table + d], s = a.sin[table + d], low = x[0], high = x[half];
-        x[0] = fmaf(-high, s, low * c);
-        x[half] = fmaf(low, s, high * c);
-    }
+    const uint32_t i = blockIdx.y * 256 + threadIdx.x, d = i % half;
+    if (i >= pairs) return;
+    float *x = a.x + row * a.row_stride + (uint64_t)(i / half) * a.head_dim + d;
+    const float c = a.cos[table + d], s = a.sin[table + d], low = x[0], high = x[half];
+    x[0] = fmaf(-high, s, low * c);
+    x[half] = fmaf(low, s, high * c);
 }
 
 } // namespace
@@ -27,6 +26,7 @@ __global__ void __launch_bounds__(256) rope_kernel(const __grid_constant__ kern_
 extern "C" status cuda_rope(kern_stream *stream, const kern_rope_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
-    rope_kernel<<<args->rows, 256, 0, cuda_stream_of(stream)->handle>>>(*args);
+    const dim3 grid(args->rows, cuda_blocks((uint64_t)args->heads * (args->head_dim / 2), 256));
+    rope_kernel<<<grid, 256, 0, cuda_stream_of(stream)->handle>>>(*args);
     return cuda_launched("rope");
 }

@@ -169,8 +169,7 @@ static status qkv_u(worker_engine *e, uint32_t layer)
     size_t q = (size_t)e->heads * e->head_dim, kv = (size_t)e->kv_heads * e->head_dim;
     TRY(norm(e, e->x, w->input_norm, e->rows));
     TRY(project_in(e, w));
-    TRY(rotate_rows(e, e->qkv, e->heads));
-    TRY(rotate_rows(e, e->qkv + q, e->kv_heads));
+    TRY(rotate_rows(e, e->qkv, e->heads + e->kv_heads)); /* k lies behind q */
     kern_importance_args u = {.v = e->qkv + q + kv,
                               .a = w->a,
                               .delta = w->delta,
