@@ -44,11 +44,10 @@ __global__ void __launch_bounds__(128)
     if (i >= k) return;
     const float4 a = *(const float4 *)(x + row * stride + i);
     const float4 b = *(const float4 *)(x + row * stride + i + 4);
-    *(uint4 *)(to + row * k + i) =
-        make_uint4(float_bf16(a.x) | (uint32_t)float_bf16(a.y) << 16,
-                   float_bf16(a.z) | (uint32_t)float_bf16(a.w) << 16,
-                   float_bf16(b.x) | (uint32_t)float_bf16(b.y) << 16,
-                   float_bf16(b.z) | (uint32_t)float_bf16(b.w) << 16);
+    *(uint4 *)(to + row * k + i) = make_uint4(float_bf16(a.x) | (uint32_t)float_bf16(a.y) << 16,
+                                              float_bf16(a.z) | (uint32_t)float_bf16(a.w) << 16,
+                                              float_bf16(b.x) | (uint32_t)float_bf16(b.y) << 16,
+                                              float_bf16(b.z) | (uint32_t)float_bf16(b.w) << 16);
 }
 
 /* float32 rows to dense bf16 ones; `to` is 16-byte aligned. */
