@@ -57,24 +57,12 @@ __device__ uint64_t finish(const xxh_shared &s, xxh_sums sum, const uint8_t *row
                            uint32_t blocks)
 {
     const uint32_t lane = threadIdx.x, stripes = (bytes - 1 - blocks * XXH_BLOCK) / STRIPE;
-    uint64_t acc = XXH_START[lane];
-    const uint64_t key = s.secret[16 + lane];
-#pragma unroll 4
-    for (uint32_t b = 0; b < blocks; b++) {
-        acc += sum[b][lane];
-        acc = ((acc ^ (acc >> 47)) ^ key) * XXH_P32_1;
-    }
+    uint64_t acc = xxh_chain(s, sum, blocks, 0);
     for (uint32_t i = 0; i < stripes; i++)
         acc +=
             stripe_adds(row + (uint64_t)blocks * XXH_BLOCK + i * STRIPE, lane, s.secret[i + lane]);
     acc += stripe_adds(row + bytes - STRIPE, lane, xxh_key(s, 15 + lane, 8, 0)); /* byte 121 */
-    acc ^= xxh_key(s, 1 + lane, 24, 0);                                          /* byte 11 */
-    uint64_t h = xxh_fold(acc, __shfl_xor_sync(0xffu, acc, 1));
-    h += __shfl_xor_sync(0xffu, h, 2);
-    h += __shfl_xor_sync(0xffu, h, 4);
-    h += bytes * XXH_P64_1;
-    h = (h ^ (h >> 37)) * 0x165667919E3779F9u;
-    return h ^ (h >> 32);
+    return xxh_avalanche(s, acc, bytes, 0);
 }
 
 __global__ void __launch_bounds__(XXH_THREADS)

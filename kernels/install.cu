@@ -2,8 +2,8 @@
  * first, then the least recently used before keep_step, then the lowest. Two launches:
  *
  *   install  one CTA a (sequence, KV head): it goes through the list, 256 misses at a time, and
- * gives entries to its own in their order, so the outcome is the CPU's. Bound: latency. gather
- * gather.cu, for all that got one. Bound: the link. */
+ *            gives entries to its own in order, so the outcome is the CPU's. Bound: latency.
+ *   gather   gather.cu, for all that got one. Bound: the link. */
 #include "kernels/cuda.cuh"
 
 extern "C" status cuda_gather(kern_stream *stream, const kern_gather_args *args);

@@ -29,7 +29,7 @@ __device__ __forceinline__ uint64_t device_now()
 __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_params p)
 {
     if (cta_load_acquire(p.unanswered) == 0) return; /* the plan found all in host memory */
-    const uint32_t published = (uint32_t) * (const volatile int32_t *)p.published;
+    const uint32_t published = (uint32_t)load_relaxed(p.published);
     const uint64_t start = device_now();
     for (uint32_t i = threadIdx.x; i < published; i += 256) {
         int32_t *state = &p.arrival[i].state;

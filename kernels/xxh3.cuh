@@ -110,26 +110,42 @@ __device__ __forceinline__ void xxh_block_sum(xxh_shared &s, uint64_t (&sum)[8],
     if (lane < 4) sum[pair] = a0, sum[pair + 1] = a1;
 }
 
-/* Lanes 0 .. 7 of one warp: the accumulators through all blocks, then the avalanche. */
-__device__ __forceinline__ uint64_t xxh_finish(const xxh_shared &s, xxh_sums sum, uint32_t bytes,
-                                               uint64_t seed)
+/* Lanes 0 .. 7 of one warp, an accumulator each: through `blocks` blocks that are followed by a
+ * scramble. */
+__device__ __forceinline__ uint64_t xxh_chain(const xxh_shared &s, xxh_sums sum, uint32_t blocks,
+                                              uint64_t seed)
 {
-    const uint32_t lane = threadIdx.x % 8, blocks = bytes / XXH_BLOCK;
+    const uint32_t lane = threadIdx.x % 8;
     uint64_t acc = XXH_START[lane];
     const uint64_t key = xxh_word(s, 16 + lane, seed);
 #pragma unroll 4
-    for (uint32_t b = 0; b + 1 < blocks; b++) {
+    for (uint32_t b = 0; b < blocks; b++) {
         acc += sum[b][lane];
         acc = ((acc ^ (acc >> 47)) ^ key) * XXH_P32_1;
     }
-    acc += sum[blocks - 1][lane];
-    acc ^= xxh_key(s, 1 + lane, 24, seed); /* byte offset 11 */
+    return acc;
+}
+
+/* The same lanes, when all of an input of `bytes` is in their accumulators: its digest. */
+__device__ __forceinline__ uint64_t xxh_avalanche(const xxh_shared &s, uint64_t acc, uint32_t bytes,
+                                                  uint64_t seed)
+{
+    acc ^= xxh_key(s, 1 + threadIdx.x % 8, 24, seed); /* byte offset 11 */
     uint64_t h = xxh_fold(acc, __shfl_xor_sync(0xffu, acc, 1));
     h += __shfl_xor_sync(0xffu, h, 2);
     h += __shfl_xor_sync(0xffu, h, 4);
     h += bytes * XXH_P64_1;
     h = (h ^ (h >> 37)) * 0x165667919E3779F9u;
     return h ^ (h >> 32);
+}
+
+/* Of an input of whole KiB, the sums of whose last block hold its last stripe. */
+__device__ __forceinline__ uint64_t xxh_finish(const xxh_shared &s, xxh_sums sum, uint32_t bytes,
+                                               uint64_t seed)
+{
+    const uint32_t last = bytes / XXH_BLOCK - 1;
+    return xxh_avalanche(s, xxh_chain(s, sum, last, seed) + sum[last][threadIdx.x % 8], bytes,
+                         seed);
 }
 
 /* What one thread holds of a piece of 16 KiB: 16 bytes at two places of two 1 KiB blocks. */
