@@ -366,12 +366,6 @@ uint64_t io_shared_bytes(const worker_io *io)
     return ((uint64_t)io->config.slots + io->landing_slots) * io->config.block_bytes;
 }
 
-bool io_in_host_memory(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
-                       int32_t block)
-{
-    return atomic_load(&io_home(io, seq, layer, kv_head, block)->slot) != IO_NONE;
-}
-
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot)
 {
     return io->memory + (size_t)slot * io->config.block_bytes;

@@ -86,8 +86,6 @@ uint32_t io_slots_free(worker_io *io);
 block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
                      int32_t block);
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot);
-bool io_in_host_memory(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
-                       int32_t block);         /* now */
 bool io_is_threaded(const worker_io *io);      /* false: io_pause does its work */
 uint64_t io_shared_bytes(const worker_io *io); /* taken of the backend, not of the arena */
 

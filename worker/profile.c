@@ -14,7 +14,7 @@ static void on_end(void *self, uint32_t op, const void *args)
 {
     profile *p = self;
     (void)args;
-    if (!p->inline_ops) return; /* on_ran */
+    if (p->watch.ran != NULL) return; /* on_ran */
     p->op[op].calls++;
     p->op[op].ns += clock_now(&clock_monotonic) - p->begun_ns;
 }
@@ -36,9 +36,7 @@ static void on_ran(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns)
 void profile_start(profile *p, kern_stream *stream, bool inline_ops)
 {
     CHECK(stream != NULL);
-    *p = (profile){.stream = stream,
-                   .inline_ops = inline_ops,
-                   .watch = {on_begin, on_end, p, inline_ops ? NULL : on_ran}};
+    *p = (profile){.stream = stream, .watch = {on_begin, on_end, p, inline_ops ? NULL : on_ran}};
     p->started_ns = clock_now(&clock_monotonic);
     kern_stream_watch(stream, &p->watch);
 }

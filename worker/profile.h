@@ -24,7 +24,6 @@ typedef struct profile {
     profile_op op[KERN_OP_COUNT];
     kern_stream *stream;
     kern_watch watch;
-    bool inline_ops;
     uint64_t begun_ns;             /* of the op that runs */
     uint64_t between_ns, ended_ns; /* device: between ops; the end of the last one */
     uint64_t left_out;             /* ops whose time was not taken */
