@@ -384,7 +384,7 @@ static void take_exchanges(taking *t)
     uint64_t ahead = (uint64_t)e->kv_heads * e->max_entries;
     uint32_t capacity = (uint32_t)(demand > ahead ? demand : ahead);
     e->groups = e->layers + e->layers * (e->seqs < 8 ? e->seqs + 1 : 9);
-    uint64_t all = (uint64_t)e->groups + 1;
+    uint64_t all = e->groups;
     e->shared.home = take_shared(t, (uint64_t)e->seqs * e->layers * e->kv_heads * e->max_blocks,
                                  sizeof(kern_home));
     e->exchange = take_shared(t, all, sizeof(kern_exchange));
@@ -393,7 +393,7 @@ static void take_exchanges(taking *t)
     if (t->result != STATUS_OK || t->dry) return;
     e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
     e->arrived = ARENA_NEW(e->memory, int32_t, e->groups);
-    for (uint32_t g = 0; g <= e->groups; g++) {
+    for (uint32_t g = 0; g < e->groups; g++) {
         kern_exchange *x = &e->exchange[g];
         x->capacity = capacity;
         x->miss = miss + (size_t)g * capacity;

@@ -286,6 +286,9 @@ bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *
                  uint32_t per_head, const int32_t *resident, bool resume);
 void fetch_arrived(worker_engine *e, int32_t group); /* every block of it has its state */
 void fetch_install(worker_engine *e); /* between steps: what arrived, into the pool */
+/* Between steps: misses that stand in the layers' exchanges with their arrivals, into the pool. Not
+ * OK: the device failed. */
+status fetch_install_lists(worker_engine *e, bool verify);
 /* Candidates of n sequences in all layers into e->candidate [L, n, Hk, M]. */
 status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bool forced);
 void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n); /* what the pool lacks */

@@ -37,25 +37,26 @@ static void fetch_start(worker_engine *e, uint32_t layer)
     io_send(e->io, &command);
 }
 
-static void count_sources(worker_engine *e, const kern_exchange *x, uint32_t count)
+/* False: the block did not get into the pool. */
+static bool count_source(worker_engine *e, const kern_exchange *x, uint32_t i)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        const kern_miss *m = &x->miss[i];
-        if (atomic_load(&x->arrival[i].state) != STATUS_OK) continue;
-        worker_blocks *of = &e->seq[m->seq].final.blocks;
-        if (x->arrival[i].source_kind == IO_SOURCE_HOST)
-            of->host++, e->stats.blocks.host++;
-        else
-            of->remote++, e->stats.blocks.remote++;
-    }
+    if (atomic_load(&x->arrival[i].state) != STATUS_OK) return false;
+    worker_blocks *of = &e->seq[x->miss[i].seq].final.blocks;
+    if (x->arrival[i].source_kind == IO_SOURCE_HOST)
+        of->host++, e->stats.blocks.host++;
+    else
+        of->remote++, e->stats.blocks.remote++;
+    return true;
 }
 
 /* The next layer's blocks are in the pool, or their rows void: sources may be reused. */
 static void fetch_gathered(worker_engine *e)
 {
     uint32_t layer = e->gathered++;
-    kern_exchange *x = &e->exchange[layer];
-    count_sources(e, x, atomic_load(&x->published));
+    const kern_exchange *x = &e->exchange[layer];
+    uint32_t count = atomic_load(&x->published);
+    for (uint32_t i = 0; i < count; i++)
+        (void)count_source(e, x, i);
     if (!e->fetching[layer]) return;
     e->fetching[layer] = false;
     io_command command = {.op = IO_GATHERED, .group = (int32_t)layer};
@@ -220,7 +221,7 @@ static void count_list(worker_engine *e, uint32_t layer, size_t at, const kern_m
 /* After a failed step: nothing waits for the io side any more. */
 void fetch_abandon(worker_engine *e)
 {
-    for (uint32_t g = 0; g <= e->groups; g++) {
+    for (uint32_t g = 0; g < e->groups; g++) {
         kern_exchange *x = &e->exchange[g];
         for (uint32_t i = 0; i < x->capacity; i++) {
             int32_t pending = STATUS_PENDING;
@@ -286,9 +287,9 @@ static bool is_wanted(const worker_engine *e, const kern_exchange *x, uint32_t n
     if (miss->block < 0 || (uint32_t)miss->block >= s->done / KERN_BLOCK) return false;
     size_t entry = (size_t)miss->kv_head * e->max_blocks + (size_t)miss->block;
     if (resident != NULL && resident[entry] >= 0) return false;
-    if (!resume &&
-        io_in_host_memory(e->io, miss->seq, (int32_t)miss->reserved, miss->kv_head, miss->block))
-        return false;
+    const kern_home *home = &e->shared.home[engine_home(
+        e, (uint32_t)miss->seq, miss->reserved, (uint32_t)miss->kv_head, (uint32_t)miss->block)];
+    if (!resume && atomic_load(&home->slot) >= 0) return false;
     for (uint32_t i = 0; i < n; i++) {
         if (x->miss[i].kv_head == miss->kv_head && x->miss[i].block == miss->block) return false;
     }
@@ -397,18 +398,22 @@ static bool list_add(worker_engine *e, const prefetch_group *p, const kern_excha
     return true;
 }
 
-static status install_layer(worker_engine *e, uint32_t layer)
+status fetch_install_lists(worker_engine *e, bool verify)
 {
-    kern_exchange *x = &e->exchange[layer];
-    if (atomic_load(&x->published) == 0) return STATUS_OK;
-    kern_install_args install = {.exchange = x,
-                                 .table = engine_table(e, layer),
-                                 .pool = e->pool,
-                                 .keep_step = e->keep_step,
-                                 .block_bytes = e->block_bytes,
-                                 .step = e->step_number,
-                                 .verify = e->config.verify};
-    return kern_install(e->stream, &install);
+    status result = e->failed;
+    for (uint32_t l = 0; l < e->layers && result == STATUS_OK; l++) {
+        kern_install_args install = {.exchange = &e->exchange[l],
+                                     .table = engine_table(e, l),
+                                     .pool = e->pool,
+                                     .keep_step = e->keep_step,
+                                     .block_bytes = e->block_bytes,
+                                     .step = e->step_number,
+                                     .verify = verify};
+        if (atomic_load(&e->exchange[l].published) > 0) result = kern_install(e->stream, &install);
+    }
+    if (result == STATUS_OK) result = kern_stream_sync(e->stream);
+    engine_device_failed(e, result);
+    return result;
 }
 
 static void count_installed(worker_engine *e, uint32_t layer)
@@ -417,14 +422,10 @@ static void count_installed(worker_engine *e, uint32_t layer)
     uint32_t count = atomic_load(&x->published);
     for (uint32_t i = 0; i < count; i++) {
         const kern_miss *m = &x->miss[i];
-        bool in = atomic_load(&x->arrival[i].state) == STATUS_OK;
+        bool in = count_source(e, x, i);
         e->stats.prefetch.wasted += !in;
         if (!in) continue;
         uint32_t seq = (uint32_t)m->seq;
-        worker_blocks *of = &e->seq[seq].final.blocks;
-        bool host = x->arrival[i].source_kind == IO_SOURCE_HOST;
-        *(host ? &e->stats.blocks.host : &e->stats.blocks.remote) += 1;
-        *(host ? &of->host : &of->remote) += 1;
         uint8_t *ahead =
             &e->ahead_bit[engine_home(e, seq, layer, (uint32_t)m->kv_head, (uint32_t)m->block)];
         e->seq[seq].ahead_set += !*ahead;
@@ -444,11 +445,7 @@ void fetch_install(worker_engine *e)
         const prefetch_group *p = &e->prefetch[e->arrived[taken] - (int32_t)e->layers];
         if (!list_add(e, p, from)) break;
     }
-    status result = STATUS_OK;
-    for (uint32_t l = 0; l < e->layers && result == STATUS_OK; l++)
-        result = install_layer(e, l);
-    if (result == STATUS_OK) result = kern_stream_sync(e->stream);
-    engine_device_failed(e, result);
+    status result = fetch_install_lists(e, e->config.verify);
     for (uint32_t l = 0; l < e->layers && result == STATUS_OK; l++)
         count_installed(e, l);
     for (uint32_t i = 0; i < taken; i++)

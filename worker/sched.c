@@ -101,56 +101,38 @@ static void tail_drop(worker_engine *e, sequence *s)
     }
 }
 
-/* Installs of one layer's open block, in the exchange that io never sees. */
-static status install_layer(worker_engine *e, uint32_t layer)
-{
-    kern_exchange *x = &e->exchange[e->groups];
-    kern_install_args install = {.exchange = x,
-                                 .table = engine_table(e, layer),
-                                 .pool = e->pool,
-                                 .block_bytes = e->block_bytes,
-                                 .keep_step = e->keep_step,
-                                 .step = e->step_number,
-                                 .verify = true};
-    status result = kern_install(e->stream, &install);
-    if (result == STATUS_OK) result = kern_stream_sync(e->stream);
-    engine_device_failed(e, result);
-    for (uint32_t h = 0; h < e->kv_heads && result == STATUS_OK; h++)
-        result = (status)atomic_load(&x->arrival[h].state);
-    return result;
-}
-
 /* The open block goes back into the pool. Not OK: the device failed, or the block's bytes are not
  * what they were, and only a recompute has them. */
 static status tail_install(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     if (s->done % KERN_BLOCK == 0) return STATUS_OK;
-    kern_exchange *x = &e->exchange[e->groups];
-    for (uint32_t l = 0; l < e->layers; l++) {
-        for (uint32_t h = 0; h < e->kv_heads; h++) {
-            const uint8_t *bytes = io_slot_bytes(e->io, s->tail_slot[l * e->kv_heads + h]);
-            x->miss[h] = (kern_miss){.row = -1,
-                                     .seq = (int32_t)seq,
-                                     .kv_head = (int32_t)h,
-                                     .block = (int32_t)(s->done / KERN_BLOCK),
-                                     .entry = -1,
-                                     .slot = -1};
-            x->arrival[h].source = bytes;
-            x->arrival[h].seed = 0;
-            x->arrival[h].digest = bytes_digest(bytes, e->block_bytes, 0);
-            atomic_store(&x->arrival[h].state, STATUS_OK);
-        }
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        kern_exchange *x = &e->exchange[i / e->kv_heads];
+        uint32_t h = i % e->kv_heads;
+        const uint8_t *bytes = io_slot_bytes(e->io, s->tail_slot[i]);
+        x->miss[h] = (kern_miss){.row = -1,
+                                 .seq = (int32_t)seq,
+                                 .kv_head = (int32_t)h,
+                                 .block = (int32_t)(s->done / KERN_BLOCK),
+                                 .entry = -1,
+                                 .slot = -1};
+        x->arrival[h].source = bytes;
+        x->arrival[h].seed = 0;
+        x->arrival[h].digest = bytes_digest(bytes, e->block_bytes, 0);
+        atomic_store(&x->arrival[h].state, STATUS_OK);
         atomic_store(&x->published, e->kv_heads);
-        e->keep_step[seq] = e->step_number;
-        status result = install_layer(e, l);
-        if (result == STATUS_OK) continue;
-        LOG(ERROR, "the open block of sequence %llu did not get back into layer %u: %s",
-            (unsigned long long)s->request.id, l, status_sentence(result));
-        return result;
     }
-    tail_drop(e, s);
-    return STATUS_OK;
+    e->keep_step[seq] = e->step_number;
+    status result = fetch_install_lists(e, true);
+    for (uint32_t i = 0; i < e->layers * e->kv_heads && result == STATUS_OK; i++)
+        result = (status)atomic_load(&e->exchange[i / e->kv_heads].arrival[i % e->kv_heads].state);
+    if (result == STATUS_OK)
+        tail_drop(e, s);
+    else
+        LOG(ERROR, "the open block of sequence %llu did not get back into the pool: %s",
+            (unsigned long long)s->request.id, status_sentence(result));
+    return result;
 }
 
 /* First the forced blocks and the best by importance, then what it attended to last. */
