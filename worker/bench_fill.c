@@ -132,6 +132,7 @@ static status fill_tail(fill *f)
         write_block(&tail, e->block_bytes);
         e->seq[f->seq].tail_slot[i] = slot;
     }
+    sched_tail_kept(e, f->seq);
     return STATUS_OK;
 }
 

@@ -358,6 +358,7 @@ static void take_host(worker_engine *e)
         s->token = ARENA_NEW(a, int32_t, e->max_len + 1);
         s->pool_slot = ARENA_NEW(a, int32_t, heads * e->max_entries);
         s->tail_slot = ARENA_NEW(a, int32_t, heads);
+        s->tail_digest = ARENA_NEW(a, uint64_t, heads);
         s->stage_slot = ARENA_NEW(a, int32_t, homes);
         s->last_pick = ARENA_NEW(a, int32_t, heads * e->max_select);
         memset(s->tail_slot, 0xff, heads * sizeof(int32_t));

@@ -46,6 +46,7 @@ typedef struct sequence {
     int32_t entries;        /* pool entries a (layer, KV head) while active */
     int32_t *pool_slot;     /* [L * Hk * entries] taken while active */
     int32_t *tail_slot;     /* [L * Hk] host slots of the open block while parked, or -1 */
+    uint64_t *tail_digest;  /* [L * Hk] of its bytes (seed 0), from when they got there */
     int32_t *stage_slot;    /* [L, Hk, B] host slots while in prefill */
     int32_t *last_pick;     /* [L, Hk, M] last selection, -1 pads: what to bring back first */
     uint32_t generation;    /* grows when the slot's occupant or its entries change */
@@ -247,6 +248,7 @@ void sched_finish(worker_engine *e, uint32_t seq, worker_reason reason, status r
  */
 void sched_fail_all(worker_engine *e, status why);
 void sched_recompute(worker_engine *e, uint32_t seq);
+void sched_tail_kept(worker_engine *e, uint32_t seq); /* tail_slot are set: takes their digests */
 uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks);
 sequence *sched_prefilling(worker_engine *e, uint32_t *out_seq);
 

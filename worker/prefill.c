@@ -211,8 +211,9 @@ static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
 
 /* The prompt is over: what its last row attended to, and its open block in host slots of its own.
  */
-static void prompt_over(worker_engine *e, sequence *s)
+static void prompt_over(worker_engine *e, uint32_t seq)
 {
+    sequence *s = &e->seq[seq];
     uint32_t open = s->done / KERN_BLOCK, n = e->layers * e->kv_heads;
     for (uint32_t i = 0; i < n; i++) {
         const int32_t *from = e->prompt_block + (size_t)i * e->max_select;
@@ -223,6 +224,7 @@ static void prompt_over(worker_engine *e, sequence *s)
         s->tail_slot[i] = whole ? -1 : *stage(e, s, i / e->kv_heads, i % e->kv_heads, open);
     }
     memset(s->stage_slot, 0xff, (size_t)n * e->max_blocks * sizeof(int32_t)); /* all -1 */
+    sched_tail_kept(e, seq);
     s->state = SEQ_READY;
 }
 
@@ -244,6 +246,6 @@ status prefill_sealed(worker_engine *e)
     }
     s->done += all.count;
     e->stats.prefill_rows += all.count;
-    if (s->done == s->prefill_count) prompt_over(e, s);
+    if (s->done == s->prefill_count) prompt_over(e, seq);
     return STATUS_OK;
 }

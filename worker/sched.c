@@ -77,6 +77,15 @@ static bool entries_take(worker_engine *e, uint32_t seq)
 
 /* ---- park and resume ------------------------------------------------------------------------- */
 
+void sched_tail_kept(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        if (s->tail_slot[i] < 0) continue;
+        s->tail_digest[i] = bytes_digest(io_slot_bytes(e->io, s->tail_slot[i]), e->block_bytes, 0);
+    }
+}
+
 /* The open block moves to host slots; everything else is in the store or in host memory already. */
 static bool park(worker_engine *e, uint32_t seq)
 {
@@ -85,6 +94,7 @@ static bool park(worker_engine *e, uint32_t seq)
         status result = engine_seal_pool(e, seq, s->done / KERN_BLOCK, s->tail_slot);
         if (result != STATUS_OK && result != STATUS_BUSY) engine_device_failed(e, result);
         if (result != STATUS_OK) return false;
+        sched_tail_kept(e, seq);
     }
     entries_give(e, seq);
     s->state = SEQ_READY;
@@ -110,16 +120,15 @@ static status tail_install(worker_engine *e, uint32_t seq)
     for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
         kern_exchange *x = &e->exchange[i / e->kv_heads];
         uint32_t h = i % e->kv_heads;
-        const uint8_t *bytes = io_slot_bytes(e->io, s->tail_slot[i]);
         x->miss[h] = (kern_miss){.row = -1,
                                  .seq = (int32_t)seq,
                                  .kv_head = (int32_t)h,
                                  .block = (int32_t)(s->done / KERN_BLOCK),
                                  .entry = -1,
                                  .slot = -1};
-        x->arrival[h].source = bytes;
+        x->arrival[h].source = io_slot_bytes(e->io, s->tail_slot[i]);
         x->arrival[h].seed = 0;
-        x->arrival[h].digest = bytes_digest(bytes, e->block_bytes, 0);
+        x->arrival[h].digest = s->tail_digest[i];
         atomic_store(&x->arrival[h].state, STATUS_OK);
         atomic_store(&x->published, e->kv_heads);
     }
@@ -312,6 +321,7 @@ static status open_sequence(worker_engine *e, uint32_t seq, const worker_request
                     .token = keep[0],
                     .pool_slot = keep[1],
                     .tail_slot = keep[2],
+                    .tail_digest = s->tail_digest,
                     .stage_slot = keep[3],
                     .last_pick = keep[4]};
     memset(s->last_pick, 0xff, (size_t)e->layers * e->kv_heads * e->max_select * sizeof(int32_t));
