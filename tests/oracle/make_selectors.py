@@ -11,7 +11,8 @@ moba    as many KV heads as query heads, blocks of 256 tokens, which are two mea
 Each folder holds config.json, model.safetensors and golden.json, logits.f32 as make_small_model.py
 writes them; a run also has "choice", the selector and budget as a user says them.
 logits_rounded.f32: the same runs with activations rounded to bf16 before every product with a
-weight, as a GPU's matrix units take them. Rounding turns a selection over here and there, which on random weights
+weight, as a GPU's matrix units take them; a run's "margin_rounded" is the least margin of its
+selections by query at each position, over layers and KV heads (null: nothing to confuse). Rounding turns a selection over here and there, which on random weights
 moves a logit by more than its standard deviation; such a backend is held against these.
 """
 import json
@@ -95,6 +96,12 @@ def write_checkpoint(folder, config, tensors):
         f.write('\n')
 
 
+def least_margins(rows):
+    """Of the runs' JSON: the closest selection by query at each position."""
+    each = [[head['margin'][0] for layer in row['selections'] for head in layer] for row in rows]
+    return [min((m for m in margins if m is not None), default=None) for margins in each]
+
+
 def run(model, tokens, sel):
     make_small_model.POSITIONS = POSITIONS
     return make_small_model.run(model, tokens, sel)
@@ -112,9 +119,11 @@ def main():
         for title, (selector, budget), sel in runs:
             result, values = run(model, tokens, sel)
             choice = dict(selector=selector, budget=budget, lookahead=sel.source)
-            all_runs.append({'name': title, 'choice': choice, **result})
+            result_rounded, values_rounded = run(model_rounded, tokens, sel)
+            all_runs.append({'name': title, 'choice': choice, **result,
+                             'margin_rounded': least_margins(result_rounded['rows'])})
             logits.append(values)
-            rounded.append(run(model_rounded, tokens, sel)[1])
+            rounded.append(values_rounded)
             print(name, title, 'nats a token', round(result['nll'] / (TOKENS - 1), 5), flush=True)
         np.array(logits).astype('<f4').tofile(os.path.join(folder, 'logits.f32'))
         np.array(rounded).astype('<f4').tofile(os.path.join(folder, 'logits_rounded.f32'))
