@@ -23,13 +23,11 @@ __device__ __forceinline__ unsigned long long rank_key(float value, uint32_t blo
     return (unsigned long long)bits << 32 | (UINT32_MAX - block);
 }
 
-/* All threads: add the storage blocks of selection block b that are complete, absent and not
- * listed. */
-__device__ void offer(const kern_candidates_args &a, const kern_selector &selector, uint64_t place,
-                      uint32_t b, int32_t next, candidate_list &list)
+/* All threads: add those of storage blocks first .. last that are complete, absent and not listed.
+ */
+__device__ void offer_storage(const kern_candidates_args &a, uint64_t place, uint32_t first,
+                              uint32_t last, int32_t next, candidate_list &list)
 {
-    const uint32_t first = b * selector.block / KERN_BLOCK;
-    const uint32_t last = (b * selector.block + selector.block - 1) / KERN_BLOCK;
     for (uint32_t s = first; s <= last; s++) {
         if ((uint64_t)(s + 1) * KERN_BLOCK > (uint64_t)next || s >= a.table.max_blocks) continue;
         if (a.table.entry_of[place * a.table.max_blocks + s] >= 0) continue;
@@ -41,6 +39,15 @@ __device__ void offer(const kern_candidates_args &a, const kern_selector &select
         list.count++;
         __syncthreads();
     }
+}
+
+/* The same for selection block b. */
+__device__ void offer(const kern_candidates_args &a, const kern_selector &selector, uint64_t place,
+                      uint32_t b, int32_t next, candidate_list &list)
+{
+    const uint32_t first = b * selector.block / KERN_BLOCK;
+    const uint32_t last = (b * selector.block + selector.block - 1) / KERN_BLOCK;
+    offer_storage(a, place, first, last, next, list);
 }
 
 __device__ unsigned long long take_best(unsigned long long *key, uint32_t count,
@@ -87,6 +94,9 @@ __global__ void __launch_bounds__(THREADS)
         forced++;
         if (a.forced) offer(a, selector, place, b, next, list);
     }
+    if (a.forced)
+        offer_storage(a, place, selector_near_first(&selector, next), (uint32_t)next / KERN_BLOCK,
+                      next, list);
     for (uint32_t b = threadIdx.x; b <= current; b += THREADS) {
         key[b] = 0;
         if (selector_forced(&selector, b, current)) continue;

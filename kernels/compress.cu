@@ -1,5 +1,6 @@
 /* kernels/compress.cu - key ring, u, and the window means that a row completes (InfLLM-V2's
- * windows; uc as NOSA, arXiv 2510.13602). Bound: launch.
+ * windows; uc as NOSA, arXiv 2510.13602; means of values for NSA's compressed branch, arXiv
+ * 2502.11089). Bound: launch.
  *
  * Two launches, so that all rows work at once: first the means, which read tokens of this launch
  * from its rows and older ones from the ring; then the rows enter the ring (the last KERN_KEY_RING
@@ -28,7 +29,12 @@ __global__ void __launch_bounds__(128) window_kernel(const __grid_constant__ ker
     if (index >= s.max_windows) return;
     const uint64_t place = (uint64_t)a.row_seq[r] * s.kv_heads + head;
     const float scale = 1.0f / (float)s.window;
-    for (uint32_t i = threadIdx.x; i <= d; i += 128) { /* i == d: the mean of u */
+    const uint32_t end = s.vc == nullptr ? d + 1 : 2 * d + 1;
+    for (uint32_t i = threadIdx.x; i < end; i += 128) { /* i == d: the mean of u; above: of v */
+        const bool value = i > d;
+        const uint32_t c = value ? i - d - 1 : i;
+        const float *rows = value ? a.v : a.k;
+        const uint16_t *ring = value ? s.value_ring : s.key_ring;
         float sum = 0.0f;
         for (uint32_t t = first; t <= pos; t++) {
             const int64_t row = row_of(a, r, t);
@@ -36,15 +42,16 @@ __global__ void __launch_bounds__(128) window_kernel(const __grid_constant__ ker
             if (i == d)
                 x = row >= 0 ? a.u[row * s.kv_heads + head] : s.u[place * s.max_tokens + t];
             else if (row >= 0)
-                x = float_bf16(a.k[row * a.row_stride + (uint64_t)head * d + i]);
+                x = float_bf16(rows[row * a.row_stride + (uint64_t)head * d + c]);
             else
-                x = s.key_ring[(place * KERN_KEY_RING + t % KERN_KEY_RING) * d + i];
+                x = ring[(place * KERN_KEY_RING + t % KERN_KEY_RING) * d + c];
             sum += bf16_float(x);
         }
         if (i == d)
             s.uc[place * s.max_windows + index] = float_bf16(sum * scale);
         else
-            s.kc[(place * s.max_windows + index) * d + i] = float_bf16(sum * scale);
+            (value ? s.vc : s.kc)[(place * s.max_windows + index) * d + c] =
+                float_bf16(sum * scale);
     }
 }
 
@@ -57,10 +64,12 @@ __global__ void __launch_bounds__(128) ring_kernel(const __grid_constant__ kern_
     if (threadIdx.x == 0) s.u[place * s.max_tokens + pos] = a.u[(uint64_t)r * s.kv_heads + head];
     const uint64_t later = (uint64_t)r + KERN_KEY_RING; /* a row that takes this one's place */
     if (later < a.rows && a.row_seq[later] == a.row_seq[r]) return;
-    uint16_t *to = s.key_ring + (place * KERN_KEY_RING + pos % KERN_KEY_RING) * d;
-    const float *k = a.k + (uint64_t)r * a.row_stride + (uint64_t)head * d;
-    for (uint32_t i = threadIdx.x; i < d; i += 128)
-        to[i] = float_bf16(k[i]);
+    const uint64_t to = (place * KERN_KEY_RING + pos % KERN_KEY_RING) * d;
+    const uint64_t from = (uint64_t)r * a.row_stride + (uint64_t)head * d;
+    for (uint32_t i = threadIdx.x; i < d; i += 128) {
+        s.key_ring[to + i] = float_bf16(a.k[from + i]);
+        if (s.vc != nullptr) s.value_ring[to + i] = float_bf16(a.v[from + i]);
+    }
 }
 
 } // namespace

@@ -1,13 +1,22 @@
 /* kernels/pool.cu - windows to selection blocks, then forcing (NOSA, arXiv 2510.13602: a block's
  * score is the most of the windows that share a token with it; MoBA, arXiv 2502.13189, has one mean
- * of a block's keys, so a raw score is the mean of its windows' scores). Bound: launch; one thread
- * a block. Floats are compared, or added in ascending order and divided once, so the bits are the
- * CPU's. */
+ * of a block's keys, so a raw score is the mean of its windows' scores; NSA, arXiv 2502.11089,
+ * equation 9, adds windows up, each as often as it has strides in the block). Bound: launch; one
+ * thread a block. Floats are compared, or added in ascending order and divided once, so the bits
+ * are the CPU's. */
 #include "kernels/cuda.cuh"
 #include "kernels/selector.h"
 
 namespace
 {
+
+/* Strides of window j in block b. */
+__device__ __forceinline__ float strides_shared(const kern_selector &s, uint32_t b, uint32_t j)
+{
+    const uint32_t first = b * s.block, from = j * s.stride;
+    const uint32_t tokens = min(from + s.window, first + s.block) - max(from, first);
+    return __fdiv_rn((float)tokens, (float)s.stride);
+}
 
 __global__ void __launch_bounds__(128)
     pool_kernel(const __grid_constant__ kern_pool_args a, uint32_t first_row)
@@ -34,11 +43,18 @@ __global__ void __launch_bounds__(128)
             const float u = bf16_float(uc[j]);
             if (scored && selector.raw)
                 sum = __fadd_rn(sum, scores[j]);
+            else if (scored && selector.near != 0)
+                sum = __fadd_rn(sum, __fmul_rn(strides_shared(selector, b, j), scores[j]));
             else if (scored && scores[j] > query)
                 query = scores[j];
             if (u > importance) importance = u;
         }
-        if (scored && selector.raw && hi > lo) query = __fdiv_rn(sum, (float)(hi - lo));
+        if (scored && hi > lo) {
+            if (selector.raw)
+                query = __fdiv_rn(sum, (float)(hi - lo));
+            else if (selector.near != 0)
+                query = sum;
+        }
     }
     a.query[list * a.max_select_blocks + b] = query;
     a.importance[list * a.max_select_blocks + b] = importance;

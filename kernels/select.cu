@@ -3,8 +3,9 @@
  * The rule is NOSA's (arXiv 2510.13602): forced blocks, then the best by query score until `query`
  * are chosen, then the best of the rest by importance until `total`; ties to the smaller block; a
  * row that sees no more than it may hold takes all. The search by chunks, as SSA's released kernel
- * makes it (arXiv 2511.20102), is three such choices over ranges of blocks. Floats are only
- * compared: the outcome is the CPU's.
+ * makes it (arXiv 2511.20102), is three such choices over ranges of blocks. NSA's sliding window
+ * (arXiv 2502.11089) adds its storage blocks to the list's first part, some with an empty mask.
+ * Floats are only compared: the outcome is the CPU's.
  *
  * Bound: latency. Top-k is a search for the k-th largest key, two bits a round below those that all
  * keys share: each thread counts its keys at or above three bounds, the counts meet by one barrier.
@@ -269,10 +270,12 @@ template <uint32_t THREADS> struct select_cta {
         __syncthreads();
 
         const uint32_t last = (uint32_t)pos / KERN_BLOCK;
+        const uint32_t near = selector_near_first(&selector, pos);
         mine = 0;
         for (uint32_t b = threadIdx.x; b <= last; b += THREADS) {
             bool settled;
-            mine += storage_mask(selector.block, parts, current, b, settled) != 0 && settled;
+            const uint32_t m = storage_mask(selector.block, parts, current, b, settled);
+            mine += (m != 0 && settled) || b >= near;
         }
         const uint32_t settled_count = cta_sum(s, turn, mine);
         int32_t *block = a.block + list * a.max_select;
@@ -283,11 +286,13 @@ template <uint32_t THREADS> struct select_cta {
             bool settled = false;
             const uint32_t m =
                 b <= last ? storage_mask(selector.block, parts, current, b, settled) : 0;
+            const bool nearby = b <= last && b >= near, listed = m != 0 || nearby;
+            settled |= nearby;
             uint32_t both;
-            const uint32_t before = cta_scan(s, turn, m == 0 ? 0 : settled ? 1 : 1 << 16, both);
+            const uint32_t before = cta_scan(s, turn, !listed ? 0 : settled ? 1 : 1 << 16, both);
             const uint32_t at =
                 settled ? settled_at + (before & 0xffff) : query_at + (before >> 16);
-            if (m != 0 && at < a.max_select) block[at] = (int32_t)b, mask[at] = (uint8_t)m;
+            if (listed && at < a.max_select) block[at] = (int32_t)b, mask[at] = (uint8_t)m;
             settled_at += both & 0xffff;
             query_at += both >> 16;
         }
