@@ -23,8 +23,16 @@
  * about 16 bits; sums are float32. Source: NOSA, arXiv 2510.13602 (bias u in the logit); online
  * softmax: Milakov and Gimelshein, arXiv 1805.02867.
  *
- * Not here: rows of a prompt, which share keys (prefill.cu), where the device has the products. */
+ * Branches (NSA, arXiv 2502.11089) are instances of the same kernel that differ in its tables only.
+ * BRANCH_NEAR: an entry's mask is what the window of the last tokens leaves of the block, and
+ * within a part tokens before the window count as those beyond pos do. BRANCH_COARSE: the list is
+ * the windows that the row sees, 64 an entry, which lie one after another in Kc and Vc instead of
+ * in slots; the last window takes the place of pos.
+ *
+ * Not here: a prompt's rows over their selection, which share keys (prefill.cu), where the device
+ * has the products. Rows of a prompt in the other branches come here one by one. */
 #include "kernels/prefill.cuh"
+#include "kernels/selector.h"
 
 namespace
 {
@@ -52,9 +60,10 @@ struct attend_unit {
     uint32_t item, group, groups; /* groups: of the whole item */
     uint32_t item_start;          /* place of the item's first group in the line */
     uint32_t entries;
-    int32_t pos;
+    int32_t pos; /* of the row; BRANCH_COARSE: the last window that it sees */
     bool bias;
-    const uint16_t *u;
+    int32_t from;         /* BRANCH_NEAR: the first token of the window */
+    const uint16_t *kept; /* u of the row's sequence and head; BRANCH_COARSE: their Kc */
 };
 
 template <int D> struct attend_shared {
@@ -149,7 +158,7 @@ __device__ __forceinline__ bool arrive_last(attend_shared<D> &s, uint32_t *count
     return s.last;
 }
 
-template <int D> struct attend_cta {
+template <int D, kern_branch BRANCH> struct attend_cta {
     const attend_params &p;
     attend_shared<D> &s;
     const uint32_t warp, lane;
@@ -191,8 +200,14 @@ template <int D> struct attend_cta {
                s.block[e] * KERN_BLOCK + (int)warp * ROWS <= s.unit[e / KERN_GROUP_ENTRIES].pos;
     }
 
-    /* Start copying entry e into a stage. Rows beyond pos arrive as zeros: what stands in the pool
-     * there may be anything, even NaN, and 0 * NaN would show. */
+    /* Whether token t, or window t of BRANCH_COARSE, has a weight. */
+    __device__ __forceinline__ static bool counts(const attend_unit &unit, int32_t t)
+    {
+        return t <= unit.pos && (BRANCH != BRANCH_NEAR || t >= unit.from);
+    }
+
+    /* Start copying entry e into a stage. Rows that do not count arrive as zeros: what stands in
+     * the pool there may be anything, even NaN, and 0 * NaN would show. */
     __device__ void issue(uint32_t e, uint32_t stage)
     {
         constexpr int CHUNKS = D / 8;
@@ -200,24 +215,29 @@ template <int D> struct attend_cta {
         const int token = s.block[e] * KERN_BLOCK + (int)warp * ROWS;
         const uint8_t *k = p.a.pool + (uint64_t)s.slot[e] * p.a.block_bytes + warp * ROWS * D * 2;
         const uint8_t *v = k + KERN_BLOCK * D * 2;
+        if constexpr (BRANCH == BRANCH_COARSE) {
+            const uint16_t *means = unit.kept + (uint64_t)token * D;
+            k = (const uint8_t *)means;
+            v = (const uint8_t *)(p.a.summary.vc + (means - p.a.summary.kc));
+        }
 #pragma unroll
         for (int i = 0; i < ROWS * CHUNKS / 32; i++) {
             const uint32_t c = i * 32 + lane, r = c / CHUNKS, chunk = c % CHUNKS;
-            const uint32_t bytes = token + (int)r <= unit.pos ? 16 : 0;
+            const uint32_t bytes = counts(unit, token + (int)r) ? 16 : 0;
             const uint32_t to = (chunk ^ (r & 7)) * 8;
-            copy_async16_or_zero(shared_address(&s.stage[warp][stage][0][r][to]), k + c * 16,
-                                 bytes);
-            copy_async16_or_zero(shared_address(&s.stage[warp][stage][1][r][to]), v + c * 16,
-                                 bytes);
+            /* means end where Kc and Vc do, a slot's rows are all there */
+            const uint32_t at = BRANCH != BRANCH_COARSE || bytes != 0 ? c * 16 : 0;
+            copy_async16_or_zero(shared_address(&s.stage[warp][stage][0][r][to]), k + at, bytes);
+            copy_async16_or_zero(shared_address(&s.stage[warp][stage][1][r][to]), v + at, bytes);
         }
-        if (!unit.bias) return;
+        if (BRANCH == BRANCH_COARSE || !unit.bias) return;
         if (u_aligned) {
             if (lane < 2)
                 copy_async16(shared_address(&s.u[warp][stage][lane * 8]),
-                             unit.u + token + lane * 8);
+                             unit.kept + token + lane * 8);
         } else if (lane < ROWS) {
             const uint32_t t = token + lane;
-            s.u[warp][stage][lane] = t < p.a.summary.max_tokens ? unit.u[t] : 0;
+            s.u[warp][stage][lane] = t < p.a.summary.max_tokens ? unit.kept[t] : 0;
         }
     }
 
@@ -259,10 +279,11 @@ template <int D> struct attend_cta {
             for (int i = 0; i < 4; i++) {
                 const int t = n * 8 + (i & 1);
                 const float add =
-                    unit.bias ? bf16_float(s.u[warp][stage][2 * (lane % 4) + t]) * CUDA_LOG2E
-                              : 0.0f;
+                    BRANCH != BRANCH_COARSE && unit.bias
+                        ? bf16_float(s.u[warp][stage][2 * (lane % 4) + t]) * CUDA_LOG2E
+                        : 0.0f;
                 const float x = fmaf(logit[n][i], p.scale, add);
-                logit[n][i] = token + t <= unit.pos ? x : -INFINITY;
+                logit[n][i] = counts(unit, token + t) ? x : -INFINITY;
                 top[i >> 1] = fmaxf(top[i >> 1], logit[n][i]);
             }
         }
@@ -424,15 +445,46 @@ struct attend_line {
         before; /* items that this thread counts, and groups before them */
 };
 
+/* BRANCH_COARSE: windows that a row sees. */
+__device__ __forceinline__ uint32_t windows_of(const attend_params &p, uint64_t row)
+{
+    const kern_summary &s = p.a.summary;
+    return min(selector_windows_at(s.window, s.stride, p.a.row_pos[row]), s.max_windows);
+}
+
+/* Entries of a list, or `least` if they are fewer. */
+template <kern_branch BRANCH>
+__device__ __forceinline__ uint32_t entries_of(const attend_params &p, uint64_t list, int32_t least)
+{
+    if constexpr (BRANCH == BRANCH_COARSE) {
+        const uint32_t windows = windows_of(p, list / p.kv_heads);
+        return max((windows + KERN_BLOCK - 1) / KERN_BLOCK, (uint32_t)least);
+    }
+    return (uint32_t)max(p.a.count[list], least);
+}
+
+template <kern_branch BRANCH>
 __device__ __forceinline__ uint32_t groups_of(const attend_params &p, uint32_t item)
 {
     const uint64_t list = (uint64_t)p.first_row * p.kv_heads + item / p.tiles;
-    const uint32_t count =
-        (uint32_t)max(p.a.count[list], 1); /* an empty list still has an output */
+    const uint32_t count = entries_of<BRANCH>(p, list, 1); /* an empty one has an output too */
     return (count + KERN_GROUP_ENTRIES - 1) / KERN_GROUP_ENTRIES;
 }
 
-template <int D> __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
+/* Parts of 16 tokens of a block that tokens from .. pos touch. */
+__device__ __forceinline__ uint8_t near_parts(int32_t block, int32_t from, int32_t pos)
+{
+    uint32_t mask = 0;
+#pragma unroll
+    for (int i = 0; i < KERN_BLOCK / ROWS; i++) {
+        const int32_t first = block * KERN_BLOCK + i * ROWS;
+        if (from <= pos && first <= pos && first + ROWS > from) mask |= 1u << i;
+    }
+    return (uint8_t)mask;
+}
+
+template <int D, kern_branch BRANCH>
+__device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
 {
     attend_line line;
     const uint32_t each = (p.items + THREADS - 1) / THREADS, lane = threadIdx.x % 32;
@@ -440,7 +492,7 @@ template <int D> __device__ attend_line measure_line(const attend_params &p, att
     line.item_last = min(line.item_first + each, p.items);
     uint32_t mine = 0;
     for (uint32_t i = line.item_first; i < line.item_last; i++)
-        mine += groups_of(p, i);
+        mine += groups_of<BRANCH>(p, i);
     uint32_t up = mine;
 #pragma unroll
     for (int i = 1; i < 32; i <<= 1) {
@@ -478,14 +530,62 @@ __device__ __forceinline__ uint32_t owner_of(const attend_line &line, uint32_t f
     return gridDim.x + first - line.dynamic;
 }
 
+/* BRANCH_NEAR: the first token of a row's window; beyond pos without one. */
+__device__ __forceinline__ int32_t near_from(const attend_params &p, uint64_t row)
+{
+    const int64_t near = p.a.selectors[p.a.row_selector[row]].near;
+    const int64_t from = (int64_t)p.a.row_pos[row] + 1 - near;
+    return from > 0 ? (int32_t)from : 0;
+}
+
+/* Entry `index` of a list, or nothing beyond its end, into place e of the tables. */
+template <int D, kern_branch BRANCH>
+__device__ __forceinline__ void load_entry(const attend_params &p, attend_shared<D> &s, uint32_t e,
+                                           uint64_t list, uint32_t index, bool there)
+{
+    if constexpr (BRANCH == BRANCH_COARSE) {
+        s.block[e] = s.slot[e] = there ? (int32_t)index : -1;
+        s.mask[e] = there ? 15 : 0;
+        return;
+    }
+    const uint64_t from = list * p.a.max_select + index;
+    const int32_t block = there ? p.a.block[from] : -1;
+    s.block[e] = block;
+    s.slot[e] = there ? p.a.slot[from] : -1;
+    if constexpr (BRANCH == BRANCH_NEAR) {
+        const uint64_t row = list / p.kv_heads;
+        s.mask[e] = near_parts(block, near_from(p, row), p.a.row_pos[row]);
+    } else {
+        s.mask[e] = there ? p.a.mask[from] : 0;
+    }
+}
+
+/* What the groups of a list have in common. */
+template <int D, kern_branch BRANCH>
+__device__ __forceinline__ void load_row(const attend_params &p, attend_unit &unit, uint64_t list)
+{
+    const uint64_t row = list / p.kv_heads;
+    const uint64_t place = (uint64_t)p.a.row_seq[row] * p.kv_heads + list % p.kv_heads;
+    if constexpr (BRANCH == BRANCH_COARSE) {
+        unit.pos = (int32_t)windows_of(p, row) - 1;
+        unit.bias = false;
+        unit.kept = p.a.summary.kc + place * p.a.summary.max_windows * D;
+        return;
+    }
+    unit.pos = p.a.row_pos[row];
+    unit.bias = p.a.selectors[p.a.row_selector[row]].bias;
+    if constexpr (BRANCH == BRANCH_NEAR) unit.from = near_from(p, row);
+    unit.kept = p.a.summary.u + place * p.a.summary.max_tokens;
+}
+
 /* Units [base, base + units) of the line and their entries into shared memory. */
-template <int D>
+template <int D, kern_branch BRANCH>
 __device__ void load_units(const attend_params &p, attend_shared<D> &s, const attend_line &line,
                            uint32_t base, uint32_t units)
 {
     uint32_t at = line.before;
     for (uint32_t i = line.item_first; i < line.item_last && at < base + units; i++) {
-        const uint32_t groups = groups_of(p, i), from = max(at, base);
+        const uint32_t groups = groups_of<BRANCH>(p, i), from = max(at, base);
         for (uint32_t g = from; g < min(at + groups, base + units); g++) {
             attend_unit &unit = s.unit[g - base];
             unit.item = i;
@@ -500,19 +600,11 @@ __device__ void load_units(const attend_params &p, attend_shared<D> &s, const at
         attend_unit &unit = s.unit[e / KERN_GROUP_ENTRIES];
         const uint64_t list = (uint64_t)p.first_row * p.kv_heads + unit.item / p.tiles;
         const uint32_t first = unit.group * KERN_GROUP_ENTRIES, i = e % KERN_GROUP_ENTRIES;
-        const uint32_t count = (uint32_t)max(p.a.count[list], 0);
-        const uint64_t from = list * p.a.max_select + first + i;
-        const bool there = first + i < count;
-        s.block[e] = there ? p.a.block[from] : -1;
-        s.slot[e] = there ? p.a.slot[from] : -1;
-        s.mask[e] = there ? p.a.mask[from] : 0;
+        const uint32_t count = entries_of<BRANCH>(p, list, 0);
+        load_entry<D, BRANCH>(p, s, e, list, first + i, first + i < count);
         if (i > 0) continue;
-        const uint64_t row = list / p.kv_heads;
         unit.entries = min(count - min(first, count), (uint32_t)KERN_GROUP_ENTRIES);
-        unit.pos = p.a.row_pos[row];
-        unit.bias = p.a.selectors[p.a.row_selector[row]].bias;
-        unit.u = p.a.summary.u + ((uint64_t)p.a.row_seq[row] * p.kv_heads + list % p.kv_heads) *
-                                     p.a.summary.max_tokens;
+        load_row<D, BRANCH>(p, unit, list);
     }
     __syncthreads();
 }
@@ -551,13 +643,13 @@ __device__ bool next_stretch(const attend_params &p, attend_shared<D> &s, attend
     return true;
 }
 
-template <int D>
+template <int D, kern_branch BRANCH>
 __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constant__ attend_params p)
 {
     extern __shared__ __align__(128) uint8_t shared_bytes[];
     attend_shared<D> &s = *reinterpret_cast<attend_shared<D> *>(shared_bytes);
-    attend_cta<D> cta(p, s);
-    attend_line line = measure_line<D>(p, s);
+    attend_cta<D, BRANCH> cta(p, s);
+    attend_line line = measure_line<D, BRANCH>(p, s);
     row_state<D> state, group;
     state_clear(state);
     cta.clear();
@@ -565,7 +657,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
     for (uint32_t base = line.begin;; base += UNITS) {
         if (base >= line.end && !next_stretch<D>(p, s, line, base)) break;
         const uint32_t units = min(line.end - base, UNITS);
-        load_units<D>(p, s, line, base, units);
+        load_units<D, BRANCH>(p, s, line, base, units);
         uint32_t ahead = 0, issued = 0, done = 0;
         while (ahead < units * KERN_GROUP_ENTRIES &&
                s.unit[ahead / KERN_GROUP_ENTRIES].entries == 0)
@@ -627,7 +719,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
 /* ---- launcher -------------------------------------------------------------------------------- */
 
 /* Rows are cut into launches whose items, partials and counters fit. */
-template <int D> status attend_rows(cuda_stream *stream, attend_params &p)
+template <int D, kern_branch BRANCH> status attend_rows(cuda_stream *stream, attend_params &p)
 {
     const uint64_t items_row = (uint64_t)p.kv_heads * p.tiles;
     const uint64_t partial_bytes = ROWS * (D + 2) * sizeof(float);
@@ -639,8 +731,8 @@ template <int D> status attend_rows(cuda_stream *stream, attend_params &p)
     if (wave == 0) return FAIL(UNSUPPORTED, "attend: max_select %u is too large", p.a.max_select);
     p.partial = reinterpret_cast<float *>(stream->workspace);
     p.arrived = stream->counters;
-    TRY_CUDA(cudaFuncSetAttribute(attend_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)bytes));
+    TRY_CUDA(cudaFuncSetAttribute((attend_kernel<D, BRANCH>),
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     for (uint64_t row = 0; row < p.a.rows; row += wave) {
         const uint64_t rows = p.a.rows - row < wave ? p.a.rows - row : wave;
         const uint64_t groups = cuda_blocks(p.a.max_select, KERN_GROUP_ENTRIES);
@@ -648,10 +740,17 @@ template <int D> status attend_rows(cuda_stream *stream, attend_params &p)
         p.items = (uint32_t)(rows * items_row);
         const uint64_t most = p.items * groups;
         const uint32_t grid = (uint32_t)(most < ctas ? most : ctas);
-        attend_kernel<D><<<grid, THREADS, bytes, stream->handle>>>(p);
+        attend_kernel<D, BRANCH><<<grid, THREADS, bytes, stream->handle>>>(p);
         TRY(cuda_launched("attend"));
     }
     return STATUS_OK;
+}
+
+template <int D> status attend_branch(cuda_stream *stream, attend_params &p)
+{
+    if (p.a.branch == BRANCH_NEAR) return attend_rows<D, BRANCH_NEAR>(stream, p);
+    if (p.a.branch == BRANCH_COARSE) return attend_rows<D, BRANCH_COARSE>(stream, p);
+    return attend_rows<D, BRANCH_SELECTED>(stream, p);
 }
 
 } // namespace
@@ -660,7 +759,7 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
     const uint32_t d = args->summary.head_dim;
-    if (args->prefill &&
+    if (args->prefill && args->branch == BRANCH_SELECTED &&
         cuda_prefill_can(cuda_stream_of(stream), args->heads / args->summary.kv_heads, d))
         return cuda_prefill_attend(cuda_stream_of(stream), args);
     attend_params p = {};
@@ -668,9 +767,12 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
     p.kv_heads = args->summary.kv_heads;
     p.group_heads = args->heads / p.kv_heads;
     p.tiles = cuda_blocks(p.group_heads, ROWS);
-    p.supers = cuda_blocks(cuda_blocks(args->max_select, KERN_GROUP_ENTRIES), SUPER_GROUPS);
+    if (args->branch == BRANCH_COARSE) /* an empty list has a group too */
+        p.a.max_select =
+            args->summary.max_windows == 0 ? 1 : cuda_blocks(args->summary.max_windows, KERN_BLOCK);
+    p.supers = cuda_blocks(cuda_blocks(p.a.max_select, KERN_GROUP_ENTRIES), SUPER_GROUPS);
     p.scale = CUDA_LOG2E / sqrtf((float)d);
-    if (d == 64) return attend_rows<64>(cuda_stream_of(stream), p);
-    if (d == 128) return attend_rows<128>(cuda_stream_of(stream), p);
+    if (d == 64) return attend_branch<64>(cuda_stream_of(stream), p);
+    if (d == 128) return attend_branch<128>(cuda_stream_of(stream), p);
     return FAIL(UNSUPPORTED, "attend on CUDA has heads of 64 or 128, not %u", d);
 }

@@ -64,11 +64,7 @@ static status check_selector(const char *op, const kern_selector *s)
 status kern_selector_check(const kern_backend *backend, const kern_selector *selector)
 {
     CHECK(backend != NULL && selector != NULL);
-    TRY(check_selector("selector", selector));
-    if (backend->host_memory) return STATUS_OK;
-    if (selector->near != 0)
-        return FAIL(UNSUPPORTED, "three gated branches (nsa) exist on the CPU backends only");
-    return STATUS_OK;
+    return check_selector("selector", selector);
 }
 
 static status check_selectors(const kern_backend *b, const char *op, const int32_t *row_selector,
@@ -158,8 +154,6 @@ status kern_validate_compress(const kern_backend *b, const kern_compress_args *a
     REQUIRE(a->row_stride >= (uint64_t)s->kv_heads * s->head_dim, "compress: rows overlap");
     REQUIRE(s->vc == NULL || (s->value_ring != NULL && a->v != NULL),
             "compress: means of values that are not given");
-    if (s->vc != NULL && !b->host_memory)
-        return FAIL(UNSUPPORTED, "means of values (nsa) exist on the CPU backends only");
     return check_rows(b, s, a->row_seq, a->row_pos, a->rows);
 }
 
@@ -330,12 +324,10 @@ status kern_validate_install(const kern_backend *b, const kern_install_args *a)
     return check_exchange(b, "install", a->exchange, &a->table, a->block_bytes);
 }
 
-static status check_branch(const kern_backend *b, const kern_attend_args *a)
+static status check_branch(const kern_attend_args *a)
 {
     REQUIRE(a->branch == BRANCH_NEAR || a->branch == BRANCH_COARSE, "attend: branch %d",
             (int)a->branch);
-    if (!b->host_memory)
-        return FAIL(UNSUPPORTED, "three gated branches (nsa) exist on the CPU backends only");
     if (a->branch == BRANCH_NEAR) return STATUS_OK;
     TRY(check_summary("attend", &a->summary));
     REQUIRE(a->summary.vc != NULL, "attend: a summary without means of values");
@@ -352,7 +344,7 @@ status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
     TRY(check_rows(b, s, a->row_seq, a->row_pos, a->rows));
     TRY(check_range(b, "selector", a->row_selector, a->rows, KERN_SELECTORS_MAX));
     if (a->prefill) TRY(check_prefill(b, "attend", a->row_seq, a->row_pos, a->rows));
-    if (a->branch != BRANCH_SELECTED) TRY(check_branch(b, a));
+    if (a->branch != BRANCH_SELECTED) TRY(check_branch(a));
     if (!b->host_memory || a->branch == BRANCH_COARSE) return STATUS_OK;
     for (uint64_t i = 0; i < (uint64_t)a->rows * s->kv_heads; i++)
         REQUIRE(a->count[i] >= 0 && (uint32_t)a->count[i] <= a->max_select,
