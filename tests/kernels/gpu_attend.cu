@@ -14,6 +14,23 @@ struct attend_lists {
     mirror<uint8_t> mask, pool;
 };
 
+/* The first token of a row's sliding window; 0 without one. */
+int32_t near_from(const scene &s, size_t row)
+{
+    const uint32_t near = s.selectors.host[(size_t)s.row_selector.host[row]].near;
+    return near == 0 ? 0 : std::max(s.row_pos.host[row] + 1 - (int32_t)near, 0);
+}
+
+/* Two windows of different lengths, which rows have by turns. */
+void near_selectors(scene &s, uint32_t near)
+{
+    s.selectors.host[0] = nsa_selector(16, 16, near);
+    s.selectors.host[1] = nsa_selector(16, 16, near / 7 + 1);
+    for (uint32_t i = 0; i < s.rows; i++)
+        s.row_selector.host[i] = (int32_t)(i & 1);
+    s.selectors.up(), s.row_selector.up();
+}
+
 void make_lists(attend_lists &l, scene &s, random_source &r, uint32_t max_select, bool parts)
 {
     const size_t lists = (size_t)s.rows * s.kv_heads;
@@ -40,7 +57,7 @@ void make_lists(attend_lists &l, scene &s, random_source &r, uint32_t max_select
         for (uint32_t e = 0; e < max_select; e++) {
             l.block.host[i * max_select + e] = e < count ? all[e] : -1;
             l.slot.host[i * max_select + e] = e < count ? order[i * max_select + e] : -1;
-            const uint8_t some = (uint8_t)(1 + r.below(15));
+            const uint8_t some = (uint8_t)r.below(16); /* with NSA some parts are empty */
             l.mask.host[i * max_select + e] = (uint8_t)(e >= count ? 0 : parts ? some : 15);
         }
     }
@@ -49,15 +66,19 @@ void make_lists(attend_lists &l, scene &s, random_source &r, uint32_t max_select
     uint16_t *values = (uint16_t *)l.pool.host.data();
     for (size_t i = 0; i < l.pool.host.size() / 2; i++)
         values[i] = kern_f32_to_bf16(r.normal());
-    for (size_t i = 0; i < lists;
-         i++) { /* NaN where nobody may look: beyond pos in the last block */
+    for (size_t i = 0; i < lists; i++) { /* NaN where nobody may look: beyond pos in the last block,
+                                          * before the window of the branch that has one */
         const int32_t pos = s.row_pos.host[i / s.kv_heads];
+        const int32_t from = near_from(s, i / s.kv_heads);
         for (int32_t e = 0; e < l.count.host[i]; e++) {
             const size_t at = i * max_select + (size_t)e;
             uint16_t *k = values + (size_t)l.slot.host[at] * block_bytes / 2;
-            for (int32_t t = pos - l.block.host[at] * KERN_BLOCK + 1; t < KERN_BLOCK; t++)
+            for (int32_t t = 0; t < KERN_BLOCK; t++) {
+                const int32_t token = l.block.host[at] * KERN_BLOCK + t;
+                if (token >= from && token <= pos) continue;
                 for (uint32_t d = 0; d < s.dim; d++)
                     k[(size_t)t * s.dim + d] = k[(size_t)(KERN_BLOCK + t) * s.dim + d] = 0x7fc1;
+            }
         }
     }
     l.block.up(), l.slot.up(), l.count.up(), l.mask.up(), l.pool.up();
@@ -97,18 +118,23 @@ kern_attend_args attend_rows(kern_attend_args a, uint32_t first, uint32_t count)
     return a;
 }
 
+/* near: BRANCH_NEAR, with windows of so many tokens; 0: BRANCH_SELECTED. */
 void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
-                 uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts)
+                 uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts,
+                 uint32_t near = 0)
 {
     scene s;
     attend_lists l;
     make_scene(s, r, rows, heads, kv_heads, dim, tokens);
+    if (near != 0) near_selectors(s, near);
     make_lists(l, s, r, max_select, parts);
     mirror<float> out((size_t)rows * heads * dim), ref(out.host.size()), again(out.host.size());
     out.poison();
-    const kern_attend_args gpu = attend_args(s, l, out.device, true);
+    kern_attend_args gpu = attend_args(s, l, out.device, true);
+    gpu.branch = near != 0 ? BRANCH_NEAR : BRANCH_SELECTED;
     expect_ok(kern_attend(b.gpu, &gpu), name);
     kern_attend_args host = attend_args(s, l, ref.host.data(), false);
+    host.branch = gpu.branch;
     expect_ok(kern_attend(b.ref, &host), name);
     b.sync();
     const std::vector<float> first = out.down();
@@ -172,7 +198,7 @@ void prefill_lists(attend_lists &l, scene &s, random_source &r, uint32_t max_sel
         std::sort(all.begin(), all.end() - late), std::sort(all.end() - late, all.end());
         l.count.host[i] = (int32_t)count;
         for (uint32_t e = 0; e < max_select; e++) {
-            const uint8_t some = (uint8_t)(1 + r.below(15));
+            const uint8_t some = (uint8_t)r.below(16);
             l.block.host[i * max_select + e] = e < count ? all[e] : -1;
             l.slot.host[i * max_select + e] =
                 e < count ? (int32_t)(((uint32_t)all[e] * 5 + 1) % blocks + head * blocks) : -1;
@@ -191,26 +217,118 @@ void prefill_lists(attend_lists &l, scene &s, random_source &r, uint32_t max_sel
     l.block.up(), l.slot.up(), l.count.up(), l.mask.up(), l.pool.up();
 }
 
+/* ---- attend: NSA's other branches ------------------------------------------------------------ */
+
+/* NaN where nobody may look: means of windows that no row of the sequence sees. */
+void hide_means(scene &s)
+{
+    std::vector<uint32_t> seen(s.seqs, 0);
+    for (uint32_t i = 0; i < s.rows; i++) {
+        uint32_t &most = seen[(size_t)s.row_seq.host[i]];
+        most = std::max(most, selector_windows_at(s.window, s.stride, s.row_pos.host[i]));
+    }
+    for (size_t w = 0; w < (size_t)s.seqs * s.kv_heads * s.windows; w++) {
+        if (w % s.windows < seen[w / s.windows / s.kv_heads]) continue;
+        std::fill_n(&s.kc.host[w * s.dim], s.dim, (uint16_t)0x7fc1);
+        std::fill_n(&s.vc.host[w * s.dim], s.dim, (uint16_t)0x7fc1);
+    }
+    s.kc.up(), s.vc.up();
+}
+
+/* There are no lists: nobody reads one. */
+kern_attend_args coarse_args(scene &s, attend_lists &none, float *out, bool gpu)
+{
+    none.max_select = 1;
+    kern_attend_args a = attend_args(s, none, out, gpu);
+    a.block = a.slot = a.count = nullptr;
+    a.mask = a.pool = nullptr;
+    a.branch = BRANCH_COARSE;
+    return a;
+}
+
+/* Rows anew, `size` of them first, then size + step, ...: with the bits that they had together. */
+void coarse_again(gpu_bench &b, kern_attend_args gpu, const char *text, uint32_t size,
+                  uint32_t step, const std::vector<float> &want)
+{
+    mirror<float> again(want.size());
+    again.poison();
+    for (uint32_t row = 0; row < gpu.rows; row += size, size += step) {
+        kern_attend_args some = gpu;
+        some.q += row * some.row_stride;
+        some.row_seq += row, some.row_pos += row, some.row_selector += row;
+        some.out = again.device + (size_t)row * some.heads * some.summary.head_dim;
+        some.rows = std::min(size, gpu.rows - row);
+        expect_ok(kern_attend(b.gpu, &some), text);
+    }
+    b.sync();
+    check_same(text, again.down(), want);
+}
+
+/* Means of windows: of row 0 all, of row 1 none, of row 2 one. `prompt`: rows at consecutive
+ * positions of one sequence instead, as prefill. */
+void coarse_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
+                 uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t window, uint32_t stride,
+                 bool prompt = false)
+{
+    scene s;
+    attend_lists none;
+    s.window = window, s.stride = stride, s.values = true;
+    make_scene(s, r, rows, heads, kv_heads, dim, tokens);
+    if (!prompt) s.row_pos.host[1] = (int32_t)window - 2, s.row_pos.host[2] = (int32_t)window - 1;
+    for (uint32_t i = 0; prompt && i < rows; i++)
+        s.row_seq.host[i] = 1, s.row_pos.host[i] = (int32_t)(tokens - rows + i);
+    s.row_seq.up(), s.row_pos.up();
+    hide_means(s);
+    mirror<float> out((size_t)rows * heads * dim), ref(out.host.size());
+    out.poison();
+    kern_attend_args gpu = coarse_args(s, none, out.device, true);
+    gpu.prefill = prompt;
+    expect_ok(kern_attend(b.gpu, &gpu), name);
+    const kern_attend_args host = coarse_args(s, none, ref.host.data(), false);
+    expect_ok(kern_attend(b.ref, &host), name);
+    b.sync();
+    const std::vector<float> first = out.down();
+    char text[160];
+    snprintf(text, sizeof text, "attend means %s against ref", name);
+    check_close(text, first, ref.host, 2e-5);
+    if (!prompt) {
+        const size_t each = (size_t)heads * dim;
+        bool zero = true;
+        for (size_t i = each; i < 2 * each; i++)
+            zero &= first[i] == 0.0f;
+        check_that(zero, "attend means %s: a row without a window gets 0", name);
+    }
+    snprintf(text, sizeof text, "attend means %s: %s do not show in the bits", name,
+             prompt ? "chunks" : "other rows");
+    coarse_again(b, gpu, text, 1, prompt ? 1 : 0, first);
+}
+
 /* tokens / 64 has no common divisor with 5, so that blocks have slots of their own. */
 void prefill_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
-                  uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts)
+                  uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts,
+                  uint32_t near = 0)
 {
     scene s;
     attend_lists l;
     make_scene(s, r, rows, heads, kv_heads, dim, tokens);
+    for (kern_selector &one : s.selectors.host)
+        if (near != 0) one = nsa_selector(16, 16, near);
+    s.selectors.up();
     prefill_lists(l, s, r, max_select, parts);
     mirror<float> out((size_t)rows * heads * dim), ref(out.host.size()), again(out.host.size());
     out.poison();
     kern_attend_args gpu = attend_args(s, l, out.device, true);
     gpu.prefill = true;
+    gpu.branch = near != 0 ? BRANCH_NEAR : BRANCH_SELECTED;
     expect_ok(kern_attend(b.gpu, &gpu), name);
     kern_attend_args host = attend_args(s, l, ref.host.data(), false);
+    host.branch = gpu.branch;
     expect_ok(kern_attend(b.ref, &host), name);
     b.sync();
     const std::vector<float> first = out.down();
     char text[160];
     snprintf(text, sizeof text, "prefill %s against ref", name);
-    check_close(text, first, ref.host, 4e-3);
+    check_close(text, first, ref.host, near != 0 ? 2e-5 : 4e-3);
     again.poison(); /* chunks of 1, 2, 3, ... rows: other tiles, other neighbours */
     kern_attend_args alone = gpu;
     alone.out = again.device;
@@ -442,6 +560,27 @@ void score_two_pass(gpu_bench &b, random_source &r)
 
 } // namespace
 
+/* NSA: the sliding window, the means, and scores of windows that overlap. */
+static void check_branches(gpu_bench &b, random_source &r, bool small)
+{
+    attend_case(b, r, "near, D 64 G 2", 5, 4, 2, 64, small ? 900 : 6001, small ? 9 : 40, true, 300);
+    attend_case(b, r, "near, D 128 G 16", 5, 32, 2, 128, small ? 900 : 9000, small ? 9 : 64, true,
+                512);
+    prefill_case(b, r, "near, D 64 G 2", 21, 4, 2, 64, small ? 1000 : 6001, 9, true, 200);
+    coarse_case(b, r, "D 64 G 2, 16 by 16", 5, 4, 2, 64, small ? 1500 : 16384, 16, 16);
+    coarse_case(b, r, "D 128 G 16, 32 by 16", 5, 32, 2, 128, small ? 1500 : 16384, 32, 16);
+    coarse_case(b, r, "D 64 G 2, a prompt", 21, 4, 2, 64, small ? 700 : 5001, 16, 16, true);
+    score_case(b, r, "NSA, D 64 G 2", 3, 4, 2, 64, 4000, nsa_overlap_selector(8, 512));
+    if (small) return;
+    attend_case(b, r, "near, short rows", 6, 4, 4, 128, 70, 2, true, 50);
+    attend_case(b, r, "near, all there, D 64 G 24", 3, 24, 1, 64, 5000, 79, true, 4000);
+    attend_case(b, r, "near, longer than the row", 3, 8, 8, 128, 3000, 47, true, 1 << 24);
+    coarse_case(b, r, "D 128 G 1, 128K", 3, 8, 8, 128, 131072, 32, 16);
+    coarse_case(b, r, "D 64 G 24, a window a token", 3, 24, 1, 64, 20000, 2, 1);
+    coarse_case(b, r, "D 128 G 16, 60,000 windows", 3, 32, 2, 128, 960000, 16, 16);
+    coarse_case(b, r, "D 128 G 5, odd windows", 5, 10, 2, 128, 12345, 100, 7);
+}
+
 void check_attention(gpu_bench &b, random_source &r, bool small)
 {
     attend_case(b, r, "D 128 G 16 sparse", 5, 32, 2, 128, small ? 1500 : 9000, small ? 20 : 64,
@@ -456,6 +595,8 @@ void check_attention(gpu_bench &b, random_source &r, bool small)
                   moba_selector(256, 3));
     score_case(b, r, "raw, D 64 G 1", 3, 4, 4, 64, 9000, moba_selector(256, 3));
     score_mixed(b, r, small ? 5000 : 100000);
+    attend_case(b, r, "D 64 G 1", 5, 4, 4, 64, small ? 1000 : 9000, small ? 9 : 40, true);
+    check_branches(b, r, small);
     if (small) {
         score_case(b, r, "D 128 G 16", 2, 16, 1, 128, 18000);
         score_case(b, r, "D 64 G 4", 3, 8, 2, 64, 4000);
@@ -483,9 +624,52 @@ void check_attention(gpu_bench &b, random_source &r, bool small)
     score_two_pass(b, r);
 }
 
+/* Means beyond 2^31 elements of Kc and Vc: sequence 1 of two so far apart. */
+static void check_far_means(gpu_bench &b, random_source &r)
+{
+    scene s;
+    attend_lists none;
+    s.values = true;
+    make_scene(s, r, 3, 32, 2, 128, 3000);
+    const uint64_t each = (uint64_t)s.kv_heads * KERN_WINDOWS_MAX * s.dim;
+    const uint32_t far = (uint32_t)((1ull << 31) / each) + 1;
+    size_t available = 0, total = 0;
+    CUDA(cudaMemGetInfo(&available, &total));
+    if (available < 4 * (far + 1) * each + (1ull << 30)) {
+        printf("skip    attend means past 2^31 elements: too little device memory\n");
+        return;
+    }
+    std::fill(s.row_seq.host.begin(), s.row_seq.host.end(), 1);
+    s.row_seq.up();
+    mirror<float> near_out((size_t)3 * 32 * 128), far_out(near_out.host.size());
+    kern_attend_args a = coarse_args(s, none, near_out.device, true);
+    expect_ok(kern_attend(b.gpu, &a), "attend");
+    uint16_t *means[2] = {};
+    const uint16_t *from[2] = {s.kc.device, s.vc.device};
+    for (int i = 0; i < 2; i++) {
+        CUDA(cudaMalloc((void **)&means[i], (far + 1) * each * 2));
+        for (uint64_t h = 0; h < s.kv_heads; h++)
+            CUDA(cudaMemcpy(means[i] + far * each + h * KERN_WINDOWS_MAX * s.dim,
+                            from[i] + (s.kv_heads + h) * s.windows * s.dim,
+                            (size_t)s.windows * s.dim * 2, cudaMemcpyDeviceToDevice));
+    }
+    std::fill(s.row_seq.host.begin(), s.row_seq.host.end(), (int32_t)far);
+    b.sync();
+    s.row_seq.up();
+    far_out.poison();
+    a.summary.kc = means[0], a.summary.vc = means[1];
+    a.summary.max_windows = KERN_WINDOWS_MAX, a.summary.seqs = far + 1, a.out = far_out.device;
+    expect_ok(kern_attend(b.gpu, &a), "attend");
+    b.sync();
+    check_same("attend means past 2^31 elements", far_out.down(), near_out.down());
+    CUDA(cudaFree(means[0]));
+    CUDA(cudaFree(means[1]));
+}
+
 /* Slots beyond 2^31 elements of the pool. */
 void check_far_slots(gpu_bench &b, random_source &r)
 {
+    check_far_means(b, r);
     scene s;
     attend_lists l;
     make_scene(s, r, 2, 32, 2, 128, 3000);

@@ -176,7 +176,8 @@ struct shared_exchange {
 struct scene {
     uint32_t rows, seqs, heads, kv_heads, dim, tokens, windows;
     uint32_t window = 32, stride = 16; /* set before make_scene */
-    mirror<uint16_t> kc, uc, u, ring;
+    bool values = false;               /* likewise: means of values too */
+    mirror<uint16_t> kc, uc, u, ring, vc, value_ring;
     mirror<int32_t> row_seq, row_pos, row_selector;
     mirror<kern_selector> selectors;
     mirror<float> q;
@@ -188,6 +189,10 @@ struct scene {
         s.uc = on_device ? uc.device : uc.host.data();
         s.u = on_device ? u.device : u.host.data();
         s.key_ring = on_device ? ring.device : ring.host.data();
+        if (values) {
+            s.vc = on_device ? vc.device : vc.host.data();
+            s.value_ring = on_device ? value_ring.device : value_ring.host.data();
+        }
         s.seqs = seqs, s.kv_heads = kv_heads, s.head_dim = dim;
         s.max_windows = windows, s.max_tokens = tokens, s.window = window, s.stride = stride;
         return s;
@@ -221,6 +226,22 @@ inline kern_selector chunked_selector(uint32_t block, uint32_t query)
     return s;
 }
 
+/* NSA as the SSA paper trains it: means of whole blocks, a window of `near` tokens. */
+inline kern_selector nsa_selector(uint32_t block, uint32_t query, uint32_t near)
+{
+    kern_selector s = {};
+    s.window = s.stride = s.block = block, s.query = s.total = query, s.near = near;
+    return s;
+}
+
+/* NSA's own geometry: windows that overlap, forced blocks. */
+inline kern_selector nsa_overlap_selector(uint32_t query, uint32_t near)
+{
+    kern_selector s = nsa_selector(64, query, near);
+    s.window = 32, s.stride = 16, s.init = 1, s.local = 2;
+    return s;
+}
+
 /* One decode row a sequence, at ragged positions up to tokens - 1 (row 0 at the last). */
 inline void make_scene(scene &s, random_source &r, uint32_t rows, uint32_t heads, uint32_t kv_heads,
                        uint32_t dim, uint32_t tokens)
@@ -235,6 +256,11 @@ inline void make_scene(scene &s, random_source &r, uint32_t rows, uint32_t heads
     fill_bf16(r, s.uc.host, 1.0f);
     fill_bf16(r, s.u.host, 1.0f);
     fill_bf16(r, s.ring.host, 1.0f);
+    if (s.values) {
+        s.vc.resize(s.kc.host.size()), s.value_ring.resize(s.ring.host.size());
+        fill_bf16(r, s.vc.host, 0.5f), fill_bf16(r, s.value_ring.host, 1.0f);
+        s.vc.up(), s.value_ring.up();
+    }
     s.row_seq.resize(rows), s.row_pos.resize(rows), s.row_selector.resize(rows);
     for (uint32_t i = 0; i < rows; i++) {
         s.row_seq.host[i] = (int32_t)((i * 7 + 3) % rows); /* 7 and rows have no common divisor */

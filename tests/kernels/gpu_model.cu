@@ -1,5 +1,5 @@
 /* tests/kernels/gpu_model.cu - the ops around attention on the device against `ref`: embed,
- * rmsnorm, rope, swiglu, linear, importance, append, compress, sample. */
+ * rmsnorm, rope, swiglu, gate, linear, importance, append, compress, sample. */
 #include "tests/kernels/gpu_checks.cuh"
 
 #include <algorithm>
@@ -77,6 +77,24 @@ void swiglu_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t ffn)
     check_close("swiglu", out.down(), out.host, 1e-6);
 }
 
+/* A third of a model's gates, each row's after another's, with and without something to add to. */
+void gate_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t heads, uint32_t dim)
+{
+    const uint64_t stride = 3 * (uint64_t)heads;
+    mirror<float> x((size_t)rows * heads * dim), gate(rows * stride), add(x.host.size());
+    fill_normal(r, x.host, 1.0f), fill_normal(r, gate.host, 3.0f), fill_normal(r, add.host, 1.0f);
+    x.up(), gate.up(), add.up();
+    kern_gate_args h = {x.host.data(), gate.host.data() + heads, stride, rows, heads, dim, nullptr};
+    kern_gate_args d = {x.device, gate.device + heads, stride, rows, heads, dim, nullptr};
+    both(b, h, d, kern_gate, "gate");
+    check_close("gate", x.down(), x.host, 1e-6);
+    x.up();
+    h.add = add.host.data(), d.add = add.device;
+    both(b, h, d, kern_gate, "gate");
+    check_close("gate, added to what is there", x.down(), x.host, 1e-6);
+    check_same("gate: what it adds to is left alone", add.down(), add.host);
+}
+
 /* Bits of u may differ by one rounding where a sum falls near a tie. */
 void importance_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t kv_heads, uint32_t dim)
 {
@@ -105,12 +123,13 @@ void importance_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t kv_
     check_same("importance without A is 0", out.down(), out.host);
 }
 
-void tokens_case(gpu_bench &b, random_source &r, uint32_t window, uint32_t stride_tokens)
+void tokens_case(gpu_bench &b, random_source &r, uint32_t window, uint32_t stride_tokens,
+                 bool values)
 {
     const uint32_t kv_heads = 2, dim = 64, tokens = 700, seqs = 2, rows = 5;
     const uint64_t stride = kv_heads * dim;
     scene s;
-    s.window = window, s.stride = stride_tokens;
+    s.window = window, s.stride = stride_tokens, s.values = values;
     make_scene(s, r, seqs, 4, kv_heads, dim, tokens);
     mirror<float> k(400 * stride), v(400 * stride);
     mirror<uint16_t> u(400 * kv_heads), pool((size_t)6 * 2 * KERN_BLOCK * dim);
@@ -120,21 +139,22 @@ void tokens_case(gpu_bench &b, random_source &r, uint32_t window, uint32_t strid
     for (uint32_t count :
          {1u, 31u, 5u, 300u, 40u}) { /* chunks of sequence 1; the last one repeats */
         if (count == 40) at -= 40;
-        fill_normal(r, k.host, 1.0f), fill_bf16(r, u.host, 1.0f);
+        fill_normal(r, k.host, 1.0f), fill_bf16(r, u.host, 1.0f), fill_normal(r, v.host, 1.0f);
         for (uint32_t i = 0; i < count; i++)
             seq.host[i] = 1, pos.host[i] = (int32_t)(at + i);
         at += count;
-        k.up(), u.up(), seq.up(), pos.up();
+        k.up(), v.up(), u.up(), seq.up(), pos.up();
         kern_compress_args h = {k.host.data(), u.host.data(), seq.host.data(), pos.host.data(),
-                                s.view(false), stride,        count,           nullptr};
+                                s.view(false), stride,        count,           v.host.data()};
         kern_compress_args d = {k.device,     u.device, seq.device, pos.device,
-                                s.view(true), stride,   count,      nullptr};
+                                s.view(true), stride,   count,      v.device};
         both(b, h, d, kern_compress, "compress");
         same &= s.kc.down() == s.kc.host && s.uc.down() == s.uc.host && s.u.down() == s.u.host &&
                 s.ring.down() == s.ring.host;
+        same &= !values || (s.vc.down() == s.vc.host && s.value_ring.down() == s.value_ring.host);
     }
-    check_that(same, "compress, windows of %u: ring, u, Kc and uc as ref, also a repeated chunk",
-               window);
+    check_that(same, "compress, windows of %u: ring, u, Kc, uc%s as ref, also a repeated chunk",
+               window, values ? ", ring of values and Vc" : "");
 
     fill_normal(r, k.host, 1.0f), fill_normal(r, v.host, 1.0f);
     for (uint32_t i = 0; i < rows * kv_heads; i++)
@@ -269,14 +289,19 @@ void check_model(gpu_bench &b, random_source &r, bool small)
     rope_case(b, r, 3, 5, 64);
     swiglu_case(b, r, 3, 333);
     importance_case(b, r, 40, 2, 64);
-    tokens_case(b, r, 32, 16);
-    tokens_case(b, r, 128, 128);
+    gate_case(b, r, 5, 6, 64);
+    tokens_case(b, r, 32, 16, false);
+    tokens_case(b, r, 128, 128, false);
+    tokens_case(b, r, 16, 16, true);
+    tokens_case(b, r, 32, 16, true);
     sample_case(b, r, 1000);
     linear_case(b, r, 96, 32, 128, 5);
     if (small) return;
     rmsnorm_case(b, r, 64, 4096);
     rope_case(b, r, 64, 34, 128);
     swiglu_case(b, r, 64, 16384);
+    gate_case(b, r, 64, 32, 128);
+    gate_case(b, r, 40000, 1, 64);
     importance_case(b, r, 500, 2, 128);
     sample_case(b, r, 73448);
     linear_case(b, r, 4096, 512, 4096, 200);

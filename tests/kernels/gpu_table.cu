@@ -136,17 +136,19 @@ struct some_homes {
     ~some_homes() { (void)cudaFreeHost(home); }
 };
 
-/* Scores drift a little from step to step, with many equal values among them. Raw ones have sums
- * that round, and are NaN where nobody may look: windows that the row does not see. */
+/* Scores drift a little from step to step, with many equal values among them. Where a block's score
+ * is a sum of them (MoBA, NSA) they round, and are NaN where nobody may look: windows that the row
+ * does not see. */
 void draw_scores(random_source &r, scene &s, step_buffers &x, uint32_t step)
 {
     const kern_selector &selector = s.selectors.host[0];
+    const bool sums = selector.raw || selector.near != 0;
     for (float &v : x.scores.host)
         if (step == 0 || std::isnan(v) || r.below(8) == 0)
-            v = selector.raw && r.below(4) != 0 ? 5.0f * r.normal() : (float)r.below(64) / 64.0f;
+            v = sums && r.below(4) != 0 ? 5.0f * r.normal() : (float)r.below(64) / 64.0f;
     for (uint32_t i = 0; i < s.rows && step > 0; i++)
         if (s.row_pos.host[i] + 1 < (int32_t)s.tokens) s.row_pos.host[i]++;
-    for (size_t i = 0; i < x.scores.host.size() && selector.raw; i++) {
+    for (size_t i = 0; i < x.scores.host.size() && sums; i++) {
         const uint32_t row = (uint32_t)(i / s.windows / s.kv_heads), w = (uint32_t)(i % s.windows);
         if (w >= selector_visible(&selector, s.row_pos.host[row])) x.scores.host[i] = NAN;
     }
@@ -279,7 +281,14 @@ void check_table(gpu_bench &b, random_source &r, bool small)
     table_case(b, r, "MoBA 256", moba_selector(256, 3), 3, 3000, 20, small ? 4 : 300);
     table_case(b, r, "SSA by chunks", chunked_selector(16, 16), 3, small ? 1500 : 4000, 24,
                small ? 4 : 70);
+    table_case(b, r, "NSA", nsa_selector(16, 16, 100), 3, small ? 1500 : 4000, 24, small ? 4 : 70);
+    table_case(b, r, "NSA, overlap", nsa_overlap_selector(6, 200), 3, 3000, 20, small ? 4 : 70);
     if (small) return;
+    kern_selector nsa_chunked = chunked_selector(16, 16), nsa_odd = nsa_overlap_selector(8, 511);
+    nsa_chunked.near = 512, nsa_odd.window = 100, nsa_odd.stride = 7;
+    table_case(b, r, "NSA by chunks", nsa_chunked, 3, 5000, 40, 70);
+    table_case(b, r, "NSA, odd windows", nsa_odd, 3, 5000, 40, 70);
+    table_case(b, r, "NSA, 128K", nsa_overlap_selector(16, 512), 3, 131072, 40, 20);
     table_case(b, r, "MoBA 512, 128K", moba_selector(512, 12), 3, 131072, 120, 70);
     table_case(b, r, "MoBA 4096", moba_selector(4096, 2), 3, 20000, 140, 5);
     table_case(b, r, "SSA by chunks of 32", chunked_selector(32, 20), 3, 5000, 32, 70);
