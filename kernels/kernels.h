@@ -226,7 +226,8 @@ typedef struct kern_plan_args {      /* diff the selection against the table, ch
     kern_exchange *exchange;         /* out: miss[0 .. published), arrivals of blocks in host memory
                                       * OK, of others PENDING */
     int32_t *row_status;             /* [R] in/out: first failure; rows already void skip */
-    uint32_t *row_hits, *row_misses; /* [R] counters, added to */
+    uint32_t *row_hits, *row_misses; /* [R] counters, added to: entries that the table held, but the
+                                      * current block's; misses published */
     uint32_t rows, max_select, max_select_blocks, select_block, step;
 } kern_plan_args;
 

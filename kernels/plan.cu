@@ -18,6 +18,7 @@ namespace
 
 constexpr uint32_t THREADS = 128, ENTRIES_MAX = 24000;
 constexpr uint64_t TAKEN = ~0ull; /* rank of an entry that may not be given away */
+constexpr uint32_t OPEN = 1u << 31; /* beside a number of hits: the current block is one of them */
 
 struct plan_params {
     kern_plan_args a;
@@ -145,7 +146,7 @@ __device__ plan_list list_of(const kern_plan_args &a, uint32_t row, uint32_t hea
 }
 
 /* Entries that hold a block of the selection are marked used and TAKEN, their slots noted; returns
- * how many there are. rank: [entries] in shared memory. */
+ * how many there are, and OPEN. rank: [entries] in shared memory. */
 __device__ uint32_t find_hits(const kern_plan_args &a, plan_shared &s, const plan_list &l,
                               unsigned long long *rank)
 {
@@ -159,7 +160,7 @@ __device__ uint32_t find_hits(const kern_plan_args &a, plan_shared &s, const pla
         if (entry < 0) continue;
         l.used[entry] = a.step;
         rank[entry] = TAKEN;
-        hits++;
+        hits += l.block[e] == l.pos / KERN_BLOCK ? 1 + OPEN : 1;
     }
     (void)cta_scan(s, hits);
     return s.all;
@@ -224,7 +225,8 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
 {
     const kern_plan_args &a = p.a;
     const plan_list l = list_of(a, row, head);
-    const uint32_t hits = find_hits(a, s, l, rank), missing = l.count - hits;
+    const uint32_t found = find_hits(a, s, l, rank), hits = found & ~OPEN;
+    const uint32_t missing = l.count - hits, closed = hits - (found / OPEN);
     uint32_t published = 0;
     if (missing > 0) {
         if (missing > rank_entries(a, s, l, rank, first_row)) {
@@ -237,7 +239,7 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
     }
     if (threadIdx.x != 0) return;
     p.missing[l.list] = published;
-    if (hits > 0) (void)atomicAdd(a.row_hits + row, hits);
+    if (closed > 0) (void)atomicAdd(a.row_hits + row, closed);
     if (published > 0) (void)atomicAdd(a.row_misses + row, published);
 }
 

@@ -165,7 +165,7 @@ static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, pl
         int32_t entry = v.entry_of[block];
         if (entry >= 0) {
             a->slot[list + (uint64_t)e] = v.slot_of[entry];
-            a->row_hits[row]++;
+            a->row_hits[row] += block != a->row_pos[row] / KERN_BLOCK;
             continue;
         }
         entry = choose_entry(a, row, head, &v);

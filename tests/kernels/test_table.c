@@ -186,13 +186,14 @@ TEST(a_current_block_that_is_absent_in_its_middle_is_a_miss)
     bench_close(b);
 }
 
+/* The current block (6 here) is looked for, not counted. */
 TEST(a_second_plan_of_the_same_selection_has_only_hits)
 {
     bench *b = bench_open();
     row_selects(b, 0, 0, 400, (const int32_t[]){0, 3, 6}, 3, 3);
     EXPECT(plan(b, 1, 1) == STATUS_OK);
     EXPECT(plan(b, 1, 2) == STATUS_OK);
-    EXPECT(b->exchange.published == 0 && b->hits[0] == 3 * KV && b->misses[0] == 3 * KV);
+    EXPECT(b->exchange.published == 0 && b->hits[0] == 2 * KV && b->misses[0] == 3 * KV);
     for (uint32_t e = 0; e < 3; e++) {
         const int32_t block = b->block[e];
         EXPECT(b->slot[e] == b->slot_of[entry(b, 0, 0, block)]);
