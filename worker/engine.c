@@ -238,13 +238,13 @@ static void take_picks(taking *t)
     uint64_t lists = (uint64_t)e->layers * e->seqs * e->kv_heads, n = lists * e->max_select;
     e->picks.block = take(t, n, sizeof(int32_t));
     e->picks.slot = take(t, n, sizeof(int32_t));
-    e->picks.count = take(t, lists, sizeof(int32_t));
-    e->picks.settled = take(t, lists, sizeof(int32_t));
+    e->picks.count = take(t, 2 * lists, sizeof(int32_t));
+    e->picks.settled = e->picks.count == NULL ? NULL : e->picks.count + lists;
     e->pick_mask = take(t, n, 1);
     e->seen.block = take_seen(t, e->picks.block, n, sizeof(int32_t));
     e->seen.slot = take_seen(t, e->picks.slot, n, sizeof(int32_t));
-    e->seen.count = take_seen(t, e->picks.count, lists, sizeof(int32_t));
-    e->seen.settled = take_seen(t, e->picks.settled, lists, sizeof(int32_t));
+    e->seen.count = take_seen(t, e->picks.count, 2 * lists, sizeof(int32_t));
+    e->seen.settled = e->seen.count == NULL ? NULL : e->seen.count + lists;
     take_scores(t, &e->scratch[0], e->seqs);
     take_scores(t, &e->scratch[1], e->seqs);
     uint64_t tile = (uint64_t)ENGINE_PREFILL_TILE * e->kv_heads;
@@ -265,12 +265,15 @@ static void take_picks(taking *t)
 
 static row_lists lists_of(int32_t *at, size_t rows)
 {
+    if (at == NULL) return (row_lists){0};
     return (row_lists){.seq = at,
-                       .pos = at == NULL ? NULL : at + rows,
-                       .token = at == NULL ? NULL : at + 2 * rows,
-                       .selector = at == NULL ? NULL : at + 3 * rows,
-                       .next_pos = at == NULL ? NULL : at + 4 * rows,
-                       .status = at == NULL ? NULL : at + 5 * rows};
+                       .pos = at + rows,
+                       .token = at + 2 * rows,
+                       .selector = at + 3 * rows,
+                       .next_pos = at + 4 * rows,
+                       .status = at + 5 * rows,
+                       .hits = (uint32_t *)at + 6 * rows,
+                       .misses = (uint32_t *)at + 7 * rows};
 }
 
 static void take_rows(taking *t)
@@ -278,11 +281,9 @@ static void take_rows(taking *t)
     worker_engine *e = t->e;
     uint64_t r = e->rows_max, q = (uint64_t)e->heads * e->head_dim;
     uint64_t ends = r > ENGINE_LOGIT_ROWS ? r : ENGINE_LOGIT_ROWS;
-    int32_t *lists = take(t, 6 * r, sizeof(int32_t));
+    int32_t *lists = take(t, ENGINE_ROW_LISTS * r, sizeof(int32_t));
     e->dev = lists_of(lists, r);
-    e->row = lists_of(take_seen(t, lists, 6 * r, sizeof(int32_t)), r);
-    e->row_hits = take(t, r, sizeof(uint32_t));
-    e->row_misses = take(t, r, sizeof(uint32_t));
+    e->row = lists_of(take_seen(t, lists, ENGINE_ROW_LISTS * r, sizeof(int32_t)), r);
     e->x = take(t, r * e->hidden, sizeof(float));
     e->x_next = take(t, ends * e->hidden, sizeof(float));
     e->norm = take(t, ends * e->hidden, sizeof(float));
@@ -367,6 +368,7 @@ static void take_host(worker_engine *e)
     e->shared.context = ARENA_NEW(a, context_id, e->seqs);
     e->ahead_bit = ARENA_NEW(a, uint8_t, e->seqs * homes);
     e->fetching = ARENA_NEW(a, bool, e->layers);
+    e->uncounted = ARENA_NEW(a, row_uncounted, e->seqs);
     e->copy_slot = ARENA_NEW(a, int32_t, heads);
     e->resume_list = ARENA_NEW(a, int32_t, (size_t)e->kv_heads * 2 * e->max_select);
     e->queue = ARENA_NEW(a, engine_request, ENGINE_QUEUE);
@@ -780,9 +782,10 @@ bool worker_idle(const worker_engine *e)
     return true;
 }
 
-void worker_stats_read(const worker_engine *e, worker_stats *out_stats)
+void worker_stats_read(worker_engine *e, worker_stats *out_stats)
 {
     io_stats io;
+    fetch_settle(e, -1);
     io_stats_read(e->io, &io);
     *out_stats = e->stats;
     out_stats->prefetch.late = io.late;

@@ -17,6 +17,7 @@ enum {
     ENGINE_LOGIT_ROWS = 64,
     ENGINE_VOID_MAX = 8, /* times a position is tried before its blocks count as lost */
     ENGINE_RECOMPUTE_MAX = 3,
+    ENGINE_ROW_LISTS = 8, /* of row_lists */
     ENGINE_MEMORY_MAX = 96,
     ENGINE_WARM_EACH = 64, /* products are tried with each number of rows up to it, then with */
     ENGINE_WARM_STEP = 64, /* every so many, before the first step (step_warm) */
@@ -55,6 +56,7 @@ typedef struct sequence {
     uint32_t ahead_set;     /* of its ahead_bit, how many are set */
     uint32_t ahead_step;    /* when prefetch brought something last */
     uint32_t resumed_step;  /* step number when it got its entries */
+    uint32_t row, row_step; /* its row in that step; last_pick has not the picks yet. 0: it has */
     uint32_t void_tries;    /* at this position */
     status void_status;
     bool cancel;
@@ -77,16 +79,26 @@ typedef struct engine_request {
     bool cancel;
 } engine_request;
 
-/* What ops are told of the rows of a step. The host writes the shared side and reads `status` of it
- * after the step; ops read the device's side, which is the same memory where ops run inline. */
+/* What ops are told of the rows of a step. The host writes the shared side and reads `status` and
+ * `hits` of it after the step; ops have the device's side, the same memory where they run inline.
+ */
 typedef struct row_lists {
     int32_t *seq, *pos, *token, *selector, *next_pos, *status; /* [R] each, one after the other */
+    uint32_t *hits, *misses;                                   /* of decode rows, by plan */
 } row_lists;
 
 /* The picks of all layers of a step, [L, R, Hk, M] and [L, R, Hk]. */
 typedef struct picked {
     int32_t *block, *slot, *count, *settled;
 } picked;
+
+/* A decode row of the last step whose picks prefetch may have brought, not counted yet. */
+typedef struct row_uncounted {
+    int32_t seq; /* -1: it is */
+    uint32_t row;
+    int32_t open; /* its current block, which nobody fetches */
+    bool is_void;
+} row_uncounted;
 
 /* One layer's lists of a range of rows. */
 typedef struct pick_buffers {
@@ -158,7 +170,6 @@ struct worker_engine {
     row_range source_rows[4], prefill_rows;
     kern_source early; /* the source all decode rows share, else SOURCE_OWN */
     row_lists row, dev;
-    uint32_t *row_hits, *row_misses;
     float *x, *x_next, *norm, *qkv, *heads_out, *gate_up, *act, *pick_q[2];
     float *out_gate; /* [R, gates, Hq] output gates before their logistic; NULL without one */
     uint32_t gates;  /* a query head: 0, 1 (SSA), 3 (NSA) */
@@ -167,7 +178,8 @@ struct worker_engine {
     int32_t *append_slot;
     /* decode rows: scores by layer parity (a layer ahead may be planned already), picks by layer */
     pick_buffers scratch[2];
-    picked picks, seen; /* seen: read back after the step */
+    picked picks, seen; /* seen: the last step's, read back where somebody needs them */
+    uint32_t seen_step; /* the step whose lists they are */
     uint8_t *pick_mask;
     pick_buffers prefill;
     int32_t *stage_home; /* [L, Hk, B] host slots of the prompt in prefill, for ops */
@@ -198,8 +210,11 @@ struct worker_engine {
     bool *fetching; /* [L] IO_FETCH sent, IO_GATHERED owed: not all was in host memory */
     status failed;  /* OK, or why the device may be in any state: nothing is computed any more */
     uint32_t planned, gathered; /* layers of this step whose plan, whose gather is over */
-    uint64_t *wait_ns;          /* what kern_wait adds to (shared) */
-    uint8_t *ahead_bit;         /* [S, L, Hk, B] installed by prefetch, not used yet */
+    uint32_t counted;           /* ... whose misses are accounted for */
+    row_uncounted *uncounted;   /* [S] */
+    uint32_t uncounted_count;
+    uint64_t *wait_ns;  /* what kern_wait adds to (shared) */
+    uint8_t *ahead_bit; /* [S, L, Hk, B] installed by prefetch, not used yet */
     /* tests look at every row of logits here: the row at `pos` predicts token pos + 1 */
     void (*tap)(void *self, uint64_t id, uint32_t pos, const float *logits);
     void *tap_self;
@@ -262,6 +277,10 @@ status select_ahead(worker_engine *e, uint32_t layer); /* lookahead `step`: for 
 status select_ahead_ask(worker_engine *e, uint32_t layer); /* and fetch what those picks lack */
 status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out);
 status select_warm(worker_engine *e, uint32_t rows);
+/* The picks of the last step to `seen`, once the stream is at rest. */
+status select_read(worker_engine *e);
+/* Between steps: those of its last row to the sequence's last_pick, if they stand only there. */
+void select_keep(worker_engine *e, uint32_t seq);
 
 /* branch.c */
 /* Attention of rows from first_row of the step on, in all branches that the model has. */
@@ -282,6 +301,9 @@ status fetch_finish(worker_engine *e, uint32_t layer); /* wait, gather */
 status fetch_drain(worker_engine *e);                  /* every layer's misses are with io */
 void fetch_abandon(worker_engine *e);                  /* after a failed step */
 void fetch_over(worker_engine *e);                     /* the stream is at rest: count */
+bool fetch_wants_picks(const worker_engine *e); /* of the step under way: to count by prefetch */
+/* Counting that fetch_over put off until the device works again: of a sequence, or of all (-1). */
+void fetch_settle(worker_engine *e, int32_t seq);
 /* resident: [Hk, B] entries of the sequence's blocks in this layer, NULL: no block is in the pool.
  */
 bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,

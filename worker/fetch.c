@@ -22,7 +22,7 @@ void fetch_begin(worker_engine *e)
 {
     for (uint32_t l = 0; l < e->layers; l++)
         atomic_store_explicit(&e->exchange[l].published, NOT_PLANNED, memory_order_release);
-    e->planned = e->gathered = e->decode_rows > 0 ? 0 : e->layers;
+    e->planned = e->gathered = e->counted = e->decode_rows > 0 ? 0 : e->layers;
     *e->wait_ns = 0;
 }
 
@@ -63,6 +63,26 @@ static void fetch_gathered(worker_engine *e)
     io_send(e->io, &command);
 }
 
+/* A layer's misses. What prefetch had brought there has gone again, unused. */
+static void count_misses(worker_engine *e, uint32_t layer)
+{
+    const kern_exchange *x = &e->exchange[layer];
+    uint32_t count = atomic_load(&x->published);
+    for (uint32_t i = 0; i < count; i++) {
+        const kern_miss *m = &x->miss[i];
+        if (m->block == e->row.pos[m->row] / KERN_BLOCK) continue;
+        e->stats.misses_by_layer[layer < 64 ? layer : 63]++;
+        e->stats.agnostic_fetched += m->agnostic != 0;
+        sequence *s = &e->seq[m->seq];
+        if (s->ahead_set == 0) continue;
+        uint8_t *ahead = &e->ahead_bit[engine_home(e, (uint32_t)m->seq, layer, (uint32_t)m->kv_head,
+                                                   (uint32_t)m->block)];
+        s->ahead_set -= *ahead;
+        e->stats.prefetch.wasted += *ahead;
+        *ahead = 0;
+    }
+}
+
 /* An io side without a thread of its own works once a layer, and while we wait for the stream. */
 static void answer_here(worker_engine *e)
 {
@@ -82,6 +102,8 @@ void fetch_pump(worker_engine *e)
     uint32_t lag = e->early == SOURCE_OWN ? 1 : 2; /* plan m comes after gather m - lag */
     while (e->gathered + lag < e->planned)
         fetch_gathered(e);
+    while (e->counted < e->gathered && e->uncounted_count == 0)
+        count_misses(e, e->counted++);
 }
 
 /* Pumps until `layers` plans are over. The device may fail instead: then the stream says so. */
@@ -118,6 +140,7 @@ status fetch_room(worker_engine *e, uint32_t layer)
 
 status fetch_drain(worker_engine *e)
 {
+    fetch_settle(e, -1); /* the device has work, and we have time */
     TRY(pump_until(e, e->layers));
     if (e->inline_ops || io_is_threaded(e->io)) return STATUS_OK;
     status at = kern_stream_poll(e->stream);
@@ -155,69 +178,6 @@ status fetch_finish(worker_engine *e, uint32_t layer)
     return STATUS_OK;
 }
 
-/* ahead: 1 when prefetch had brought the block, else 0. */
-static void count_resident(worker_engine *e, uint32_t seq, bool agnostic, uint8_t ahead)
-{
-    e->seq[seq].final.blocks.resident++;
-    e->stats.blocks.resident++;
-    e->stats.prefetch.used += ahead;
-    if (agnostic) e->stats.agnostic_fetched += ahead;
-    if (agnostic) e->stats.agnostic_ahead += ahead;
-}
-
-static void count_miss(worker_engine *e, uint32_t layer, bool agnostic, uint8_t ahead)
-{
-    e->stats.prefetch.wasted += ahead;
-    e->stats.misses_by_layer[layer < 64 ? layer : 63]++;
-    if (agnostic) e->stats.agnostic_fetched++;
-}
-
-/* The same for a sequence for which prefetch has brought nothing that is still unused. */
-static void count_plain(worker_engine *e, uint32_t layer, size_t at, const kern_miss *from,
-                        const kern_miss *to)
-{
-    size_t list = (size_t)layer * e->seqs * e->kv_heads + at;
-    uint32_t r = (uint32_t)(at / e->kv_heads), picks = 0, misses = 0;
-    int32_t current = e->row.pos[r] / KERN_BLOCK, count = e->seen.count[list];
-    const int32_t *block = e->seen.block + list * e->max_select;
-    const int32_t *slot = e->seen.slot + list * e->max_select;
-    for (int32_t i = 0; i < count; i++)
-        picks += (block[i] != current) & (slot[i] >= 0);
-    for (; from < to; from++) {
-        if (from->block == current) continue;
-        misses++;
-        count_miss(e, layer, from->agnostic != 0, 0);
-    }
-    CHECK(misses <= picks);
-    e->seq[e->row.seq[r]].final.blocks.resident += picks - misses;
-    e->stats.blocks.resident += picks - misses;
-}
-
-/* One selection against the misses [from, to) that it published. */
-static void count_list(worker_engine *e, uint32_t layer, size_t at, const kern_miss *from,
-                       const kern_miss *to)
-{
-    size_t list = (size_t)layer * e->seqs * e->kv_heads + at;
-    uint32_t r = (uint32_t)(at / e->kv_heads), h = (uint32_t)(at % e->kv_heads);
-    uint32_t seq = (uint32_t)e->row.seq[r];
-    for (int32_t i = 0; i < e->seen.count[list]; i++) {
-        int32_t b = e->seen.block[list * e->max_select + (size_t)i];
-        if (b == e->row.pos[r] / KERN_BLOCK) continue;
-        if (e->seen.slot[list * e->max_select + (size_t)i] < 0) continue; /* void before */
-        bool agnostic = i < e->seen.settled[list];
-        const kern_miss *miss = from;
-        while (miss < to && miss->block != b)
-            miss++;
-        uint8_t *ahead = &e->ahead_bit[engine_home(e, seq, layer, h, (uint32_t)b)];
-        e->seq[seq].ahead_set -= *ahead;
-        if (miss < to)
-            count_miss(e, layer, agnostic, *ahead);
-        else
-            count_resident(e, seq, agnostic, *ahead);
-        *ahead = 0;
-    }
-}
-
 /* After a failed step: nothing waits for the io side any more. */
 void fetch_abandon(worker_engine *e)
 {
@@ -230,23 +190,80 @@ void fetch_abandon(worker_engine *e)
     }
 }
 
-/* Which picks were resident, which of those prefetch had brought, which were missing. Misses stand
- * in the order of row and head. */
-static void count_layer(worker_engine *e, uint32_t layer)
+/* ---- where blocks came from ------------------------------------------------------------------
+ *
+ * Between two steps the device waits for us, so as little as can be is done there. Plan itself
+ * counts what was resident. Misses are counted while the step runs, as their layers are gathered.
+ * What prefetch had brought is found by a look at every pick: only while there is such a block, and
+ * once the next step's layers are with the device (fetch_drain), or when somebody asks for it.
+ *
+ * Until then blocks may be installed, since these are others than those that the row picked: all of
+ * these are in the pool, and none used in the last step has to go for another. A void row may lack
+ * some, so it is counted at once. */
+
+bool fetch_wants_picks(const worker_engine *e)
 {
-    const kern_exchange *x = &e->exchange[layer];
-    const kern_miss *miss = x->miss, *end = miss + atomic_load(&x->published);
-    for (size_t at = 0; at < (size_t)e->decode_rows * e->kv_heads; at++) {
-        int32_t r = (int32_t)(at / e->kv_heads), h = (int32_t)(at % e->kv_heads);
-        const kern_miss *to = miss;
-        while (to < end && to->row == r && to->kv_head == h)
-            to++;
-        if (e->seq[e->row.seq[r]].ahead_set == 0)
-            count_plain(e, layer, at, miss, to);
-        else
-            count_list(e, layer, at, miss, to);
-        miss = to;
+    for (uint32_t r = 0; r < e->decode_rows; r++) {
+        if (e->seq[e->row.seq[r]].ahead_set > 0) return true;
     }
+    return false;
+}
+
+static void count_row(worker_engine *e, const row_uncounted *row)
+{
+    sequence *s = &e->seq[row->seq];
+    for (uint32_t i = 0; i < e->layers * e->kv_heads && s->ahead_set > 0; i++) {
+        uint32_t l = i / e->kv_heads, h = i % e->kv_heads;
+        size_t list = ((size_t)l * e->seqs + row->row) * e->kv_heads + h;
+        const int32_t *block = e->seen.block + list * e->max_select;
+        const int32_t *slot = e->seen.slot + list * e->max_select;
+        uint8_t *ahead = e->ahead_bit + engine_home(e, (uint32_t)row->seq, l, h, 0);
+        for (int32_t k = 0; k < e->seen.count[list]; k++) {
+            if (ahead[block[k]] == 0 || block[k] == row->open) continue;
+            if (row->is_void && slot[k] < 0) continue; /* void before this layer */
+            ahead[block[k]] = 0;
+            s->ahead_set--;
+            e->stats.prefetch.used++;
+            if (k >= e->seen.settled[list]) continue;
+            e->stats.agnostic_fetched++;
+            e->stats.agnostic_ahead++;
+        }
+    }
+}
+
+void fetch_settle(worker_engine *e, int32_t seq)
+{
+    for (uint32_t i = 0; i < e->uncounted_count; i++) {
+        row_uncounted *row = &e->uncounted[i];
+        if (row->seq < 0 || (seq >= 0 && row->seq != seq)) continue;
+        count_row(e, row);
+        row->seq = -1;
+    }
+    if (seq < 0) e->uncounted_count = 0;
+}
+
+/* Which rows' picks are to be looked at, later where that makes no difference. */
+static void leave_for_later(worker_engine *e)
+{
+    bool voids = false;
+    CHECK(e->uncounted_count == 0);
+    for (uint32_t r = 0; r < e->decode_rows; r++) {
+        row_uncounted row = {.seq = e->row.seq[r],
+                             .row = r,
+                             .open = e->row.pos[r] / KERN_BLOCK,
+                             .is_void = e->row.status[r] != STATUS_OK};
+        if (e->seq[row.seq].ahead_set == 0) continue;
+        e->uncounted[e->uncounted_count++] = row;
+        voids |= row.is_void;
+    }
+    if (voids && !e->inline_ops) {
+        size_t lists = (size_t)e->layers * e->seqs * e->kv_heads * e->max_select;
+        status result =
+            kern_copy(e->stream, e->seen.slot, e->picks.slot, lists * sizeof *e->seen.slot);
+        if (result == STATUS_OK) result = kern_stream_sync(e->stream);
+        engine_device_failed(e, result);
+    }
+    if (voids || e->inline_ops) fetch_settle(e, -1);
 }
 
 void fetch_over(worker_engine *e)
@@ -255,11 +272,17 @@ void fetch_over(worker_engine *e)
     if (e->decode_rows == 0) return;
     while (e->gathered < e->layers)
         fetch_gathered(e);
-    for (uint32_t l = 0; l < e->layers; l++)
-        count_layer(e, l);
+    while (e->counted < e->layers)
+        count_misses(e, e->counted++);
+    leave_for_later(e);
     for (uint32_t r = 0; r < e->decode_rows; r++) {
         uint32_t seq = (uint32_t)e->row.seq[r];
-        if (e->seq[seq].ahead_set > 0 && e->step_number - e->seq[seq].ahead_step > AHEAD_STEPS)
+        sequence *s = &e->seq[seq];
+        s->row = r;
+        s->row_step = e->step_number;
+        s->final.blocks.resident += e->row.hits[r];
+        e->stats.blocks.resident += e->row.hits[r];
+        if (s->ahead_set > 0 && e->step_number - s->ahead_step > AHEAD_STEPS)
             fetch_forget_ahead(e, seq);
     }
     e->stats.waited_ns += *e->wait_ns;
@@ -504,6 +527,7 @@ void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n)
 /* The sequence leaves the pool: what prefetch brought and nobody used was in vain. */
 void fetch_forget_ahead(worker_engine *e, uint32_t seq)
 {
+    fetch_settle(e, (int32_t)seq);
     e->stats.prefetch.wasted += e->seq[seq].ahead_set;
     e->seq[seq].ahead_set = 0;
     memset(e->ahead_bit + engine_home(e, seq, 0, 0, 0), 0,

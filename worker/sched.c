@@ -96,6 +96,7 @@ static bool park(worker_engine *e, uint32_t seq)
         if (result != STATUS_OK) return false;
         sched_tail_kept(e, seq);
     }
+    select_keep(e, seq);
     entries_give(e, seq);
     s->state = SEQ_READY;
     s->final.parks++;

@@ -255,8 +255,8 @@ status plan_layer(worker_engine *e, uint32_t layer)
         .homes = engine_homes(e, layer),
         .exchange = &e->exchange[layer],
         .row_status = e->dev.status,
-        .row_hits = e->row_hits,
-        .row_misses = e->row_misses,
+        .row_hits = e->dev.hits,
+        .row_misses = e->dev.misses,
         .rows = e->decode_rows,
         .max_select = e->max_select,
         .max_select_blocks = e->max_select_blocks,
@@ -266,4 +266,38 @@ status plan_layer(worker_engine *e, uint32_t layer)
     TRY(kern_plan(e->stream, &plan));
     fetch_pump(e);
     return STATUS_OK;
+}
+
+/* ---- what was selected last ------------------------------------------------------------------ */
+
+status select_read(worker_engine *e)
+{
+    size_t lists = (size_t)e->layers * e->seqs * e->kv_heads * sizeof(int32_t);
+    e->seen_step = e->step_number;
+    if (e->inline_ops) return STATUS_OK;
+    TRY(kern_copy(e->stream, e->seen.block, e->picks.block, lists * e->max_select));
+    return kern_copy(e->stream, e->seen.count, e->picks.count, 2 * lists); /* and settled */
+}
+
+/* The device keeps the lists of a step until the next one, and only who leaves the batch has its
+ * own looked at. */
+void select_keep(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
+    if (s->row_step == 0 || s->row_step != e->step_number) return;
+    s->row_step = 0;
+    if (e->seen_step != e->step_number) {
+        status result = select_read(e);
+        if (result == STATUS_OK) result = kern_stream_sync(e->stream);
+        engine_device_failed(e, result);
+        if (result != STATUS_OK) return;
+    }
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        size_t list =
+            ((size_t)(i / e->kv_heads) * e->seqs + s->row) * e->kv_heads + i % e->kv_heads;
+        int32_t *to = s->last_pick + (size_t)i * e->max_select;
+        uint32_t count = (uint32_t)e->seen.count[list];
+        memcpy(to, e->seen.block + list * e->max_select, count * sizeof *to);
+        memset(to + count, 0xff, (e->max_select - count) * sizeof *to);
+    }
 }

@@ -20,6 +20,7 @@ static void row_add(worker_engine *e, uint32_t seq, uint32_t pos)
     e->row.selector[r] = e->seq[seq].selector;
     e->row.next_pos[r] = (int32_t)pos + 1;
     e->row.status[r] = STATUS_OK;
+    e->row.hits[r] = e->row.misses[r] = 0;
 }
 
 /* A block that this row completes needs host slots for its copies. */
@@ -43,7 +44,10 @@ static void choose_rows(worker_engine *e)
         for (uint32_t i = 0; i < e->seqs; i++) {
             const sequence *s = &e->seq[i];
             if (s->state != SEQ_ACTIVE || (int)e->selectors[s->selector].source != source) continue;
-            if (may_decode(e, s, &promised)) row_add(e, i, s->done);
+            if (may_decode(e, s, &promised))
+                row_add(e, i, s->done);
+            else
+                select_keep(e, i);
         }
         e->source_rows[source].count = e->rows - e->source_rows[source].first;
         if (e->source_rows[source].count == 0) continue;
@@ -69,21 +73,16 @@ static void choose_rows(worker_engine *e)
 /* The lists lie one after the other, on both sides. */
 static status push_rows(worker_engine *e)
 {
-    TRY(kern_copy(e->stream, e->dev.seq, e->row.seq, 6 * (uint64_t)e->rows_max * sizeof(int32_t)));
-    TRY(kern_fill(e->stream, e->row_hits, 0, e->rows * sizeof(uint32_t)));
-    return kern_fill(e->stream, e->row_misses, 0, e->rows * sizeof(uint32_t));
+    return kern_copy(e->stream, e->dev.seq, e->row.seq,
+                     ENGINE_ROW_LISTS * (uint64_t)e->rows_max * sizeof(int32_t));
 }
 
 /* What the host reads of a step, once the stream is at rest. */
 static status pull_results(worker_engine *e)
 {
-    size_t lists = (size_t)e->layers * e->seqs * e->kv_heads * sizeof(int32_t);
-    TRY(kern_copy(e->stream, e->row.status, e->dev.status, e->rows * sizeof(int32_t)));
-    if (e->decode_rows == 0) return STATUS_OK;
-    TRY(kern_copy(e->stream, e->seen.block, e->picks.block, lists * e->max_select));
-    TRY(kern_copy(e->stream, e->seen.slot, e->picks.slot, lists * e->max_select));
-    TRY(kern_copy(e->stream, e->seen.count, e->picks.count, lists));
-    return kern_copy(e->stream, e->seen.settled, e->picks.settled, lists);
+    size_t lists = (size_t)e->rows_max + e->decode_rows; /* status of all rows, and hits */
+    TRY(kern_copy(e->stream, e->row.status, e->dev.status, lists * sizeof(int32_t)));
+    return fetch_wants_picks(e) ? select_read(e) : STATUS_OK;
 }
 
 /* ---- a layer --------------------------------------------------------------------------------- */
@@ -547,22 +546,6 @@ static void finish_if_over(worker_engine *e, uint32_t seq)
     if (over && s->sampled >= s->request.max_new) sched_finish(e, seq, REASON_LENGTH, STATUS_OK);
 }
 
-static void keep_picks(worker_engine *e)
-{
-    for (uint32_t l = 0; l < e->layers; l++) {
-        size_t layer = (size_t)l * e->seqs * e->kv_heads;
-        for (size_t at = 0; at < (size_t)e->decode_rows * e->kv_heads; at++) {
-            sequence *s = &e->seq[e->row.seq[at / e->kv_heads]];
-            int32_t *to =
-                s->last_pick + ((size_t)l * e->kv_heads + at % e->kv_heads) * e->max_select;
-            const int32_t *from = e->seen.block + (layer + at) * e->max_select;
-            uint32_t count = (uint32_t)e->seen.count[layer + at];
-            memcpy(to, from, count * sizeof *to);
-            memset(to + count, 0xff, (e->max_select - count) * sizeof *to);
-        }
-    }
-}
-
 static status commit(worker_engine *e)
 {
     uint32_t decoded[512] = {0};
@@ -609,7 +592,6 @@ status step_run(worker_engine *e)
     TRY(pull_results(e));
     TRY(logits_all(e));
     fetch_over(e);
-    keep_picks(e);
     if (!e->inline_ops) {
         for (uint32_t l = 0; l < e->layers && e->source_rows[SOURCE_STEP].count > 0; l++)
             TRY(select_ahead_ask(e, l));

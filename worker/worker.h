@@ -133,6 +133,6 @@ typedef struct worker_stats {
     uint64_t misses_by_layer[64]; /* demand misses (pool), to compare with LRU models */
     kv_client_stats client;       /* zero without a store */
 } worker_stats;
-void worker_stats_read(const worker_engine *engine, worker_stats *out_stats);
+void worker_stats_read(worker_engine *engine, worker_stats *out_stats);
 
 #endif

@@ -6,11 +6,13 @@
 #include "tests/worker/apart.h"
 #include "tests/worker/run.h"
 
-enum { REQUESTS = 3, PROMPT = 400, NEW = 70 };
+enum { REQUESTS = 3, PROMPT = 400, LONG = 800, NEW = 70 }; /* LONG: where there is room */
 
 typedef struct outcome {
     uint64_t digest[REQUESTS];
     uint32_t tokens[REQUESTS], parks;
+    worker_blocks blocks; /* of all requests */
+    worker_stats stats;
 } outcome;
 
 static run_setup setup_of(const char *source, uint32_t nodes)
@@ -29,35 +31,41 @@ static run_setup setup_of(const char *source, uint32_t nodes)
 
 static void submit(run *r, uint64_t id)
 {
-    int32_t tokens[PROMPT];
+    int32_t tokens[LONG];
+    const uint32_t count = run_engine(r)->max_len > LONG ? LONG : PROMPT;
     rng g;
     rng_seed(&g, 200 + id);
-    for (uint32_t i = 0; i < PROMPT; i++)
+    for (uint32_t i = 0; i < count; i++)
         tokens[i] = (int32_t)(1 + rng_below(&g, 4000));
     worker_request request = {.id = id,
                               .prompt = tokens,
-                              .prompt_count = PROMPT - 3 * (uint32_t)id,
+                              .prompt_count = count - 3 * (uint32_t)id,
                               .max_new = NEW,
                               .selector = *run_selector(r),
                               .sampling = {.top_p = 1.0f}};
     EXPECT_MSG(worker_submit(run_engine(r), &request) == STATUS_OK, "%s", log_last_error());
 }
 
-static outcome outcome_of(const run_setup *setup)
+/* stepped: called after each step. */
+static outcome outcome_of(const run_setup *setup, void (*stepped)(worker_engine *e))
 {
-    outcome o = {{0}, {0}, 0};
+    outcome o = {.parks = 0};
     run *r = run_open(setup);
     for (uint32_t i = 0; i < REQUESTS; i++)
         submit(r, i);
     while (!worker_idle(run_engine(r))) {
         const status s = worker_step(run_engine(r));
         EXPECT_MSG(s == STATUS_OK || s == STATUS_PENDING, "%s", log_last_error());
+        if (stepped != NULL) stepped(run_engine(r));
         worker_event event;
         while (worker_next_event(run_engine(r), &event)) {
             uint64_t *d = &o.digest[event.id];
             if (event.kind == WORKER_FINISHED) {
                 EXPECT(event.result == STATUS_OK);
                 o.parks += event.parks;
+                o.blocks.resident += event.blocks.resident;
+                o.blocks.host += event.blocks.host;
+                o.blocks.remote += event.blocks.remote;
                 continue;
             }
             const uint64_t link[3] = {*d, event.logits_digest, (uint64_t)event.sampled.token};
@@ -65,15 +73,16 @@ static outcome outcome_of(const run_setup *setup)
             o.tokens[event.id]++;
         }
     }
+    worker_stats_read(run_engine(r), &o.stats);
     run_close(r);
     return o;
 }
 
 static void same_apart(run_setup setup)
 {
-    const outcome here = outcome_of(&setup);
+    const outcome here = outcome_of(&setup, NULL);
     setup.wrap = apart_open;
-    const outcome there = outcome_of(&setup);
+    const outcome there = outcome_of(&setup, NULL);
     EXPECT(here.parks > 0 && there.parks > 0);
     for (uint32_t i = 0; i < REQUESTS; i++) {
         EXPECT_EQ_U64(there.tokens[i], NEW);
@@ -100,6 +109,90 @@ TEST(so_it_has_with_lookahead_input)
 TEST(so_it_has_with_lookahead_step)
 {
     same_apart(setup_of("step", 2));
+}
+
+/* ---- counters: on a device apart most of the counting waits for the next step --------------- */
+
+/* More blocks than entries, so that each step misses some; no deadline passes on a busy machine. */
+static run_setup long_setup(cluster_config *cluster, uint64_t pool_bytes)
+{
+    run_setup setup = setup_of("own", 2);
+    cluster_config_default(cluster);
+    cluster->fetch_deadline_ns = cluster->put_deadline_ns = 30000000000u;
+    setup.cluster = cluster;
+    setup.max_len = 1024;
+    setup.pool_bytes = pool_bytes;
+    return setup;
+}
+
+TEST(counters_are_those_of_a_device_that_runs_inline)
+{
+    cluster_config cluster;
+    run_setup setup = long_setup(&cluster, 16 << 20);
+    setup.no_prefetch = true; /* what it brings in time depends on the clock */
+    const outcome here = outcome_of(&setup, NULL);
+    setup.wrap = apart_open;
+    const outcome there = outcome_of(&setup, NULL);
+    const worker_stats *a = &here.stats, *b = &there.stats;
+    EXPECT(a->blocks.remote > 500 && a->agnostic_fetched > 100);
+    EXPECT_EQ_U64(b->decode_rows, a->decode_rows);
+    EXPECT_EQ_U64(b->blocks.resident, a->blocks.resident);
+    EXPECT_EQ_U64(b->blocks.host + b->blocks.remote, a->blocks.host + a->blocks.remote);
+    EXPECT_EQ_U64(b->agnostic_fetched, a->agnostic_fetched);
+    for (int l = 0; l < 64; l++)
+        EXPECT_EQ_U64(b->misses_by_layer[l], a->misses_by_layer[l]);
+    EXPECT_EQ_U64(there.blocks.resident, b->blocks.resident);
+    EXPECT_EQ_U64(there.blocks.host + there.blocks.remote, b->blocks.host + b->blocks.remote);
+}
+
+/* What prefetch.used comes to when a step is over and all is counted at once. */
+static struct {
+    uint64_t used, steps, later; /* later: rows that were left for later */
+} at_once;
+
+static bool was_ahead(const worker_engine *e, const row_uncounted *row, size_t place, uint32_t k)
+{
+    const size_t list =
+        ((place / e->kv_heads) * e->seqs + row->row) * e->kv_heads + place % e->kv_heads;
+    const int32_t block = e->seen.block[list * e->max_select + k];
+    const uint8_t *ahead =
+        e->ahead_bit + engine_home(e, (uint32_t)row->seq, (uint32_t)(place / e->kv_heads),
+                                   (uint32_t)(place % e->kv_heads), 0);
+    return (int32_t)k < e->seen.count[list] && block != row->open && ahead[block] != 0;
+}
+
+/* A row whose sequence left the batch in its step is counted in it. */
+static void count_at_once(worker_engine *e)
+{
+    bool ended = false;
+    if (e->stats.steps == at_once.steps) return;
+    at_once.steps = e->stats.steps;
+    for (uint32_t i = 0; i < e->uncounted_count; i++)
+        ended |= e->uncounted[i].seq < 0;
+    EXPECT_GE_U64(e->stats.prefetch.used, at_once.used);
+    if (!ended) EXPECT_EQ_U64(e->stats.prefetch.used, at_once.used);
+    at_once.used = e->stats.prefetch.used;
+    for (uint32_t i = 0; i < e->uncounted_count; i++) {
+        if (e->uncounted[i].seq < 0) continue;
+        EXPECT(!e->uncounted[i].is_void);
+        for (size_t place = 0; place < (size_t)e->layers * e->kv_heads; place++)
+            for (uint32_t k = 0; k < e->max_select; k++)
+                at_once.used += was_ahead(e, &e->uncounted[i], place, k);
+        at_once.later++;
+    }
+}
+
+TEST(what_prefetch_had_brought_is_counted_a_step_later_as_at_once)
+{
+    cluster_config cluster;
+    run_setup setup = long_setup(&cluster, 4 << 20);
+    setup.wrap = apart_open;
+    const outcome there = outcome_of(&setup, count_at_once);
+    const worker_stats *s = &there.stats;
+    EXPECT(there.parks > 0 && at_once.later > 100 && at_once.used > 1000);
+    EXPECT_EQ_U64(s->prefetch.used, at_once.used);
+    EXPECT(s->prefetch.used + s->prefetch.wasted <= s->prefetch.issued);
+    EXPECT_EQ_U64(there.blocks.resident, s->blocks.resident);
 }
 
 /* Products by shape, strides, sum and number of rows, seen while the engine is made or later. */
