@@ -188,8 +188,6 @@ status host_plan(kern_stream *stream, const kern_plan_args *args)
 {
     (void)stream;
     plan_counts n = {0, 0};
-    atomic_store_explicit(&args->exchange->unanswered, 0, memory_order_relaxed);
-    atomic_store_explicit(&args->exchange->published, 0, memory_order_relaxed);
     for (uint32_t row = 0; row < args->rows; row++) {
         if (args->row_on != NULL && args->row_on[row] == 0) continue;
         const uint64_t list = (uint64_t)row * args->table.kv_heads * args->max_select;
@@ -199,9 +197,10 @@ status host_plan(kern_stream *stream, const kern_plan_args *args)
             if (args->row_status[row] != STATUS_OK) break;
             args->row_status[row] = plan_head(args, row, head, &n);
         }
-        atomic_store_explicit(&args->exchange->unanswered, n.unanswered, memory_order_relaxed);
-        atomic_store_explicit(&args->exchange->published, n.published, memory_order_release);
     }
+    /* All at once: who sees a number takes it for the whole. */
+    atomic_store_explicit(&args->exchange->unanswered, n.unanswered, memory_order_relaxed);
+    atomic_store_explicit(&args->exchange->published, n.published, memory_order_release);
     return STATUS_OK;
 }
 
