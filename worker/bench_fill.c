@@ -105,7 +105,7 @@ static status fill_chunk(fill *f, uint32_t first, uint32_t last)
     TRY(kern_stream_sync(e->stream));
     for (uint32_t i = 0; i < f->count; i++) {
         uint32_t block = first + i / heads, l = i % heads / e->kv_heads, h = i % e->kv_heads;
-        TRY(engine_digest_set(e, f->seq, l, h, block, f->digest[i]));
+        TRY(seal_digest_set(e, f->seq, l, h, block, f->digest[i]));
         io_command sealed = {.op = IO_SEALED,
                              .seq = (int32_t)f->seq,
                              .layer = (int32_t)l,

@@ -74,67 +74,6 @@ status engine_read_table(worker_engine *e, uint32_t seq)
     return kern_stream_sync(e->stream);
 }
 
-status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
-                         uint32_t block, uint64_t digest)
-{
-    kern_home *home = &e->shared.home[engine_home(e, seq, layer, kv_head, block)];
-    block_id id =
-        io_block_id(e->io, (int32_t)seq, (int32_t)layer, (int32_t)kv_head, (int32_t)block);
-    if (home->digest != 0 && home->digest != digest)
-        return FAIL(INTERNAL,
-                    "block %u of layer %u, KV head %u has other bytes when computed again", block,
-                    layer, kv_head);
-    home->seed = block_id_hash(&id);
-    home->digest = digest;
-    return STATUS_OK;
-}
-
-/* ---- seal ------------------------------------------------------------------------------------ */
-
-status engine_seal(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *pool, bool copy)
-{
-    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
-        block_id id = io_block_id(e->io, (int32_t)seq, (int32_t)(i / e->kv_heads),
-                                  (int32_t)(i % e->kv_heads), (int32_t)block);
-        e->seal_seed[i] = block_id_hash(&id);
-    }
-    kern_seal_args seal = {.pool = pool,
-                           .slot = e->seal_slot,
-                           .seed = e->seal_seed,
-                           .copy = copy ? e->seal_copy : NULL,
-                           .digest = e->seal_digest,
-                           .n = e->layers * e->kv_heads,
-                           .block_bytes = e->block_bytes};
-    TRY(kern_seal(e->stream, &seal));
-    return kern_stream_sync(e->stream);
-}
-
-status engine_seal_pool(worker_engine *e, uint32_t seq, uint32_t block, int32_t *out_slot)
-{
-    const sequence *s = &e->seq[seq];
-    uint32_t n = e->layers * e->kv_heads;
-    if (io_slots_free(e->io) < n) return STATUS_BUSY;
-    TRY(engine_read_table(e, seq));
-    for (uint32_t i = 0; i < n; i++) {
-        int32_t entry = e->seen_entry_of[(size_t)i * e->max_blocks + block];
-        if (entry < 0 || entry >= s->entries) /* a row there was OK, so the plan gave it an entry */
-            return FAIL(INTERNAL, "block %u of layer %u, KV head %u is in entry %d of %d", block,
-                        i / e->kv_heads, i % e->kv_heads, entry, s->entries);
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        int32_t entry = e->seen_entry_of[(size_t)i * e->max_blocks + block];
-        e->seal_slot[i] = s->pool_slot[i * (uint32_t)s->entries + (uint32_t)entry];
-        out_slot[i] = io_slot_take(e->io);
-        e->seal_copy[i] = io_slot_bytes(e->io, out_slot[i]);
-    }
-    status result = engine_seal(e, seq, block, e->pool, true);
-    for (uint32_t i = 0; i < n && result != STATUS_OK; i++) {
-        io_slot_give(e->io, out_slot[i]);
-        out_slot[i] = -1;
-    }
-    return result;
-}
-
 /* Storage blocks that a selection can hold at most. */
 uint32_t selector_entries(const worker_engine *e, const kern_selector *s)
 {
@@ -337,10 +276,12 @@ static void take_summaries(taking *t)
     e->dev_selectors = take(t, KERN_SELECTORS_MAX, sizeof(kern_selector));
     e->seen_entry_of = take_shared(t, per_seq * e->max_blocks, sizeof(int32_t));
     e->stage_home = take_absent(t, per_seq * e->max_blocks);
-    e->seal_slot = take_shared(t, per_seq, sizeof(int32_t));
-    e->seal_seed = take_shared(t, per_seq, sizeof(uint64_t));
-    e->seal_digest = take_shared(t, per_seq, sizeof(uint64_t));
-    e->seal_copy = take_shared(t, per_seq, sizeof(uint8_t *));
+    e->open_slot = take(t, heads, sizeof(int32_t));
+    e->seen_open = take_seen(t, e->open_slot, heads, sizeof(int32_t));
+    e->seal_slot = take_shared(t, heads, sizeof(int32_t));
+    e->seal_seed = take_shared(t, heads, sizeof(uint64_t));
+    e->seal_digest = take_shared(t, heads, sizeof(uint64_t));
+    e->seal_copy = take_shared(t, heads, sizeof(uint8_t *));
     e->wait_ns = take_shared(t, 1, sizeof(uint64_t));
     e->keep_step = take_shared(t, e->seqs, sizeof(uint32_t));
 }
@@ -369,7 +310,7 @@ static void take_host(worker_engine *e)
     e->ahead_bit = ARENA_NEW(a, uint8_t, e->seqs * homes);
     e->fetching = ARENA_NEW(a, bool, e->layers);
     e->uncounted = ARENA_NEW(a, row_uncounted, e->seqs);
-    e->copy_slot = ARENA_NEW(a, int32_t, heads);
+    e->copy_slot = ARENA_NEW(a, int32_t, e->seqs * heads);
     e->resume_list = ARENA_NEW(a, int32_t, (size_t)e->kv_heads * 2 * e->max_select);
     e->queue = ARENA_NEW(a, engine_request, ENGINE_QUEUE);
     for (uint32_t i = 0; i < ENGINE_QUEUE; i++)

@@ -186,8 +186,9 @@ struct worker_engine {
     int32_t *prompt_block, *prompt_count; /* [L, Hk, M], [L, Hk] its last row's picks (shared) */
     /* candidates of several sequences (shared): [L, S, Hk, M]; [S] each */
     int32_t *candidate, *candidate_seq, *candidate_pos, *candidate_selector;
-    int32_t *resume_list; /* [Hk, 2 M] */
-    /* lists of one block in all layers and heads, for seal (shared): [L * Hk] */
+    int32_t *resume_list;           /* [Hk, 2 M] */
+    int32_t *open_slot, *seen_open; /* [L, S, Hk] of decode rows; read back to seal them */
+    /* blocks to seal, each in all layers and heads (shared): [S * L * Hk] */
     int32_t *seal_slot, *copy_slot; /* copy_slot: the host's own */
     uint64_t *seal_seed, *seal_digest;
     uint8_t **seal_copy;
@@ -237,9 +238,6 @@ pick_buffers engine_picks(const worker_engine *e, uint32_t layer); /* of decode 
 status engine_read_table(worker_engine *e, uint32_t seq);
 size_t engine_home(const worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
                    uint32_t block);
-/* INTERNAL: the block was sealed before with other bytes (a recompute must repeat them). */
-status engine_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
-                         uint32_t block, uint64_t digest);
 uint32_t selector_entries(const worker_engine *e, const kern_selector *s);
 void engine_notify(void *self);                   /* kern_host.notify */
 void engine_pause(void *self, uint64_t until_ns); /* kern_host.pause */
@@ -248,13 +246,6 @@ void engine_emit(worker_engine *e, const worker_event *event);
 /* An op, a copy or a wait for the device did not work. The first such status is kept, and the step
  * under way or the next one ends the engine with it. OK: nothing. */
 void engine_device_failed(worker_engine *e, status why);
-/* One block of a sequence in all layers and KV heads has the pool's or a prompt's host slots
- * e->seal_slot, and its copies if any e->seal_copy: digests into e->seal_digest, after a sync. */
-status engine_seal(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *pool, bool copy);
-/* The open block of a sequence in the pool: its slots into e->seal_slot, fresh host slots into
- * out_slot [L * Hk] and their bytes into e->seal_copy. BUSY: too few host slots. Where it fails, no
- * slot is kept and out_slot is all -1. */
-status engine_seal_pool(worker_engine *e, uint32_t seq, uint32_t block, int32_t *out_slot);
 
 /* sched.c */
 void sched_turn(worker_engine *e); /* everything between steps */
@@ -266,6 +257,22 @@ void sched_recompute(worker_engine *e, uint32_t seq);
 void sched_tail_kept(worker_engine *e, uint32_t seq); /* tail_slot are set: takes their digests */
 uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks);
 sequence *sched_prefilling(worker_engine *e, uint32_t *out_seq);
+
+/* seal.c */
+/* INTERNAL: the block was sealed before with other bytes (a recompute must repeat them). */
+status seal_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
+                       uint32_t block, uint64_t digest);
+/* What fails otherwise in sealing is the device, and the engine with it.
+ * A block of a prompt, in all layers and KV heads in slots e->seal_slot of `memory`: digests into
+ * e->seal_digest. */
+status seal_block(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *memory);
+/* The open block of a sequence in the pool, into fresh host slots out_slot [L * Hk]. BUSY: there
+ * are too few. Where it fails, no slot is kept and out_slot is all -1. */
+status seal_tail(worker_engine *e, uint32_t seq, int32_t *out_slot);
+bool seal_wanted(const worker_engine *e, uint32_t row); /* the decode row completes a block */
+/* After the step: what its rows completed is digested, copied and the io side's. A sequence whose
+ * block has other bytes than before is finished. */
+status seal_rows(worker_engine *e);
 
 /* select.c */
 pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride);

@@ -102,7 +102,7 @@ void fetch_pump(worker_engine *e)
     uint32_t lag = e->early == SOURCE_OWN ? 1 : 2; /* plan m comes after gather m - lag */
     while (e->gathered + lag < e->planned)
         fetch_gathered(e);
-    while (e->counted < e->gathered && e->uncounted_count == 0)
+    while (e->counted < e->planned && e->uncounted_count == 0)
         count_misses(e, e->counted++);
 }
 
@@ -193,7 +193,7 @@ void fetch_abandon(worker_engine *e)
 /* ---- where blocks came from ------------------------------------------------------------------
  *
  * Between two steps the device waits for us, so as little as can be is done there. Plan itself
- * counts what was resident. Misses are counted while the step runs, as their layers are gathered.
+ * counts what was resident. Misses are counted while the step runs, as their layers are planned.
  * What prefetch had brought is found by a look at every pick: only while there is such a block, and
  * once the next step's layers are with the device (fetch_drain), or when somebody asks for it.
  *

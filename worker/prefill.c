@@ -182,17 +182,16 @@ status prefill_layer(worker_engine *e, uint32_t layer)
 
 /* ---- after the step -------------------------------------------------------------------------- */
 
-static status seal_block(worker_engine *e, uint32_t seq, uint32_t block)
+static status seal_staged(worker_engine *e, uint32_t seq, uint32_t block)
 {
     sequence *s = &e->seq[seq];
     uint32_t n = e->layers * e->kv_heads;
     for (uint32_t i = 0; i < n; i++)
         e->seal_slot[i] = *stage(e, s, i / e->kv_heads, i % e->kv_heads, block);
-    status result = engine_seal(e, seq, block, io_slot_bytes(e->io, 0), false);
-    engine_device_failed(e, result);
+    status result = seal_block(e, seq, block, io_slot_bytes(e->io, 0));
     for (uint32_t i = 0; i < n && result == STATUS_OK; i++)
         result =
-            engine_digest_set(e, seq, i / e->kv_heads, i % e->kv_heads, block, e->seal_digest[i]);
+            seal_digest_set(e, seq, i / e->kv_heads, i % e->kv_heads, block, e->seal_digest[i]);
     if (result != STATUS_OK) return result; /* all of it is still ours, or all is the io side's */
     for (uint32_t i = 0; i < n; i++) {
         uint32_t l = i / e->kv_heads, h = i % e->kv_heads;
@@ -237,7 +236,7 @@ status prefill_sealed(worker_engine *e)
     sequence *s = &e->seq[seq];
     uint32_t from = s->done / KERN_BLOCK, to = (s->done + all.count) / KERN_BLOCK;
     for (uint32_t b = from; b < to; b++) {
-        status result = seal_block(e, seq, b);
+        status result = seal_staged(e, seq, b);
         if (result != STATUS_OK) {
             s->done = b * KERN_BLOCK; /* blocks before it are the io side's */
             sched_finish(e, seq, REASON_FAILED, result);

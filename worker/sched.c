@@ -91,9 +91,7 @@ static bool park(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     if (s->done % KERN_BLOCK != 0) {
-        status result = engine_seal_pool(e, seq, s->done / KERN_BLOCK, s->tail_slot);
-        if (result != STATUS_OK && result != STATUS_BUSY) engine_device_failed(e, result);
-        if (result != STATUS_OK) return false;
+        if (seal_tail(e, seq, s->tail_slot) != STATUS_OK) return false;
         sched_tail_kept(e, seq);
     }
     select_keep(e, seq);

@@ -81,7 +81,12 @@ static status push_rows(worker_engine *e)
 static status pull_results(worker_engine *e)
 {
     size_t lists = (size_t)e->rows_max + e->decode_rows; /* status of all rows, and hits */
+    size_t heads = (size_t)e->layers * e->seqs * e->kv_heads;
+    bool seals = false;
     TRY(kern_copy(e->stream, e->row.status, e->dev.status, lists * sizeof(int32_t)));
+    for (uint32_t r = 0; r < e->decode_rows; r++)
+        seals |= seal_wanted(e, r);
+    if (seals) TRY(kern_copy(e->stream, e->seen_open, e->open_slot, heads * sizeof(int32_t)));
     return fetch_wants_picks(e) ? select_read(e) : STATUS_OK;
 }
 
@@ -198,17 +203,18 @@ static status summarise(worker_engine *e, uint32_t layer)
 /* K and V into the open block, whose entry the plan has made sure of. */
 static status append(worker_engine *e, uint32_t layer)
 {
+    int32_t *slot = e->open_slot + (size_t)layer * e->seqs * e->kv_heads;
     kern_locate_args open = {.row_seq = e->dev.seq,
                              .row_pos = e->dev.pos,
                              .table = engine_table(e, layer),
-                             .slot = e->append_slot,
+                             .slot = slot,
                              .rows = e->decode_rows,
                              .max_select = 1};
     TRY(kern_locate(e->stream, &open));
     const float *k = e->qkv + (size_t)e->heads * e->head_dim;
     kern_append_args a = {.k = k,
                           .v = k + (size_t)e->kv_heads * e->head_dim,
-                          .slot = e->append_slot,
+                          .slot = slot,
                           .row_pos = e->dev.pos,
                           .pool = e->pool,
                           .row_stride = e->qkv_stride,
@@ -472,30 +478,6 @@ static status logits_all(worker_engine *e)
 
 /* ---- commit ---------------------------------------------------------------------------------- */
 
-/* The row completed a block: digest, copy for the host, and off to R nodes. */
-static status seal_row(worker_engine *e, uint32_t seq)
-{
-    uint32_t block = (e->seq[seq].done - 1) / KERN_BLOCK;
-    int32_t *to = e->copy_slot;
-    status result = engine_seal_pool(e, seq, block, to);
-    CHECK(result != STATUS_BUSY); /* may_decode saw to it */
-    engine_device_failed(e, result);
-    TRY(result);
-    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
-        uint32_t l = i / e->kv_heads, h = i % e->kv_heads;
-        io_command command = {.op = IO_SEALED,
-                              .seq = (int32_t)seq,
-                              .layer = (int32_t)l,
-                              .kv_head = (int32_t)h,
-                              .block = (int32_t)block,
-                              .slot = to[i]};
-        status same = engine_digest_set(e, seq, l, h, block, e->seal_digest[i]);
-        io_send(e->io, &command);
-        if (result == STATUS_OK) result = same;
-    }
-    return result;
-}
-
 /* Blocks that no replica has can only be made again; what else failed may work the next time. */
 static void row_void(worker_engine *e, uint32_t seq, status why)
 {
@@ -511,8 +493,7 @@ static void row_void(worker_engine *e, uint32_t seq, status why)
         sched_recompute(e, seq);
 }
 
-/* True: other locality blocks may be wanted from the next step on. */
-static bool row_done(worker_engine *e, uint32_t seq)
+static void row_done(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     s->void_tries = 0;
@@ -520,15 +501,13 @@ static bool row_done(worker_engine *e, uint32_t seq)
     s->ran++;
     s->ahead_pos = s->done;
     s->ahead_valid = e->selectors[s->selector].source == SOURCE_STEP;
-    if (s->done % KERN_BLOCK == 0) {
-        status result = seal_row(e, seq);
-        if (result != STATUS_OK) {
-            sched_finish(e, seq, REASON_FAILED, result);
-            return false;
-        }
-    }
-    uint32_t windows_at = (s->done + 1) % e->selectors[s->selector].stride;
-    return windows_at == 0 || s->done % KERN_BLOCK == 0;
+}
+
+/* Other locality blocks may be wanted from the next step on. */
+static bool has_news(const worker_engine *e, const sequence *s)
+{
+    if (s->state != SEQ_ACTIVE) return false;
+    return (s->done + 1) % e->selectors[s->selector].stride == 0 || s->done % KERN_BLOCK == 0;
 }
 
 static void finish_if_over(worker_engine *e, uint32_t seq)
@@ -552,11 +531,16 @@ static status commit(worker_engine *e)
     CHECK(e->decode_rows <= 512);
     for (uint32_t r = 0; r < e->decode_rows; r++)
         decoded[r] = (uint32_t)e->row.seq[r];
-    uint32_t news[512], news_count = 0;
     for (uint32_t r = 0; r < e->decode_rows; r++) {
         if (e->row.status[r] != STATUS_OK)
             row_void(e, decoded[r], (status)e->row.status[r]);
-        else if (row_done(e, decoded[r]))
+        else
+            row_done(e, decoded[r]);
+    }
+    TRY(seal_rows(e));
+    uint32_t news[512], news_count = 0;
+    for (uint32_t r = 0; r < e->decode_rows; r++) {
+        if (e->row.status[r] == STATUS_OK && has_news(e, &e->seq[decoded[r]]))
             news[news_count++] = decoded[r];
     }
     fetch_candidates(e, news, news_count);
