@@ -274,7 +274,8 @@ static void take_summaries(taking *t)
     e->used_step = take(t, heads * e->max_entries, sizeof(uint32_t));
     e->entries = take(t, e->seqs, sizeof(int32_t));
     e->dev_selectors = take(t, KERN_SELECTORS_MAX, sizeof(kern_selector));
-    e->seen_entry_of = take_shared(t, per_seq * e->max_blocks, sizeof(int32_t));
+    uint64_t places = (uint64_t)(e->layers > e->seqs ? e->layers : e->seqs) * e->kv_heads;
+    e->seen_entry_of = take_shared(t, places * e->max_blocks, sizeof(int32_t));
     e->stage_home = take_absent(t, per_seq * e->max_blocks);
     e->open_slot = take(t, heads, sizeof(int32_t));
     e->seen_open = take_seen(t, e->open_slot, heads, sizeof(int32_t));

@@ -159,9 +159,10 @@ struct worker_engine {
     uint16_t *vc, *value_ring; /* NSA */
     int32_t *entry_of, *block_of, *slot_of;
     uint32_t *used_step;
-    int32_t *entries;       /* [S] */
-    uint32_t *keep_step;    /* [S] of an install under way (shared) */
-    int32_t *seen_entry_of; /* [L, Hk, B] of one sequence, read back (shared) */
+    int32_t *entries;    /* [S] */
+    uint32_t *keep_step; /* [S] of an install under way (shared) */
+    int32_t
+        *seen_entry_of; /* read back (shared): [L, Hk, B] of a sequence or [S, Hk, B] of a layer */
     uint8_t *pool;
     uint32_t pool_slots, pool_free;
     int32_t *pool_stack;

@@ -191,12 +191,17 @@ status select_ahead(worker_engine *e, uint32_t layer)
     return STATUS_OK;
 }
 
-/* Ask for what those picks need and the pool lacks. */
+/* Ask for what those picks need and the pool lacks: the layer's table is read for all rows at once.
+ * Without a store all of it is as near as it can be. */
 status select_ahead_ask(worker_engine *e, uint32_t layer)
 {
     row_range rows = e->source_rows[SOURCE_STEP];
-    size_t m = e->max_select, heads = e->kv_heads;
+    size_t m = e->max_select, heads = e->kv_heads, homes = heads * e->max_blocks;
     int32_t *wanted = e->resume_list; /* idle here */
+    if (!e->config.prefetch || !e->config.with_store) return STATUS_OK;
+    TRY(kern_copy(e->stream, e->seen_entry_of, engine_table(e, layer).entry_of,
+                  e->seqs * homes * sizeof(int32_t)));
+    TRY(kern_stream_sync(e->stream));
     for (uint32_t r = rows.first; r < rows.first + rows.count; r++) {
         if (e->row.status[r] != STATUS_OK || !goes_on(e, r)) continue;
         uint32_t seq = (uint32_t)e->row.seq[r];
@@ -207,11 +212,7 @@ status select_ahead_ask(worker_engine *e, uint32_t layer)
                 wanted[h * m + i] = there ? e->seen_ahead_block[(from + h) * m + i] : -1;
             }
         }
-        size_t homes = heads * e->max_blocks;
-        const int32_t *entry_of = engine_table(e, layer).entry_of + seq * homes;
-        TRY(kern_copy(e->stream, e->seen_entry_of, entry_of, homes * sizeof(int32_t)));
-        TRY(kern_stream_sync(e->stream));
-        fetch_ahead(e, seq, layer, wanted, e->max_select, e->seen_entry_of, false);
+        fetch_ahead(e, seq, layer, wanted, e->max_select, e->seen_entry_of + seq * homes, false);
     }
     return STATUS_OK;
 }
