@@ -3,14 +3,14 @@
  * Bound: every selected block is read once, 2 * 64 * D bf16; with G = 16 heads on a KV head that is
  * 16 flops a byte, far below the card's ratio, so the bound is memory. The design serves the loads:
  *
- *   The groups (8 entries) of all rows and KV heads stand in one line; two CTAs an SM share three
- * quarters of it out evenly, whatever the lengths of the lists, and take the rest group by group by
- * ticket, so that a slow SM, or one that another kernel shares, does less. Each streams its stretch
- * without a gap: the first blocks of the next group are under way while the last one is folded. CTA
- * = 4 warps; warp w owns tokens 16 w .. 16 w + 15 of every block (one bit of the mask), so its
- * copies need no barrier: K and V rows go to its own swizzled shared memory by cp.async, three
- * blocks ahead, and from there by ldmatrix into mma. Where a block lies in the pool makes no
- * difference.
+ *   The groups (8 entries) of all rows and KV heads stand in one line; two CTAs an SM (but for
+ * those that a gather beside would keep out) share three quarters of it out evenly, whatever the
+ * lengths of the lists, and take the rest group by group by ticket, so that a slow SM, or one that
+ * another kernel shares, does less. Each streams its stretch without a gap: the first blocks of the
+ * next group are under way while the last one is folded. CTA = 4 warps; warp w owns tokens 16 w ..
+ * 16 w + 15 of every block (one bit of the mask), so its copies need no barrier: K and V rows go to
+ * its own swizzled shared memory by cp.async, three blocks ahead, and from there by ldmatrix into
+ * mma. Where a block lies in the pool makes no difference.
  *
  * Order (DESIGN: one order of summation): a warp folds its rows of 8 consecutive entries (online
  * softmax), the CTA folds its 4 warps in order: that is a group's partial. 8 groups fold in order
@@ -723,7 +723,8 @@ template <int D, kern_branch BRANCH> status attend_rows(cuda_stream *stream, att
 {
     const uint64_t items_row = (uint64_t)p.kv_heads * p.tiles;
     const uint64_t partial_bytes = ROWS * (D + 2) * sizeof(float);
-    const uint64_t ctas = 2 * (uint64_t)cuda_device_of(stream->base.backend)->sms;
+    const uint64_t ctas =
+        2 * (uint64_t)cuda_device_of(stream->base.backend)->sms - CUDA_BESIDE_CTAS;
     const uint64_t room = CUDA_WORKSPACE_BYTES / partial_bytes - ctas * SUPER_GROUPS - DYNAMIC_MAX;
     const size_t bytes = sizeof(attend_shared<D>);
     uint64_t wave = ITEMS_MAX / items_row;

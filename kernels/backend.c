@@ -132,6 +132,13 @@ status kern_stream_poll(kern_stream *stream)
     return stream->backend->device->stream_poll(stream);
 }
 
+status kern_stream_after(kern_stream *stream, kern_stream *of)
+{
+    CHECK(stream != NULL && of != NULL && stream->backend == of->backend);
+    if (stream == of) return STATUS_OK;
+    return stream->backend->device->stream_after(stream, of);
+}
+
 status kern_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
                         uint32_t k, kern_weight **out_weight)
 {

@@ -28,6 +28,7 @@ extern "C" {
 enum {
     CUDA_WORKSPACE_BYTES =
         96 << 20,            /* attend's partials, linear's rounded rows and cublasLt's own */
+    CUDA_BESIDE_CTAS = 16,   /* of gather, which attention leaves room for */
     CUDA_COUNTERS = 1 << 16, /* arrival counters, zero between launches */
     CUDA_SCALARS = 64,
     CUDA_MARKS = 8192, /* a step has about 900 ops, two marks each */
@@ -50,9 +51,10 @@ struct cuda_marks {
 struct cuda_stream {
     kern_stream base; /* first: a kern_stream * is a cuda_stream * */
     cudaStream_t handle;
-    uint8_t *workspace; /* CUDA_WORKSPACE_BYTES */
-    uint32_t *counters; /* CUDA_COUNTERS */
-    uint32_t *scalars;  /* CUDA_SCALARS: totals one launch leaves for the next */
+    uint8_t *workspace;  /* CUDA_WORKSPACE_BYTES */
+    uint32_t *counters;  /* CUDA_COUNTERS */
+    uint32_t *scalars;   /* CUDA_SCALARS: totals one launch leaves for the next */
+    cudaEvent_t reached; /* what another stream waits for */
     cuda_marks marks;
 };
 

@@ -29,6 +29,9 @@ void kern_stream_destroy(kern_stream *stream);
 status kern_stream_sync(kern_stream *stream);
 /* OK: at rest; PENDING: ops under way; else what went wrong with one. */
 status kern_stream_poll(kern_stream *stream);
+/* What `stream` is given from here on begins when all that `of` has been given until now is over.
+ * Both of one backend; the same one: nothing to do. */
+status kern_stream_after(kern_stream *stream, kern_stream *of);
 
 /* Device memory, zeroed, 64-byte aligned. NO_MEMORY. */
 status kern_alloc(kern_backend *backend, uint64_t bytes, void **out_memory);

@@ -63,6 +63,11 @@ typedef struct kern_exchange {
     uint32_t capacity;     /* >= R * Hk * max_select: never overflows */
     _Atomic uint32_t published;
     _Atomic uint32_t unanswered; /* of them PENDING when they were published; written before */
+    /* NULL, or where a plan on a device puts the same once more, in memory of its own, so that the
+     * ops behind it need not read it back over the link. Who answers looks at the lists above. */
+    kern_miss *own_miss;       /* [capacity] */
+    kern_arrival *own_arrival; /* [capacity] as it was published */
+    uint32_t *own_count;       /* [2]: published, unanswered */
 } kern_exchange;
 
 /* Wakes whoever answers misses, and lets a single-threaded host answer them inside kern_wait. */

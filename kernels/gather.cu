@@ -12,15 +12,17 @@ namespace
 {
 
 /* 16 CTAs with 16 to 32 KiB under way each cover the link's latency. */
-constexpr uint32_t GATHER_CTAS = 16;
+constexpr uint32_t GATHER_CTAS = CUDA_BESIDE_CTAS;
 
 struct gather_params {
     const kern_miss *miss;
+    const kern_arrival *seen; /* the device's copy, where a PENDING one has its answer in arrival */
     kern_arrival *arrival;
     const int32_t *published;
     kern_table table;
     uint8_t *pool;
     int32_t *row_status;
+    uint32_t first_row, rows; /* rows 0: all misses */
     uint32_t block_bytes;
 };
 
@@ -52,18 +54,36 @@ template <uint32_t BLOCKS> struct gather_shared {
     gather_item item[32];
 };
 
+/* The misses of the wanted rows, [x, y): they stand in order of their rows. */
+__device__ uint2 wanted_misses(const gather_params &p, uint32_t published)
+{
+    if (p.rows == 0) return make_uint2(0, published);
+    uint32_t before = 0, until = 0;
+    for (uint32_t base = 0; base < published; base += XXH_THREADS) {
+        const uint32_t i = base + threadIdx.x;
+        const uint32_t row = i < published ? (uint32_t)load_relaxed(&p.miss[i].row) : UINT32_MAX;
+        before += (uint32_t)__syncthreads_count(row < p.first_row);
+        until += (uint32_t)__syncthreads_count(row < p.first_row + p.rows);
+    }
+    return make_uint2(before, until);
+}
+
 /* Items first, first + step, ... of this CTA, by the lanes of warp 0; returns how many. */
 template <uint32_t BLOCKS>
 __device__ uint32_t fetch_items(const gather_params &p, gather_shared<BLOCKS> &s, uint32_t first,
-                                uint32_t published)
+                                uint32_t end)
 {
     __syncthreads();
     const uint32_t i = first + threadIdx.x * gridDim.x;
-    if (threadIdx.x < 32 && i < published) {
+    if (threadIdx.x < 32 && i < end) {
         const uint4 *m = reinterpret_cast<const uint4 *>(p.miss + i);
-        const uint4 *a = reinterpret_cast<const uint4 *>(p.arrival + i);
+        const uint4 *a = reinterpret_cast<const uint4 *>(p.seen + i);
         const uint4 m0 = load_once(m), m1 = load_once(m + 1);
-        const uint4 a0 = load_once(a), a1 = load_once(a + 1);
+        uint4 a0 = load_once(a), a1 = load_once(a + 1);
+        if (p.seen != p.arrival && (int32_t)a1.z == STATUS_PENDING) {
+            a = reinterpret_cast<const uint4 *>(p.arrival + i);
+            a0 = load_once(a), a1 = load_once(a + 1);
+        }
         gather_item &to = s.item[threadIdx.x];
         reinterpret_cast<uint4 *>(&to.miss)[0] = m0;
         reinterpret_cast<uint4 *>(&to.miss)[1] = m1;
@@ -76,7 +96,7 @@ __device__ uint32_t fetch_items(const gather_params &p, gather_shared<BLOCKS> &s
                       to.state == STATUS_PENDING ? (int32_t)STATUS_DEADLINE : to.state);
     }
     __syncthreads();
-    return min(32u, first < published ? (published - first - 1) / gridDim.x + 1 : 0);
+    return min(32u, first < end ? (end - first - 1) / gridDim.x + 1 : 0);
 }
 
 /* Items in a row, the loads of each begun while the one before is stored. Warp 0 finishes a digest
@@ -87,11 +107,11 @@ __global__ void __launch_bounds__(XXH_THREADS, 4)
 {
     __shared__ gather_shared<BLOCKS> s;
     static_assert(sizeof(kern_miss) == 32 && sizeof(kern_arrival) == 32, "read as two uint4 each");
-    const uint32_t published = (uint32_t)cta_load_acquire(p.published);
+    const uint2 wanted = wanted_misses(p, (uint32_t)cta_load_acquire(p.published));
     const uint32_t blocks = p.block_bytes / XXH_BLOCK;
     xxh_begin(s.xxh);
-    for (uint32_t base = blockIdx.x; base < published; base += 32 * gridDim.x) {
-        const uint32_t items = fetch_items(p, s, base, published);
+    for (uint32_t base = wanted.x + blockIdx.x; base < wanted.y; base += 32 * gridDim.x) {
+        const uint32_t items = fetch_items(p, s, base, wanted.y);
         xxh_piece piece = {};
         if (s.item[0].state == STATUS_OK) xxh_load(piece, s.item[0].source, 0, blocks);
         for (uint32_t n = 0; n < items; n++) {
@@ -118,18 +138,23 @@ __global__ void __launch_bounds__(XXH_THREADS, 4)
 
 } // namespace
 
-extern "C" status cuda_gather(kern_stream *stream, const kern_gather_args *args)
+/* own: the list is a plan's, and stands in the device's memory as well. */
+static status gather_list(kern_stream *stream, const kern_gather_args *args, bool own)
 {
     if (args->block_bytes % XXH_BLOCK != 0 || args->block_bytes > XXH_BLOCK * XXH_BLOCKS_MAX)
         return FAIL(UNSUPPORTED, "gather on CUDA moves whole KiB up to 64 KiB, not %u bytes",
                     args->block_bytes);
+    const kern_exchange *x = args->exchange;
     gather_params p = {};
-    p.miss = args->exchange->miss;
-    p.arrival = args->exchange->arrival;
-    p.published = (const int32_t *)&args->exchange->published;
+    p.miss = own ? x->own_miss : x->miss;
+    p.seen = own ? x->own_arrival : x->arrival;
+    p.arrival = x->arrival;
+    p.published = own ? (const int32_t *)x->own_count : (const int32_t *)&x->published;
     p.table = args->table;
     p.pool = args->pool;
     p.row_status = args->row_status;
+    p.first_row = args->first_row;
+    p.rows = args->rows;
     p.block_bytes = args->block_bytes;
     cudaStream_t handle = cuda_stream_of(stream)->handle;
     if (!args->verify)
@@ -139,4 +164,15 @@ extern "C" status cuda_gather(kern_stream *stream, const kern_gather_args *args)
     else
         gather_kernel<true, XXH_BLOCKS_MAX><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
     return cuda_launched("gather");
+}
+
+extern "C" status cuda_gather(kern_stream *stream, const kern_gather_args *args)
+{
+    return gather_list(stream, args, args->exchange->own_count != nullptr);
+}
+
+/* A list that the host made (install.cu). */
+extern "C" status cuda_gather_given(kern_stream *stream, const kern_gather_args *args)
+{
+    return gather_list(stream, args, false);
 }

@@ -129,6 +129,13 @@ static status host_stream_sync(kern_stream *stream)
     return STATUS_OK;
 }
 
+static status host_stream_after(kern_stream *stream, kern_stream *of)
+{
+    (void)stream; /* what a stream was given is over */
+    (void)of;
+    return STATUS_OK;
+}
+
 /* Columns 32 p + i and 32 p + 16 + i share a 32-bit word of panel p: one load, a shift and a mask
  * give two vectors of float32. Columns beyond n are zero. */
 static status host_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
@@ -185,6 +192,7 @@ static const kern_device_ops host_device = {
     .stream_destroy = host_stream_destroy,
     .stream_sync = host_stream_sync,
     .stream_poll = host_stream_sync, /* always at rest */
+    .stream_after = host_stream_after,
     .weight_pack = host_weight_pack,
     .weight_free = host_weight_free,
     .close = host_close,

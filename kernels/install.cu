@@ -6,7 +6,7 @@
  *   gather   gather.cu, for all that got one. Bound: the link. */
 #include "kernels/cuda.cuh"
 
-extern "C" status cuda_gather(kern_stream *stream, const kern_gather_args *args);
+extern "C" status cuda_gather_given(kern_stream *stream, const kern_gather_args *args);
 
 namespace
 {
@@ -153,5 +153,5 @@ extern "C" status cuda_install(kern_stream *stream, const kern_install_args *arg
     gather.pool = args->pool;
     gather.block_bytes = args->block_bytes;
     gather.verify = args->verify;
-    return cuda_gather(stream, &gather);
+    return cuda_gather_given(stream, &gather);
 }

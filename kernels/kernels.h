@@ -246,6 +246,8 @@ typedef struct kern_gather_args {    /* copy each arrived block into its slot an
     kern_table table;
     uint8_t *pool;
     int32_t *row_status;             /* [R]; misses with row -1 report through arrival.state only */
+    uint32_t first_row, rows;        /* only misses of [first_row, first_row + rows), which stand in
+                                      * order of their rows; rows 0: all */
     uint32_t block_bytes;
     bool verify;                     /* false only in the control that proves tests can fail */
 } kern_gather_args;

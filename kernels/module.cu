@@ -132,6 +132,7 @@ void stream_destroy(kern_stream *stream)
 {
     cuda_stream *s = cuda_stream_of(stream);
     if (s->handle) (void)cudaStreamDestroy(s->handle);
+    if (s->reached) (void)cudaEventDestroy(s->reached);
     for (uint32_t i = 0; i < s->marks.made; i++)
         (void)cudaEventDestroy(s->marks.event[i]);
     (void)cudaFree(s->workspace);
@@ -144,6 +145,7 @@ status stream_create(kern_backend *backend, kern_stream **out_stream)
     cuda_stream *s = new cuda_stream();
     s->base.backend = backend;
     if (cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking) != cudaSuccess ||
+        cudaEventCreateWithFlags(&s->reached, cudaEventDisableTiming) != cudaSuccess ||
         cudaMalloc((void **)&s->workspace, CUDA_WORKSPACE_BYTES) != cudaSuccess ||
         cudaMalloc((void **)&s->counters, CUDA_COUNTERS * sizeof(uint32_t)) != cudaSuccess ||
         cudaMemset(s->counters, 0, CUDA_COUNTERS * sizeof(uint32_t)) != cudaSuccess ||
@@ -205,6 +207,14 @@ status stream_poll(kern_stream *stream)
     return STATUS_OK;
 }
 
+status stream_after(kern_stream *stream, kern_stream *of)
+{
+    cuda_stream *first = cuda_stream_of(of);
+    TRY_CUDA(cudaEventRecord(first->reached, first->handle));
+    TRY_CUDA(cudaStreamWaitEvent(cuda_stream_of(stream)->handle, first->reached, 0));
+    return STATUS_OK;
+}
+
 void backend_close(kern_backend *backend)
 {
     cuda_device *d = cuda_device_of(backend);
@@ -221,9 +231,10 @@ const kern_ops ops = {
 
 /* In the order of kern_device_ops. */
 const kern_device_ops device_ops = {
-    device_alloc,     device_free,      device_alloc_shared, device_free_shared, stream_copy,
-    stream_fill,      stream_create,    stream_destroy,      stream_sync,        stream_poll,
-    cuda_weight_pack, cuda_weight_free, backend_close,       cuda_probe,         stream_mark,
+    device_alloc,     device_free,   device_alloc_shared, device_free_shared,
+    stream_copy,      stream_fill,   stream_create,       stream_destroy,
+    stream_sync,      stream_poll,   stream_after,        cuda_weight_pack,
+    cuda_weight_free, backend_close, cuda_probe,          stream_mark,
 };
 
 /* "cuda" is device 0, "cuda:N" device N. */

@@ -17,7 +17,7 @@ namespace
 {
 
 constexpr uint32_t THREADS = 128, ENTRIES_MAX = 24000;
-constexpr uint64_t TAKEN = ~0ull; /* rank of an entry that may not be given away */
+constexpr uint64_t TAKEN = ~0ull;   /* rank of an entry that may not be given away */
 constexpr uint32_t OPEN = 1u << 31; /* beside a number of hits: the current block is one of them */
 
 struct plan_params {
@@ -26,8 +26,9 @@ struct plan_params {
     uint32_t *missing; /* [rows, kv_heads] */
     uint32_t *where; /* [rows * kv_heads * max_select] each miss to publish, as an index of miss */
     uint32_t *done;  /* counter of CTAs */
-    kern_miss *out_miss;
-    kern_arrival *arrival;
+    kern_miss *out_miss, *own_miss; /* own_...: NULL or the device's copies */
+    kern_arrival *arrival, *own_arrival;
+    uint32_t *own_count;
     int32_t *published, *unanswered;
     uint32_t capacity;
 };
@@ -243,23 +244,48 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
     if (published > 0) (void)atomicAdd(a.row_misses + row, published);
 }
 
-/* The arrival of a miss that lies in host memory, else PENDING. True: somebody has to bring it. */
-__device__ bool publish_arrival(const plan_params &p, int32_t seq, int32_t head, int32_t block,
-                                kern_arrival *arrival)
+/* A kern_arrival as it is stored. */
+struct alignas(16) arrival_words {
+    uint64_t source, seed, digest;
+    int32_t state, source_kind;
+};
+static_assert(sizeof(arrival_words) == sizeof(kern_arrival), "stored as two uint4");
+
+/* Of a miss that lies in host memory, else PENDING: somebody has to bring it. */
+__device__ arrival_words arrival_of(const plan_params &p, int32_t seq, int32_t head, int32_t block)
 {
     const kern_homes &h = p.a.homes;
-    int32_t slot = -1;
-    if (h.home) {
-        const kern_home *home =
-            h.home + (uint64_t)seq * h.seq_stride + (uint64_t)head * p.a.table.max_blocks + block;
-        slot = load_relaxed(&home->slot);
-        arrival->seed = *(const volatile uint64_t *)&home->seed;
-        arrival->digest = *(const volatile uint64_t *)&home->digest;
-        arrival->source = h.memory + (uint64_t)(slot < 0 ? 0 : slot) * h.block_bytes;
-        arrival->source_kind = KERN_FROM_HOME;
+    arrival_words a = {0, 0, 0, STATUS_PENDING, 0};
+    if (!h.home) return a;
+    const kern_home *home =
+        h.home + (uint64_t)seq * h.seq_stride + (uint64_t)head * p.a.table.max_blocks + block;
+    const int32_t slot = load_relaxed(&home->slot);
+    a.seed = *(const volatile uint64_t *)&home->seed;
+    a.digest = *(const volatile uint64_t *)&home->digest;
+    a.source = (uint64_t)(h.memory + (uint64_t)(slot < 0 ? 0 : slot) * h.block_bytes);
+    a.state = slot < 0 ? STATUS_PENDING : STATUS_OK;
+    a.source_kind = KERN_FROM_HOME;
+    return a;
+}
+
+/* A miss and its arrival as entry i of the lists. True: unanswered. */
+__device__ bool publish_one(const plan_params &p, uint32_t i)
+{
+    const uint4 *from = reinterpret_cast<const uint4 *>(p.miss + p.where[i]);
+    const uint4 low = __ldcg(from), high = __ldcg(from + 1); /* row, seq, head, block; ... */
+    const arrival_words a = arrival_of(p, (int32_t)low.y, (int32_t)low.z, (int32_t)low.w);
+    const uint4 *words = reinterpret_cast<const uint4 *>(&a);
+    uint4 *miss = reinterpret_cast<uint4 *>(p.out_miss + i);
+    uint4 *arrival = reinterpret_cast<uint4 *>(p.arrival + i);
+    miss[0] = low, miss[1] = high;
+    arrival[0] = words[0], arrival[1] = words[1];
+    if (p.own_count) {
+        miss = reinterpret_cast<uint4 *>(p.own_miss + i);
+        arrival = reinterpret_cast<uint4 *>(p.own_arrival + i);
+        miss[0] = low, miss[1] = high;
+        arrival[0] = words[0], arrival[1] = words[1];
     }
-    arrival->state = slot < 0 ? STATUS_PENDING : STATUS_OK;
-    return slot < 0;
+    return a.state == STATUS_PENDING;
 }
 
 /* Misses of all lists, in their order, by one CTA: first where each of them is, a list a thread,
@@ -278,18 +304,13 @@ __device__ void publish(const plan_params &p, plan_shared &s)
     }
     base = min(base, p.capacity);
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < base; i += THREADS) {
-        const uint4 *from = reinterpret_cast<const uint4 *>(p.miss + p.where[i]);
-        uint4 *to = reinterpret_cast<uint4 *>(p.out_miss + i);
-        const uint4 low = __ldcg(from), high = __ldcg(from + 1); /* row, seq, head, block; ... */
-        to[0] = low, to[1] = high;
-        unanswered +=
-            publish_arrival(p, (int32_t)low.y, (int32_t)low.z, (int32_t)low.w, p.arrival + i);
-    }
+    for (uint32_t i = threadIdx.x; i < base; i += THREADS)
+        unanswered += publish_one(p, i);
     (void)cta_scan(s, unanswered);
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) {
+        if (p.own_count) p.own_count[0] = base, p.own_count[1] = s.all;
         *(volatile int32_t *)p.unanswered = (int32_t)s.all;
         __threadfence_system();
         *(volatile int32_t *)p.published = (int32_t)base;
@@ -363,6 +384,9 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     p.arrival = args->exchange->arrival;
     p.published = (int32_t *)&args->exchange->published;
     p.unanswered = (int32_t *)&args->exchange->unanswered;
+    p.own_miss = args->exchange->own_miss;
+    p.own_arrival = args->exchange->own_arrival;
+    p.own_count = args->exchange->own_count;
     p.capacity = args->exchange->capacity;
     const size_t bytes = args->table.max_entries * sizeof(unsigned long long);
     TRY_CUDA(cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -248,11 +248,19 @@ typedef struct gather_job {
     const kern_gather_args *a;
 } gather_job;
 
+static bool gather_has(const kern_gather_args *a, uint32_t i)
+{
+    const int32_t row = a->exchange->miss[i].row;
+    return a->rows == 0 ||
+           (row >= (int32_t)a->first_row && row < (int32_t)(a->first_row + a->rows));
+}
+
 static void gather_task(const void *context, uint32_t task, void *scratch)
 {
     (void)scratch;
     const kern_gather_args *a = ((const gather_job *)context)->a;
     kern_arrival *arrival = &a->exchange->arrival[task];
+    if (!gather_has(a, task)) return;
     const int32_t state = atomic_load_explicit(&arrival->state, memory_order_acquire);
     if (state != STATUS_OK) {
         if (state == STATUS_PENDING)
@@ -272,7 +280,7 @@ status host_gather(kern_stream *stream, const kern_gather_args *args)
     for (uint32_t i = 0; i < count; i++) {
         const int32_t state =
             atomic_load_explicit(&args->exchange->arrival[i].state, memory_order_relaxed);
-        if (state == STATUS_OK) continue;
+        if (state == STATUS_OK || !gather_has(args, i)) continue;
         const kern_miss *miss = &args->exchange->miss[i];
         table_view v = view_of(&args->table, miss->seq, (uint32_t)miss->kv_head);
         if (miss->entry >= 0 && v.block_of[miss->entry] == miss->block)

@@ -63,8 +63,9 @@ extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
         const int64_t now = (int64_t)clock_now(&clock_monotonic);
         wait_params p = {};
         p.arrival = x->arrival;
-        p.published = (const int32_t *)&x->published;
-        p.unanswered = (const int32_t *)&x->unanswered;
+        p.published = x->own_count ? (const int32_t *)x->own_count : (const int32_t *)&x->published;
+        p.unanswered =
+            x->own_count ? (const int32_t *)x->own_count + 1 : (const int32_t *)&x->unanswered;
         p.deadline_ns =
             args->deadline_ns == UINT64_MAX /* the host promises to answer */
                 ? UINT64_MAX

@@ -164,10 +164,28 @@ struct shared_exchange {
         memset((void *)x->arrival, 0, capacity * sizeof *x->arrival);
     }
     shared_exchange(const shared_exchange &) = delete;
+    /* The device's own copies too: the first `count` of the lists as they are now, as a plan
+     * leaves them. */
+    void take_own(uint32_t count, uint32_t unanswered)
+    {
+        const uint32_t counts[2] = {count, unanswered};
+        if (!x->own_count) {
+            CUDA(cudaMalloc((void **)&x->own_miss, x->capacity * sizeof *x->miss));
+            CUDA(cudaMalloc((void **)&x->own_arrival, x->capacity * sizeof *x->arrival));
+            CUDA(cudaMalloc((void **)&x->own_count, sizeof counts));
+        }
+        CUDA(cudaMemcpy(x->own_miss, x->miss, count * sizeof *x->miss, cudaMemcpyDefault));
+        CUDA(cudaMemcpy((void *)x->own_arrival, (const void *)x->arrival,
+                        count * sizeof *x->arrival, cudaMemcpyDefault));
+        CUDA(cudaMemcpy(x->own_count, counts, sizeof counts, cudaMemcpyDefault));
+    }
     ~shared_exchange()
     {
         (void)cudaFreeHost(x->miss);
         (void)cudaFreeHost(x->arrival);
+        (void)cudaFree(x->own_miss);
+        (void)cudaFree(x->own_arrival);
+        (void)cudaFree(x->own_count);
         (void)cudaFreeHost(x);
     }
 };

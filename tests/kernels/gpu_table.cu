@@ -121,6 +121,22 @@ bool same_misses(const kern_exchange *a, const kern_exchange *b)
     return true;
 }
 
+/* What plan keeps for the device's ops is what it published. */
+bool same_own(const kern_exchange *x)
+{
+    uint32_t counts[2] = {};
+    CUDA(cudaMemcpy(counts, x->own_count, sizeof counts, cudaMemcpyDefault));
+    if (counts[0] != (uint32_t) * (const int32_t *)&x->published ||
+        counts[1] != (uint32_t) * (const int32_t *)&x->unanswered)
+        return false;
+    const size_t misses = counts[0] * sizeof *x->miss, arrivals = counts[0] * sizeof *x->arrival;
+    std::vector<uint8_t> miss(misses), arrival(arrivals);
+    CUDA(cudaMemcpy(miss.data(), x->own_miss, misses, cudaMemcpyDefault));
+    CUDA(cudaMemcpy(arrival.data(), (const void *)x->own_arrival, arrivals, cudaMemcpyDefault));
+    return memcmp(miss.data(), x->miss, misses) == 0 &&
+           memcmp(arrival.data(), (const void *)x->arrival, arrivals) == 0;
+}
+
 /* Homes of one layer out of two, where some blocks are in host memory (that nobody reads here). */
 struct some_homes {
     kern_home *home = nullptr;
@@ -191,6 +207,7 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
     step_buffers x(s, tokens / selector.block + 1, max_select);
     table_pair t(s, entries);
     shared_exchange host(rows * 2 * max_select), gpu(rows * 2 * max_select);
+    gpu.take_own(0, 0);
     some_homes homes(r, t);
     bool selected = true, planned = true, published = true;
     for (uint32_t step = 0; step < steps; step++) {
@@ -210,7 +227,7 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
                     x.settled.down() == x.settled.host;
         planned &= x.slot.down() == x.slot.host && t.same() && x.status.down() == x.status.host &&
                    x.hits.down() == x.hits.host && x.misses.down() == x.misses.host;
-        published &= same_misses(host.x, gpu.x);
+        published &= same_misses(host.x, gpu.x) && same_own(gpu.x);
     }
     check_that(selected, "pool and select %s: %u steps as ref", name, steps);
     check_that(planned, "plan %s: table, slots and counters as ref over %u steps", name, steps);
