@@ -238,6 +238,8 @@ static status open_engine(bench *b)
                             .seed = o->seed,
                             .hbm_bytes = o->hbm,
                             .prefetch = !o->no_prefetch,
+                            .overlap = !o->no_overlap,
+                            .tiles = true,
                             .verify = true,
                             .widest = b->selector};
     TRY(worker_create(&config, o->quiet ? NULL : stderr, &b->engine));
@@ -471,7 +473,8 @@ static status run_all(bench *b)
         uint64_t begun = span_open(b), from = positions(b);
         if (last && b->trace != NULL) trace_switch(b->trace, true);
         if (o->profile)
-            profile_start(&b->run_profile[run], b->engine->stream, b->engine->inline_ops);
+            profile_start(&b->run_profile[run], b->engine->stream, b->engine->side,
+                          b->engine->inline_ops);
         for (uint32_t i = 0; i < o->steps; i++) {
             TRY(step_once(b, true));
             if (last && i + 1 == TRACE_STEPS && b->trace != NULL) trace_switch(b->trace, false);

@@ -23,8 +23,9 @@ static const flag_row rows[] = {
     {"--kv-memory", "SIZE", "device memory for KV blocks and summaries together", AT(kv_memory), FLAG_TYPE_BYTES, 0, 0},
     {"--victim-margin", "N", "percent of pool slots beyond the selection (default 25; 0: exact fit)", AT(margin), FLAG_TYPE_WHOLE, 0, 1000},
     {"--resident", NULL, "all blocks stay in the pool: nothing is offloaded", AT(resident), FLAG_TYPE_ON, 0, 0},
-    {"--nosi-like", NULL, "exact fit, no prefetch, fetched when asked for; rows are named nosi_like", AT(nosi_like), FLAG_TYPE_ON, 0, 0},
+    {"--nosi-like", NULL, "exact fit, no prefetch, no overlap: fetched when asked for; rows are named nosi_like", AT(nosi_like), FLAG_TYPE_ON, 0, 0},
     {"--no-prefetch", NULL, "fetch blocks only when a step asks for them", AT(no_prefetch), FLAG_TYPE_ON, 0, 0},
+    {"--no-overlap", NULL, "gather blocks before attention, not beside it (GPU)", AT(no_overlap), FLAG_TYPE_ON, 0, 0},
     {"--cluster", "FILE", "a running store below the pool (default: memory of this process)", AT(cluster), FLAG_TYPE_TEXT, 0, 0},
     {"--nodes", "N", "a simulated store of N nodes in this process", AT(nodes), FLAG_TYPE_WHOLE, 1, BENCH_NODES_MAX},
     {"--replicas", "N", "nodes that keep each block (default 1; 2 with --fault)", AT(replicas), FLAG_TYPE_WHOLE, 1, CLUSTER_REPLICAS_MAX},
@@ -111,7 +112,7 @@ static status check_store(const flag_set *set, const bench_options *o)
     if (o->resident) {
         static const char *const of_misses[] = {"--churn",     "--victim-margin", "--no-prefetch",
                                                 "--rtt-us",    "--gbit",          "--fault",
-                                                "--nosi-like", "--lookahead"};
+                                                "--nosi-like", "--lookahead",     "--no-overlap"};
         for (size_t i = 0; i < sizeof of_misses / sizeof *of_misses; i++)
             TRY(refuse(set, of_misses[i], "with --resident nothing is fetched"));
     }
@@ -161,7 +162,7 @@ static void settle(const flag_set *set, bench_options *o)
     bool needs_nodes = o->paced || o->fault != FAULT_NONE;
     if (o->nodes == 0 && needs_nodes && o->cluster == NULL) o->nodes = 3;
     if (o->replicas == 0) o->replicas = o->fault != FAULT_NONE ? 2 : 1;
-    if (o->nosi_like) o->margin = 0, o->no_prefetch = true;
+    if (o->nosi_like) o->margin = 0, o->no_prefetch = o->no_overlap = true;
     if (o->resident) o->margin = 1u << 24;
     o->json = strcmp(o->format, "json") == 0;
 }

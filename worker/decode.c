@@ -540,7 +540,8 @@ int worker_decode(int argc, char **argv)
     if (s == STATUS_OK) {
         report_begin(&d->report, a.quiet);
         if (a.profile)
-            profile_start(&d->profile, d->session.engine->stream, d->session.engine->inline_ops);
+            profile_start(&d->profile, d->session.engine->stream, d->session.engine->side,
+                          d->session.engine->inline_ops);
         s = run(d);
         if (a.profile) profile_stop(&d->profile);
         report_end(&d->report);

@@ -1,10 +1,10 @@
 /* worker/engine.h - private: what an engine keeps. Letters as in kernels.h: S sequence slots, L
  * layers, Hk KV heads, B blocks, E entries, M selected blocks, N selection blocks, R rows.
  *
- * engine.c  creation, requests, events      sched.c   admit, park, resume, finish, recompute
- * step.c    the step                        select.c  score .. plan of a range of rows
- * prefill.c a prompt's rows in a layer      fetch.c   prefetch groups, installs, accounting
- * branch.c  attention's branches and gates */
+ * engine.c   creation, events                 request.c what is refused, the queue
+ * sched.c    admit, park, resume, recompute   step.c    the step
+ * select.c   score .. plan of rows            prefill.c a prompt's rows in a layer
+ * fetch.c    misses, prefetch, accounting     branch.c  attention's branches and gates */
 #ifndef WORKER_ENGINE_H
 #define WORKER_ENGINE_H
 
@@ -136,6 +136,7 @@ struct worker_engine {
     arena *memory;
     kern_backend *backend;
     kern_stream *stream;
+    kern_stream *side; /* gathers run here, beside the layers; `stream` where they do not */
     kern_host host;
     worker_io *io;
     /* dims */
@@ -302,13 +303,17 @@ status prefill_layer(worker_engine *e, uint32_t layer);
 status prefill_sealed(worker_engine *e); /* after the step: digests, SEALED commands, prompt end */
 
 /* fetch.c */
-void fetch_begin(worker_engine *e);                    /* before the step's first plan */
-void fetch_pump(worker_engine *e);                     /* published misses on to io */
-status fetch_room(worker_engine *e, uint32_t layer);   /* before a layer goes to the stream */
-status fetch_finish(worker_engine *e, uint32_t layer); /* wait, gather */
-status fetch_drain(worker_engine *e);                  /* every layer's misses are with io */
-void fetch_abandon(worker_engine *e);                  /* after a failed step */
-void fetch_over(worker_engine *e);                     /* the stream is at rest: count */
+void fetch_begin(worker_engine *e);                  /* before the step's first plan */
+void fetch_pump(worker_engine *e);                   /* published misses on to io */
+status fetch_room(worker_engine *e, uint32_t layer); /* before a layer goes to the stream */
+/* Decode rows attend to a layer in parts: while one does, the next one's blocks are gathered. */
+uint32_t fetch_parts(const worker_engine *e);
+row_range fetch_part(const worker_engine *e, uint32_t part);
+status fetch_planned(worker_engine *e, uint32_t layer);               /* the stream has its plan */
+status fetch_finish(worker_engine *e, uint32_t layer, uint32_t part); /* wait, gather */
+status fetch_drain(worker_engine *e);           /* every layer's misses are with io */
+void fetch_abandon(worker_engine *e);           /* after a failed step */
+void fetch_over(worker_engine *e);              /* the stream is at rest: count */
 bool fetch_wants_picks(const worker_engine *e); /* of the step under way: to count by prefetch */
 /* Counting that fetch_over put off until the device works again: of a sequence, or of all (-1). */
 void fetch_settle(worker_engine *e, int32_t seq);

@@ -2,11 +2,14 @@
  * and the accounting of where every block came from. */
 #include "worker/engine.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 enum {
     NOT_PLANNED = INT32_MAX, /* of kern_exchange.published: the plan has not run yet */
     WAIT_SECONDS = 30,       /* beyond every deadline: only a dead io side lets a wait end by it */
+    PART_ROWS = 8,           /* at least so many rows attend together */
+    PARTS_MAX = 2,           /* measured: with more, attention loses what gathers gain */
     AHEAD_STEPS = 64,        /* what prefetch brought and so many steps did not use was in vain */
 };
 
@@ -127,7 +130,7 @@ static status pump_until(worker_engine *e, uint32_t layers)
 static uint32_t layers_ahead(const worker_engine *e)
 {
     uint32_t tiles = (e->prefill_rows.count + ENGINE_PREFILL_TILE - 1) / ENGINE_PREFILL_TILE;
-    uint32_t a_layer = 40 + 16 * e->source_rows[SOURCE_STEP].count + 12 * tiles;
+    uint32_t a_layer = 44 + 16 * e->source_rows[SOURCE_STEP].count + 12 * tiles;
     return ENGINE_LAUNCHES_AHEAD / a_layer;
 }
 
@@ -150,27 +153,88 @@ status fetch_drain(worker_engine *e)
     return at;
 }
 
-/* Wait for the layer's arrivals and gather them. A wait ends because the client completes every
- * request by its deadline; rows whose blocks failed are void. With no room to run ahead (a big
- * step) the layer's misses are with the io side before the stream may stop for them. */
-status fetch_finish(worker_engine *e, uint32_t layer)
+/* ---- gathers ---------------------------------------------------------------------------------
+ *
+ * A device gathers on a stream of its own: a layer's misses are waited for and begin to arrive as
+ * soon as the plan is over, under all that does not need them. Where the plan stands just before
+ * attention the decode rows attend in parts, so that most of a gather has attention to hide under;
+ * a plan made one layer ahead has the whole MLP, and one part. */
+
+uint32_t fetch_parts(const worker_engine *e)
 {
-    if (e->decode_rows == 0) return STATUS_OK;
-    kern_exchange *x = &e->exchange[layer];
-    uint64_t before = e->inline_ops ? *e->wait_ns : 0; /* else the device's until the step ends */
-    if (!e->inline_ops && layers_ahead(e) == 0) TRY(pump_until(e, layer + 1));
+    if (e->side == e->stream || e->early != SOURCE_OWN) return 1;
+    uint32_t parts = e->decode_rows / PART_ROWS;
+    return parts < 1 ? 1 : parts > PARTS_MAX ? PARTS_MAX : parts;
+}
+
+row_range fetch_part(const worker_engine *e, uint32_t part)
+{
+    uint32_t parts = fetch_parts(e), first = e->decode_rows * part / parts;
+    return (row_range){first, e->decode_rows * (part + 1) / parts - first};
+}
+
+/* A wait ends because the client completes every request by its deadline; rows whose blocks failed
+ * are void. */
+static status wait_for(worker_engine *e, kern_stream *stream, uint32_t layer, uint64_t *waited_ns)
+{
     uint64_t never = clock_now(&e->config.clock) + WAIT_SECONDS * UINT64_C(1000000000) +
                      e->layers * e->cluster.fetch_deadline_ns;
-    kern_wait_args wait = {
-        .exchange = x, .host = &e->host, .deadline_ns = never, .waited_ns = e->wait_ns};
-    TRY(kern_wait(e->stream, &wait));
-    kern_gather_args gather = {.exchange = x,
+    kern_wait_args wait = {.exchange = &e->exchange[layer],
+                           .host = &e->host,
+                           .deadline_ns = never,
+                           .waited_ns = waited_ns};
+    return kern_wait(stream, &wait);
+}
+
+static status gather_part(worker_engine *e, uint32_t layer, uint32_t part)
+{
+    row_range rows = fetch_part(e, part);
+    kern_gather_args gather = {.exchange = &e->exchange[layer],
                                .table = engine_table(e, layer),
                                .pool = e->pool,
                                .row_status = e->dev.status,
+                               .first_row = rows.first,
+                               .rows = fetch_parts(e) > 1 ? rows.count : 0,
                                .block_bytes = e->block_bytes,
                                .verify = e->config.verify};
-    TRY(kern_gather(e->stream, &gather));
+    return kern_gather(e->side, &gather);
+}
+
+static status gather_begin(worker_engine *e, uint32_t layer)
+{
+    TRY(kern_stream_after(e->side, e->stream));
+    TRY(wait_for(e, e->side, layer, e->side == e->stream ? e->wait_ns : NULL));
+    return gather_part(e, layer, 0);
+}
+
+status fetch_planned(worker_engine *e, uint32_t layer)
+{
+    if (e->side == e->stream || layers_ahead(e) == 0) return STATUS_OK;
+    return gather_begin(e, layer);
+}
+
+/* With no room to run ahead (a big step) the layer's misses are with the io side before a stream
+ * may stop for them. What `wait_ns` counts is the layers standing still: beside them a wait costs
+ * nothing. */
+static status fetch_first(worker_engine *e, uint32_t layer)
+{
+    bool beside = e->side != e->stream;
+    if (!e->inline_ops && layers_ahead(e) == 0) {
+        TRY(pump_until(e, layer + 1));
+        TRY(gather_begin(e, layer));
+    } else if (!beside) {
+        TRY(gather_begin(e, layer));
+    }
+    if (!beside || !e->config.with_store) return STATUS_OK;
+    return wait_for(e, e->stream, layer, e->wait_ns);
+}
+
+status fetch_finish(worker_engine *e, uint32_t layer, uint32_t part)
+{
+    uint64_t before = e->inline_ops ? *e->wait_ns : 0; /* else the device's until the step ends */
+    if (part == 0) TRY(fetch_first(e, layer));
+    TRY(kern_stream_after(e->stream, e->side));
+    if (part + 1 < fetch_parts(e)) TRY(gather_part(e, layer, part + 1));
     if (!e->inline_ops) return STATUS_OK;
     uint64_t waited = *e->wait_ns - before;
     if (waited > e->stats.stall_ns_max) e->stats.stall_ns_max = waited;

@@ -44,6 +44,12 @@ static const int32_t *homes_of(const worker_engine *e, uint32_t layer)
     return e->stage_home + (size_t)layer * e->kv_heads * e->max_blocks;
 }
 
+/* Tile kernels know nothing of the blocks that only NSA's window is in. */
+static bool in_tiles(const worker_engine *e)
+{
+    return e->config.tiles && e->gates != 3;
+}
+
 /* Select for a tile of prompt rows with the queries that the sequence's source says. */
 static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern_source source)
 {
@@ -51,13 +57,13 @@ static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern
     const float *own = e->qkv + (size_t)rows.first * e->qkv_stride;
     if (source == SOURCE_OWN || (source != SOURCE_STEP && layer == 0)) {
         pick_rows of = pick_rows_of(e, rows, own, e->qkv_stride);
-        of.prefill = e->config.tiles;
+        of.prefill = in_tiles(e);
         return select_rows(e, layer, &of, &e->prefill, 0);
     }
     if (source != SOURCE_STEP) {
         const float *q = e->pick_q[layer & 1] + (size_t)rows.first * width;
         pick_rows of = pick_rows_of(e, rows, q, width);
-        of.prefill = e->config.tiles;
+        of.prefill = in_tiles(e);
         return select_rows(e, layer, &of, &e->prefill, 0);
     }
     /* The query of the token before: another row's, or kept from the last chunk; token 0 has its
@@ -68,7 +74,7 @@ static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern
         size_t at = ((size_t)((pos - 1) & 1) * e->seqs + seq) * e->layers + layer;
         row_range one = {rows.first, 1};
         pick_rows of = pick_rows_of(e, one, pos == 0 ? own : e->last_q + at * width, width);
-        of.prefill = e->config.tiles;
+        of.prefill = in_tiles(e);
         TRY(select_rows(e, layer, &of, &e->prefill, 0));
         first = 1;
     }
@@ -76,7 +82,7 @@ static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern
     row_range rest = {rows.first + first, rows.count - first};
     const float *before = e->qkv + (size_t)(rest.first - 1) * e->qkv_stride;
     pick_rows of = pick_rows_of(e, rest, before, e->qkv_stride);
-    of.prefill = e->config.tiles;
+    of.prefill = in_tiles(e);
     return select_rows(e, layer, &of, &e->prefill, first);
 }
 
@@ -127,7 +133,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
         .heads = e->heads,
         .max_select = e->max_select,
         .block_bytes = e->block_bytes,
-        .prefill = e->config.tiles,
+        .prefill = in_tiles(e),
     };
     TRY(branch_attend(e, &attend, rows.first));
     if (e->row.pos[rows.first + rows.count - 1] + 1 == (int32_t)s->prefill_count)

@@ -4,7 +4,7 @@
 
 static void on_begin(void *self, uint32_t op, const void *args)
 {
-    profile *p = self;
+    profile *p = ((profile_lane *)self)->of;
     (void)op;
     (void)args;
     p->begun_ns = clock_now(&clock_monotonic);
@@ -12,9 +12,10 @@ static void on_begin(void *self, uint32_t op, const void *args)
 
 static void on_end(void *self, uint32_t op, const void *args)
 {
-    profile *p = self;
+    const profile_lane *lane = self;
+    profile *p = lane->of;
     (void)args;
-    if (p->watch.ran != NULL) return; /* on_ran */
+    if (lane->watch.ran != NULL) return; /* on_ran */
     p->op[op].calls++;
     p->op[op].ns += clock_now(&clock_monotonic) - p->begun_ns;
 }
@@ -22,28 +23,37 @@ static void on_end(void *self, uint32_t op, const void *args)
 /* Times count from the first op since a sync. */
 static void on_ran(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns)
 {
-    profile *p = self;
+    profile_lane *lane = self;
+    profile *p = lane->of;
     if (op == KERN_OP_COUNT) {
         p->left_out += end_ns;
         return;
     }
-    if (begin_ns > 0 && begin_ns > p->ended_ns) p->between_ns += begin_ns - p->ended_ns;
-    p->ended_ns = end_ns;
+    bool aside = lane == &p->lane[1];
+    if (!aside && begin_ns > 0 && begin_ns > lane->ended_ns)
+        p->between_ns += begin_ns - lane->ended_ns;
+    if (aside) p->aside_ns += end_ns - begin_ns;
+    lane->ended_ns = end_ns;
     p->op[op].calls++;
     p->op[op].ns += end_ns - begin_ns;
 }
 
-void profile_start(profile *p, kern_stream *stream, bool inline_ops)
+void profile_start(profile *p, kern_stream *stream, kern_stream *side, bool inline_ops)
 {
-    CHECK(stream != NULL);
-    *p = (profile){.stream = stream, .watch = {on_begin, on_end, p, inline_ops ? NULL : on_ran}};
-    p->started_ns = clock_now(&clock_monotonic);
-    kern_stream_watch(stream, &p->watch);
+    CHECK(stream != NULL && side != NULL);
+    *p = (profile){.started_ns = clock_now(&clock_monotonic)};
+    for (uint32_t i = 0; i < 2; i++) {
+        profile_lane *lane = &p->lane[i];
+        *lane = (profile_lane){.of = p, .stream = i == 0 ? stream : side};
+        lane->watch = (kern_watch){on_begin, on_end, lane, inline_ops ? NULL : on_ran};
+        if (i == 0 || side != stream) kern_stream_watch(lane->stream, &lane->watch);
+    }
 }
 
 void profile_stop(profile *p)
 {
-    kern_stream_watch(p->stream, NULL);
+    for (uint32_t i = 0; i < 2; i++)
+        kern_stream_watch(p->lane[i].stream, NULL);
     p->whole_ns = clock_now(&clock_monotonic) - p->started_ns;
 }
 
@@ -55,6 +65,7 @@ void profile_add(profile *to, const profile *from)
     }
     to->whole_ns += from->whole_ns;
     to->between_ns += from->between_ns;
+    to->aside_ns += from->aside_ns;
     to->left_out += from->left_out;
 }
 
@@ -68,7 +79,7 @@ static uint64_t in_ops(const profile *p)
 
 static uint64_t beside_ops(const profile *p)
 {
-    const uint64_t ops = in_ops(p) + p->between_ns;
+    const uint64_t ops = in_ops(p) - p->aside_ns + p->between_ns;
     return p->whole_ns > ops ? p->whole_ns - ops : 0;
 }
 
@@ -82,6 +93,8 @@ void profile_json(text *out, const profile *p, uint64_t steps)
     text_number(out, (double)beside_ops(p) * 1e-6);
     text_key(out, "between_ops_ms");
     text_number(out, (double)p->between_ns * 1e-6);
+    text_key(out, "aside_ms");
+    text_number(out, (double)p->aside_ns * 1e-6);
     text_format(out, ",\"left_out\":%llu", (unsigned long long)p->left_out);
     text_key(out, "ops");
     text_add_string(out, "{");
@@ -119,6 +132,8 @@ void profile_text(text *out, const profile *p, uint64_t steps)
         shown[most] = true;
         line(out, kern_op_name(most), &p->op[most], count, all);
     }
+    if (p->aside_ns > 0)
+        text_format(out, "(gathers: beside the rest; what of them it waits for is between ops)\n");
     if (p->between_ns > 0) line(out, "between ops", &(profile_op){0, p->between_ns}, count, all);
     if (p->left_out > 0)
         text_format(out, "(%llu ops of these steps are not in the table)\n",

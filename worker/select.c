@@ -265,6 +265,7 @@ status plan_layer(worker_engine *e, uint32_t layer)
         .step = e->step_number,
     };
     TRY(kern_plan(e->stream, &plan));
+    TRY(fetch_planned(e, layer));
     fetch_pump(e);
     return STATUS_OK;
 }

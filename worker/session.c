@@ -232,6 +232,8 @@ status session_start(session *s, FILE *plan)
         .clock = clock_monotonic,
         .seed = seed,
         .prefetch = !s->args->no_prefetch,
+        .overlap = !s->args->no_overlap,
+        .tiles = true,
         .verify = !s->args->no_verify,
         .hbm_bytes = s->args->hbm_bytes != UINT64_MAX ? s->args->hbm_bytes : 0,
         .widest = widest_of(s),

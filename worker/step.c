@@ -224,27 +224,39 @@ static status append(worker_engine *e, uint32_t layer)
     return kern_append(e->stream, &a);
 }
 
-static status attend(worker_engine *e, uint32_t layer)
+static status attend_part(worker_engine *e, uint32_t layer, row_range rows)
 {
     pick_buffers p = engine_picks(e, layer);
-    kern_attend_args a = {.q = e->qkv,
-                          .block = p.block,
-                          .slot = p.slot,
-                          .count = p.count,
-                          .mask = p.mask,
-                          .row_seq = e->dev.seq,
-                          .row_pos = e->dev.pos,
-                          .row_selector = e->dev.selector,
+    size_t lists = (size_t)rows.first * e->kv_heads, picks = lists * e->max_select;
+    kern_attend_args a = {.q = e->qkv + (size_t)rows.first * e->qkv_stride,
+                          .block = p.block + picks,
+                          .slot = p.slot + picks,
+                          .count = p.count + lists,
+                          .mask = p.mask + picks,
+                          .row_seq = e->dev.seq + rows.first,
+                          .row_pos = e->dev.pos + rows.first,
+                          .row_selector = e->dev.selector + rows.first,
                           .selectors = e->dev_selectors,
                           .pool = e->pool,
                           .summary = engine_summary(e, layer),
-                          .out = e->heads_out,
+                          .out = e->heads_out + (size_t)rows.first * e->heads * e->head_dim,
                           .row_stride = e->qkv_stride,
-                          .rows = e->decode_rows,
+                          .rows = rows.count,
                           .heads = e->heads,
                           .max_select = e->max_select,
                           .block_bytes = e->block_bytes};
-    return branch_attend(e, &a, 0);
+    return branch_attend(e, &a, rows.first);
+}
+
+/* Decode rows, each when its blocks are there. */
+static status attend(worker_engine *e, uint32_t layer)
+{
+    if (e->decode_rows == 0) return STATUS_OK;
+    for (uint32_t part = 0; part < fetch_parts(e); part++) {
+        TRY(fetch_finish(e, layer, part));
+        TRY(attend_part(e, layer, fetch_part(e, part)));
+    }
+    return STATUS_OK;
 }
 
 /* Lookahead `step` and resuming need this step's queries and picks later. */
@@ -301,8 +313,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     if (!early || (l == 0 && e->early != SOURCE_STEP)) TRY(plan_layer(e, l));
     if (e->decode_rows > 0) TRY(append(e, l));
     TRY(prefill_layer(e, l)); /* the prompt's rows compute while blocks arrive */
-    TRY(fetch_finish(e, l));
-    if (e->decode_rows > 0) TRY(attend(e, l));
+    TRY(attend(e, l));
     TRY(branch_gate(e, l));
     TRY(keep_queries(e, l));
     TRY(project_out(e, w));
@@ -575,6 +586,7 @@ status step_run(worker_engine *e)
     TRY(fetch_drain(e));
     TRY(pull_results(e));
     TRY(logits_all(e));
+    TRY(kern_stream_sync(e->side)); /* at rest since the last layer's attention */
     fetch_over(e);
     if (!e->inline_ops) {
         for (uint32_t l = 0; l < e->layers && e->source_rows[SOURCE_STEP].count > 0; l++)

@@ -134,6 +134,7 @@ trace *trace_create(arena *a, worker_engine *engine, uint32_t spans)
 void trace_switch(trace *t, bool on)
 {
     kern_stream_watch(t->engine->stream, on ? &t->watch : NULL);
+    kern_stream_watch(t->engine->side, on ? &t->watch : NULL);
 }
 
 void trace_step(trace *t, uint64_t begin_ns, uint64_t end_ns, uint32_t rows)

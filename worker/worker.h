@@ -35,8 +35,9 @@ typedef struct worker_config {
     clock_ops clock;
     uint64_t seed;        /* request ids and jitter, never tokens */
     bool prefetch;        /* locality blocks a step ahead; on by default in the programs */
+    bool overlap;         /* gathers run beside the layers, where the backend can */
     bool tiles;           /* prompts by the backend's tile kernels, where it has them: faster, in
-                           * an order of its own (kern_attend_args.prefill); off in the programs */
+                           * an order of its own (kern_attend_args.prefill). On in the programs */
     bool verify;          /* false only in the control that proves tests can fail */
     uint64_t hbm_bytes;   /* device memory for weights, workspaces, summaries and pool; 0: no limit.
                            * The driver's own is not counted */

@@ -21,6 +21,10 @@ typedef union command_args {
         uint64_t bytes;
         int byte;
     } move;
+    struct {
+        apart_stream *of;
+        uint64_t until;
+    } after;
 } command_args;
 
 typedef struct command {
@@ -44,6 +48,7 @@ struct apart_stream {
 static struct {
     kern_backend backend;
     kern_backend *inner;
+    pthread_mutex_t ops; /* of all streams: the backend within has one team of threads */
     struct {
         const uint8_t *at;
         uint64_t bytes;
@@ -61,7 +66,10 @@ void apart_watch_linear(void (*seen)(const kern_linear_args *args))
 #define X(op)                                                                                      \
     static status run_##op(apart_stream *s, const command_args *args)                              \
     {                                                                                              \
-        return apart.inner->ops->op(s->inner, &args->op);                                          \
+        pthread_mutex_lock(&apart.ops);                                                            \
+        const status done = apart.inner->ops->op(s->inner, &args->op);                             \
+        pthread_mutex_unlock(&apart.ops);                                                          \
+        return done;                                                                               \
     }
 KERN_OPS(X)
 #undef X
@@ -99,6 +107,18 @@ static status run_watch(apart_stream *s, const command_args *args)
     s->waits--;
     pthread_mutex_unlock(&s->mutex);
     return STATUS_OK;
+}
+
+static status run_after(apart_stream *s, const command_args *args)
+{
+    apart_stream *other = args->after.of;
+    (void)s;
+    pthread_mutex_lock(&other->mutex);
+    while (other->done < args->after.until)
+        pthread_cond_wait(&other->changed, &other->mutex);
+    const status result = other->failed;
+    pthread_mutex_unlock(&other->mutex);
+    return result;
 }
 
 static void *work(void *self)
@@ -190,6 +210,17 @@ static status apart_poll(kern_stream *stream)
     const status result = s->done != s->asked ? STATUS_PENDING : s->failed;
     pthread_mutex_unlock(&s->mutex);
     return result;
+}
+
+static status apart_after(kern_stream *stream, kern_stream *other)
+{
+    command_args *args = next_args(of(stream), run_after);
+    pthread_mutex_lock(&of(other)->mutex);
+    args->after.of = of(other);
+    args->after.until = of(other)->asked;
+    pthread_mutex_unlock(&of(other)->mutex);
+    hand_over(of(stream), false);
+    return STATUS_OK;
 }
 
 static bool is_known(const void *memory)
@@ -318,6 +349,7 @@ static const kern_device_ops apart_device = {
     .stream_destroy = apart_stream_destroy,
     .stream_sync = apart_sync,
     .stream_poll = apart_poll,
+    .stream_after = apart_after,
     .weight_pack = apart_weight_pack,
     .weight_free = apart_weight_free,
     .close = apart_close,
@@ -332,6 +364,7 @@ kern_backend *apart_open(kern_backend *inner)
 #undef X
     };
     EXPECT(apart.inner == NULL); /* one at a time */
+    EXPECT(pthread_mutex_init(&apart.ops, NULL) == 0);
     ops.wait = apart_watch;
     ops.linear = apart_product;
     apart.inner = inner;

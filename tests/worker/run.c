@@ -130,6 +130,7 @@ run *run_open(const run_setup *setup)
                             .clock = clock_monotonic,
                             .seed = 1,
                             .prefetch = !setup->no_prefetch,
+                            .overlap = !setup->no_overlap,
                             .verify = !setup->no_verify,
                             .tiles = RUN_TILES,
                             .widest = r->selector};

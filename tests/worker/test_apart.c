@@ -6,11 +6,18 @@
 #include "tests/worker/apart.h"
 #include "tests/worker/run.h"
 
-enum { REQUESTS = 3, PROMPT = 400, LONG = 800, NEW = 70 }; /* LONG: where there is room */
+enum {
+    REQUESTS = 3,
+    PROMPT = 400,
+    LONG = 800,
+    NEW = 70,
+    MANY = 19,
+    MANY_NEW = 24
+}; /* LONG: where there is room */
 
 typedef struct outcome {
-    uint64_t digest[REQUESTS];
-    uint32_t tokens[REQUESTS], parks;
+    uint64_t digest[MANY];
+    uint32_t tokens[MANY], parks, parts;
     worker_blocks blocks; /* of all requests */
     worker_stats stats;
 } outcome;
@@ -29,7 +36,7 @@ static run_setup setup_of(const char *source, uint32_t nodes)
                        .hub_replicas = 1};
 }
 
-static void submit(run *r, uint64_t id)
+static void submit(run *r, uint64_t id, uint32_t new_tokens)
 {
     int32_t tokens[LONG];
     const uint32_t count = run_engine(r)->max_len > LONG ? LONG : PROMPT;
@@ -40,23 +47,31 @@ static void submit(run *r, uint64_t id)
     worker_request request = {.id = id,
                               .prompt = tokens,
                               .prompt_count = count - 3 * (uint32_t)id,
-                              .max_new = NEW,
+                              .max_new = new_tokens,
                               .selector = *run_selector(r),
                               .sampling = {.top_p = 1.0f}};
     EXPECT_MSG(worker_submit(run_engine(r), &request) == STATUS_OK, "%s", log_last_error());
 }
 
+static void nothing(worker_engine *e)
+{
+    (void)e;
+}
+
 /* stepped: called after each step. */
-static outcome outcome_of(const run_setup *setup, void (*stepped)(worker_engine *e))
+static outcome outcome_many(const run_setup *setup, uint32_t requests, uint32_t new_tokens,
+                            void (*stepped)(worker_engine *e))
 {
     outcome o = {.parks = 0};
     run *r = run_open(setup);
-    for (uint32_t i = 0; i < REQUESTS; i++)
-        submit(r, i);
-    while (!worker_idle(run_engine(r))) {
+    uint32_t sent = 0;
+    while (sent < requests || !worker_idle(run_engine(r))) {
+        for (; sent < requests && run_engine(r)->queue_count < ENGINE_QUEUE; sent++)
+            submit(r, sent, new_tokens);
         const status s = worker_step(run_engine(r));
+        if (fetch_parts(run_engine(r)) > o.parts) o.parts = fetch_parts(run_engine(r));
         EXPECT_MSG(s == STATUS_OK || s == STATUS_PENDING, "%s", log_last_error());
-        if (stepped != NULL) stepped(run_engine(r));
+        stepped(run_engine(r));
         worker_event event;
         while (worker_next_event(run_engine(r), &event)) {
             uint64_t *d = &o.digest[event.id];
@@ -78,11 +93,16 @@ static outcome outcome_of(const run_setup *setup, void (*stepped)(worker_engine 
     return o;
 }
 
+static outcome outcome_of(const run_setup *setup)
+{
+    return outcome_many(setup, REQUESTS, NEW, nothing);
+}
+
 static void same_apart(run_setup setup)
 {
-    const outcome here = outcome_of(&setup, NULL);
+    const outcome here = outcome_of(&setup);
     setup.wrap = apart_open;
-    const outcome there = outcome_of(&setup, NULL);
+    const outcome there = outcome_of(&setup);
     EXPECT(here.parks > 0 && there.parks > 0);
     for (uint32_t i = 0; i < REQUESTS; i++) {
         EXPECT_EQ_U64(there.tokens[i], NEW);
@@ -111,6 +131,33 @@ TEST(so_it_has_with_lookahead_step)
     same_apart(setup_of("step", 2));
 }
 
+TEST(so_it_has_with_gathers_before_attention_and_not_beside_it)
+{
+    run_setup setup = setup_of("own", 2);
+    setup.no_overlap = true;
+    same_apart(setup);
+}
+
+/* Enough rows to attend in parts, each with misses of its own. */
+TEST(so_it_has_with_rows_that_attend_in_parts_while_others_are_gathered)
+{
+    run_setup setup = setup_of("own", 0);
+    setup.seqs = MANY;
+    setup.batched = 500;
+    setup.selector.budget = "1,1,3,4";
+    setup.pool_bytes = 64 << 20;
+    const outcome here = outcome_many(&setup, MANY, MANY_NEW, nothing);
+    setup.wrap = apart_open;
+    const outcome there = outcome_many(&setup, MANY, MANY_NEW, nothing);
+    EXPECT(here.parts == 1 && there.parts == 2 && there.stats.blocks.host > 0);
+    EXPECT_EQ_U64(there.stats.blocks.host, here.stats.blocks.host);
+    EXPECT_EQ_U64(there.stats.blocks.resident, here.stats.blocks.resident);
+    for (uint32_t i = 0; i < MANY; i++) {
+        EXPECT_EQ_U64(there.tokens[i], MANY_NEW);
+        EXPECT_EQ_X64(there.digest[i], here.digest[i]);
+    }
+}
+
 /* ---- counters: on a device apart most of the counting waits for the next step --------------- */
 
 /* More blocks than entries, so that each step misses some; no deadline passes on a busy machine. */
@@ -130,9 +177,9 @@ TEST(counters_are_those_of_a_device_that_runs_inline)
     cluster_config cluster;
     run_setup setup = long_setup(&cluster, 16 << 20);
     setup.no_prefetch = true; /* what it brings in time depends on the clock */
-    const outcome here = outcome_of(&setup, NULL);
+    const outcome here = outcome_of(&setup);
     setup.wrap = apart_open;
-    const outcome there = outcome_of(&setup, NULL);
+    const outcome there = outcome_of(&setup);
     const worker_stats *a = &here.stats, *b = &there.stats;
     EXPECT(a->blocks.remote > 500 && a->agnostic_fetched > 100);
     EXPECT_EQ_U64(b->decode_rows, a->decode_rows);
@@ -187,7 +234,7 @@ TEST(what_prefetch_had_brought_is_counted_a_step_later_as_at_once)
     cluster_config cluster;
     run_setup setup = long_setup(&cluster, 4 << 20);
     setup.wrap = apart_open;
-    const outcome there = outcome_of(&setup, count_at_once);
+    const outcome there = outcome_many(&setup, REQUESTS, NEW, count_at_once);
     const worker_stats *s = &there.stats;
     EXPECT(there.parks > 0 && at_once.later > 100 && at_once.used > 1000);
     EXPECT_EQ_U64(s->prefetch.used, at_once.used);
@@ -231,7 +278,7 @@ TEST(every_product_of_a_step_was_made_once_before_the_first_step)
     run *r = run_open(&setup);
     seen.made = true;
     for (uint32_t i = 0; i < REQUESTS; i++)
-        submit(r, i);
+        submit(r, i, NEW);
     worker_event event;
     while (!worker_idle(run_engine(r))) {
         (void)worker_step(run_engine(r));
