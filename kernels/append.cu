@@ -7,6 +7,7 @@ namespace
 
 __global__ void __launch_bounds__(128) append_kernel(const __grid_constant__ kern_append_args a)
 {
+    cuda_begin_short();
     const uint64_t row = blockIdx.x;
     const uint32_t head = blockIdx.y, d = a.head_dim;
     const int32_t slot = a.slot[row * a.kv_heads + head];
@@ -27,6 +28,6 @@ extern "C" status cuda_append(kern_stream *stream, const kern_append_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
     const dim3 grid(args->rows, args->kv_heads);
-    append_kernel<<<grid, 128, 0, cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {grid, 128}, append_kernel, *args);
     return cuda_launched("append");
 }

@@ -646,6 +646,7 @@ __device__ bool next_stretch(const attend_params &p, attend_shared<D> &s, attend
 template <int D, kern_branch BRANCH>
 __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constant__ attend_params p)
 {
+    cuda_begin();
     extern __shared__ __align__(128) uint8_t shared_bytes[];
     attend_shared<D> &s = *reinterpret_cast<attend_shared<D> *>(shared_bytes);
     attend_cta<D, BRANCH> cta(p, s);
@@ -741,7 +742,7 @@ template <int D, kern_branch BRANCH> status attend_rows(cuda_stream *stream, att
         p.items = (uint32_t)(rows * items_row);
         const uint64_t most = p.items * groups;
         const uint32_t grid = (uint32_t)(most < ctas ? most : ctas);
-        attend_kernel<D, BRANCH><<<grid, THREADS, bytes, stream->handle>>>(p);
+        cuda_launch(stream, {grid, THREADS, bytes}, attend_kernel<D, BRANCH>, p);
         TRY(cuda_launched("attend"));
     }
     return STATUS_OK;

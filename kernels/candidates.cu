@@ -74,6 +74,7 @@ __device__ unsigned long long take_best(unsigned long long *key, uint32_t count,
 __global__ void __launch_bounds__(THREADS)
     candidates_kernel(const __grid_constant__ kern_candidates_args a)
 {
+    cuda_begin();
     extern __shared__ __align__(16) uint8_t shared_bytes[];
     __shared__ unsigned long long shared[THREADS / 32];
     unsigned long long *key = reinterpret_cast<unsigned long long *>(shared_bytes);
@@ -137,7 +138,7 @@ extern "C" status cuda_candidates(kern_stream *stream, const kern_candidates_arg
     TRY_CUDA(cudaFuncSetAttribute(candidates_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)(BLOCKS_MAX * sizeof(unsigned long long))));
     const dim3 grid(args->n, args->summary.kv_heads);
-    candidates_kernel<<<grid, THREADS, blocks * sizeof(unsigned long long),
-                        cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {grid, THREADS, blocks * sizeof(unsigned long long)},
+                candidates_kernel, *args);
     return cuda_launched("candidates");
 }

@@ -21,6 +21,7 @@ __device__ __forceinline__ int64_t row_of(const kern_compress_args &a, uint32_t 
 
 __global__ void __launch_bounds__(128) window_kernel(const __grid_constant__ kern_compress_args a)
 {
+    cuda_begin_short();
     const kern_summary &s = a.summary;
     const uint32_t r = blockIdx.x, head = blockIdx.y, d = s.head_dim;
     const uint32_t pos = (uint32_t)a.row_pos[r];
@@ -57,6 +58,7 @@ __global__ void __launch_bounds__(128) window_kernel(const __grid_constant__ ker
 
 __global__ void __launch_bounds__(128) ring_kernel(const __grid_constant__ kern_compress_args a)
 {
+    cuda_begin_short();
     const kern_summary &s = a.summary;
     const uint32_t r = blockIdx.x, head = blockIdx.y, d = s.head_dim;
     const uint32_t pos = (uint32_t)a.row_pos[r];
@@ -78,7 +80,7 @@ extern "C" status cuda_compress(kern_stream *stream, const kern_compress_args *a
 {
     if (args->rows == 0) return STATUS_OK;
     const dim3 grid(args->rows, args->summary.kv_heads);
-    window_kernel<<<grid, 128, 0, cuda_stream_of(stream)->handle>>>(*args);
-    ring_kernel<<<grid, 128, 0, cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {grid, 128}, window_kernel, *args);
+    cuda_launch(cuda_stream_of(stream), {grid, 128}, ring_kernel, *args);
     return cuda_launched("compress");
 }

@@ -36,6 +36,7 @@ enum {
 
 struct cuda_device {
     int ordinal, sms, major, minor;
+    bool early; /* kernels may begin before the one ahead of them has ended: cuda_launch */
     int64_t timer_offset_ns; /* device's global timer minus the host's monotonic clock */
     cublasLtHandle_t blas;
     char numerics_id[64];
@@ -99,6 +100,27 @@ static inline uint32_t cuda_blocks(uint64_t items, uint32_t each)
 /* ---- device functions ------------------------------------------------------------------------ */
 
 #ifdef __CUDACC__
+
+/* First statement of every kernel that cuda_launch starts: all that the launches before it wrote
+ * is there from here on, and nothing of global memory may be touched ahead of it, also by threads
+ * that only leave. Every kernel waits here for the one before it to end, which waited in turn, so
+ * what is older has ended too. */
+__device__ __forceinline__ void cuda_begin()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* cuda_begin of a kernel of a few microseconds that waits for nobody else: the one after it may
+ * take what room is left as soon as every CTA of this one has its own, and waits there. */
+__device__ __forceinline__ void cuda_begin_short()
+{
+    cuda_begin();
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 constexpr float CUDA_LOG2E = 1.4426950408889634f;
 
@@ -227,6 +249,43 @@ __device__ __forceinline__ void split_bf16(float x, float y, uint32_t &high, uin
     __nv_bfloat162 l = __floats2bfloat162_rn(x - __low2float(h), y - __high2float(h));
     high = *reinterpret_cast<uint32_t *>(&h);
     low = *reinterpret_cast<uint32_t *>(&l);
+}
+
+/* ---- launching ------------------------------------------------------------------------------- */
+
+struct cuda_grid {
+    dim3 grid, block;
+    size_t shared = 0;    /* bytes of dynamic shared memory */
+    uint32_t cluster = 0; /* CTAs of a cluster along x; 0: no clusters */
+};
+
+/* Launch a kernel that starts with cuda_begin; cuda_launched then tells whether it could be. Where
+ * the device knows how, it is set up while the kernel before it ends (CUDA Programming Guide,
+ * programmatic dependent launch). Behind anything else, a copy or an event, and ahead of launches
+ * without the attribute, as cublasLt's, the order is the usual one. */
+template <typename... P, typename... A>
+void cuda_launch(const cuda_stream *stream, const cuda_grid &g, void (*kernel)(P...),
+                 const A &...args)
+{
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = g.grid;
+    config.blockDim = g.block;
+    config.dynamicSmemBytes = g.shared;
+    config.stream = stream->handle;
+    config.attrs = attributes;
+    if (cuda_device_of(stream->base.backend)->early) {
+        cudaLaunchAttribute &early = attributes[config.numAttrs++];
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (g.cluster != 0) {
+        cudaLaunchAttribute &cluster = attributes[config.numAttrs++];
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim.x = g.cluster;
+        cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    }
+    (void)cudaLaunchKernelEx(&config, kernel, args...);
 }
 
 #endif

@@ -68,6 +68,7 @@ __device__ uint64_t finish(const xxh_shared &s, xxh_sums sum, const uint8_t *row
 __global__ void __launch_bounds__(XXH_THREADS)
     digest_kernel(const __grid_constant__ kern_digest_args a)
 {
+    cuda_begin();
     extern __shared__ __align__(16) uint8_t shared_bytes[];
     __shared__ xxh_shared s;
     xxh_sums sum = reinterpret_cast<xxh_sums>(shared_bytes);
@@ -95,7 +96,7 @@ extern "C" status cuda_digest(kern_stream *stream, const kern_digest_args *args)
     const uint32_t most = KERN_VOCAB_MAX * 4 / XXH_BLOCK * 64;
     TRY_CUDA(cudaFuncSetAttribute(digest_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)most));
-    digest_kernel<<<args->rows, XXH_THREADS, (args->count * 4 / XXH_BLOCK + 1) * 64,
-                    cuda_stream_of(stream)->handle>>>(*args);
+    const uint32_t bytes = (args->count * 4 / XXH_BLOCK + 1) * 64;
+    cuda_launch(cuda_stream_of(stream), {args->rows, XXH_THREADS, bytes}, digest_kernel, *args);
     return cuda_launched("digest");
 }

@@ -6,6 +6,7 @@ namespace
 
 __global__ void __launch_bounds__(256) embed_kernel(const __grid_constant__ kern_embed_args a)
 {
+    cuda_begin_short();
     const uint64_t row = blockIdx.x;
     const uint16_t *from = a.table + (uint64_t)a.ids[row] * a.hidden;
     float *to = a.out + row * a.hidden;
@@ -18,6 +19,6 @@ __global__ void __launch_bounds__(256) embed_kernel(const __grid_constant__ kern
 extern "C" status cuda_embed(kern_stream *stream, const kern_embed_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
-    embed_kernel<<<args->rows, 256, 0, cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {args->rows, 256}, embed_kernel, *args);
     return cuda_launched("embed");
 }

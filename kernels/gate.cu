@@ -7,6 +7,7 @@ namespace
 
 __global__ void __launch_bounds__(256) gate_kernel(const __grid_constant__ kern_gate_args a)
 {
+    cuda_begin_short();
     const uint64_t row = blockIdx.y, width = (uint64_t)a.heads * a.head_dim;
     for (uint32_t i = blockIdx.x * 256 + threadIdx.x; i < width; i += gridDim.x * 256) {
         const float g = a.gate[row * a.gate_stride + i / a.head_dim];
@@ -28,7 +29,7 @@ extern "C" status cuda_gate(kern_stream *stream, const kern_gate_args *args)
         part.gate += row * args->gate_stride;
         part.rows = args->rows - row < 32768 ? args->rows - row : 32768;
         const dim3 grid(cuda_blocks(width, 256), part.rows);
-        gate_kernel<<<grid, 256, 0, cuda_stream_of(stream)->handle>>>(part);
+        cuda_launch(cuda_stream_of(stream), {grid, 256}, gate_kernel, part);
     }
     return cuda_launched("gate");
 }

@@ -105,6 +105,7 @@ template <bool VERIFY, uint32_t BLOCKS>
 __global__ void __launch_bounds__(XXH_THREADS, 4)
     gather_kernel(const __grid_constant__ gather_params p)
 {
+    cuda_begin();
     __shared__ gather_shared<BLOCKS> s;
     static_assert(sizeof(kern_miss) == 32 && sizeof(kern_arrival) == 32, "read as two uint4 each");
     const uint2 wanted = wanted_misses(p, (uint32_t)cta_load_acquire(p.published));
@@ -156,13 +157,13 @@ static status gather_list(kern_stream *stream, const kern_gather_args *args, boo
     p.first_row = args->first_row;
     p.rows = args->rows;
     p.block_bytes = args->block_bytes;
-    cudaStream_t handle = cuda_stream_of(stream)->handle;
+    const cuda_grid grid = {GATHER_CTAS, XXH_THREADS};
     if (!args->verify)
-        gather_kernel<false, 1><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
+        cuda_launch(cuda_stream_of(stream), grid, gather_kernel<false, 1>, p);
     else if (args->block_bytes <= 32 * XXH_BLOCK)
-        gather_kernel<true, 32><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
+        cuda_launch(cuda_stream_of(stream), grid, gather_kernel<true, 32>, p);
     else
-        gather_kernel<true, XXH_BLOCKS_MAX><<<GATHER_CTAS, XXH_THREADS, 0, handle>>>(p);
+        cuda_launch(cuda_stream_of(stream), grid, gather_kernel<true, XXH_BLOCKS_MAX>, p);
     return cuda_launched("gather");
 }
 

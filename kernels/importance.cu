@@ -12,6 +12,7 @@ namespace
 __global__ void __launch_bounds__(128)
     importance_kernel(const __grid_constant__ kern_importance_args a)
 {
+    cuda_begin_short();
     const uint64_t item = (uint64_t)blockIdx.x * 4 + threadIdx.x / 32;
     if (item >= (uint64_t)a.rows * a.kv_heads) return;
     const uint64_t row = item / a.kv_heads;
@@ -38,6 +39,6 @@ extern "C" status cuda_importance(kern_stream *stream, const kern_importance_arg
 {
     if (args->rows == 0) return STATUS_OK;
     const uint32_t blocks = cuda_blocks((uint64_t)args->rows * args->kv_heads, 4);
-    importance_kernel<<<blocks, 128, 0, cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {blocks, 128}, importance_kernel, *args);
     return cuda_launched("importance");
 }

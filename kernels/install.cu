@@ -89,6 +89,7 @@ __device__ uint32_t own_misses(const install_params &p, install_shared &s, uint3
 
 __global__ void __launch_bounds__(THREADS) install_kernel(const __grid_constant__ install_params p)
 {
+    cuda_begin();
     extern __shared__ __align__(16) uint8_t shared_bytes[];
     __shared__ install_shared s;
     unsigned long long *rank = reinterpret_cast<unsigned long long *>(shared_bytes);
@@ -144,8 +145,8 @@ extern "C" status cuda_install(kern_stream *stream, const kern_install_args *arg
     TRY_CUDA(cudaFuncSetAttribute(install_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)(ENTRIES_MAX * sizeof(unsigned long long))));
     const dim3 grid(args->table.kv_heads, args->table.seqs);
-    install_kernel<<<grid, THREADS, args->table.max_entries * sizeof(unsigned long long),
-                     cuda_stream_of(stream)->handle>>>(p);
+    const size_t bytes = args->table.max_entries * sizeof(unsigned long long);
+    cuda_launch(cuda_stream_of(stream), {grid, THREADS, bytes}, install_kernel, p);
     TRY(cuda_launched("install"));
     kern_gather_args gather = {};
     gather.exchange = args->exchange;

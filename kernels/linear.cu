@@ -30,6 +30,7 @@ constexpr uint32_t ALGO_ROWS = 64;
 __global__ void __launch_bounds__(256)
     round_kernel(const float *x, uint64_t stride, uint32_t k, uint16_t *to)
 {
+    cuda_begin_short();
     const uint64_t row = blockIdx.y;
     for (uint32_t i = blockIdx.x * 256 + threadIdx.x; i < k; i += gridDim.x * 256)
         to[row * k + i] = float_bf16(x[row * stride + i]);
@@ -39,6 +40,7 @@ __global__ void __launch_bounds__(256)
 __global__ void __launch_bounds__(128)
     round8_kernel(const float *x, uint64_t stride, uint32_t k, uint16_t *to)
 {
+    cuda_begin_short();
     const uint64_t row = blockIdx.y;
     const uint32_t i = 8 * (blockIdx.x * 128 + threadIdx.x);
     if (i >= k) return;
@@ -51,13 +53,14 @@ __global__ void __launch_bounds__(128)
 }
 
 /* float32 rows to dense bf16 ones; `to` is 16-byte aligned. */
-void round_rows(cudaStream_t stream, const float *x, uint64_t stride, uint32_t k, uint32_t rows,
+void round_rows(cuda_stream *stream, const float *x, uint64_t stride, uint32_t k, uint32_t rows,
                 uint16_t *to)
 {
     if ((uintptr_t)x % 16 == 0 && stride % 4 == 0 && k % 8 == 0)
-        round8_kernel<<<dim3(cuda_blocks(k, 1024), rows), 128, 0, stream>>>(x, stride, k, to);
+        cuda_launch(stream, {dim3(cuda_blocks(k, 1024), rows), 128}, round8_kernel, x, stride, k,
+                    to);
     else
-        round_kernel<<<dim3(cuda_blocks(k, 256), rows), 256, 0, stream>>>(x, stride, k, to);
+        cuda_launch(stream, {dim3(cuda_blocks(k, 256), rows), 256}, round_kernel, x, stride, k, to);
 }
 
 /* Column-major views: out^T [n, rows] = weight^T [k, n] transposed times x^T [k, rows]. */
@@ -219,7 +222,7 @@ extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args)
     if (wave == 0) return FAIL(UNSUPPORTED, "linear on CUDA: rows of %u do not fit", k);
     for (uint64_t row = 0; row < args->rows; row += wave) {
         const uint32_t rows = (uint32_t)(args->rows - row < wave ? args->rows - row : wave);
-        round_rows(s->handle, args->x + row * args->x_stride, args->x_stride, k, rows, x);
+        round_rows(s, args->x + row * args->x_stride, args->x_stride, k, rows, x);
         TRY(cuda_launched("linear"));
         layouts l;
         TRY(l.create(n, k, rows, args->out_stride));

@@ -7,6 +7,7 @@ namespace
 
 __global__ void __launch_bounds__(128) locate_kernel(const __grid_constant__ kern_locate_args a)
 {
+    cuda_begin_short();
     const uint32_t list = blockIdx.x, heads = a.table.kv_heads;
     const uint32_t row = list / heads, head = list % heads;
     const uint32_t count = a.block ? (uint32_t)a.count[list] : 1;
@@ -28,7 +29,7 @@ __global__ void __launch_bounds__(128) locate_kernel(const __grid_constant__ ker
 extern "C" status cuda_locate(kern_stream *stream, const kern_locate_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
-    locate_kernel<<<args->rows * args->table.kv_heads, 128, 0, cuda_stream_of(stream)->handle>>>(
-        *args);
+    cuda_launch(cuda_stream_of(stream), {args->rows * args->table.kv_heads, 128}, locate_kernel,
+                *args);
     return cuda_launched("locate");
 }

@@ -275,6 +275,7 @@ status describe_device(const char *name, kern_backend *b, cuda_device *d)
     d->sms = prop.multiProcessorCount;
     d->major = prop.major;
     d->minor = prop.minor;
+    d->early = prop.major >= 9; /* below, cuda_begin waits for nothing */
     if (prop.major < 8)
         return FAIL(UNSUPPORTED, "%s has architecture %d.%d, the CUDA backend needs 8.0 or newer",
                     prop.name, prop.major, prop.minor);

@@ -344,6 +344,7 @@ __device__ void plan_rows(const plan_params &p, plan_shared &s, unsigned long lo
 
 __global__ void __launch_bounds__(THREADS) plan_kernel(const __grid_constant__ plan_params p)
 {
+    cuda_begin_short();
     extern __shared__ __align__(16) uint8_t shared_bytes[];
     __shared__ plan_shared s;
     plan_rows(p, s, reinterpret_cast<unsigned long long *>(shared_bytes));
@@ -392,6 +393,6 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     TRY_CUDA(cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)(ENTRIES_MAX * sizeof(unsigned long long))));
     const dim3 grid(args->rows, args->table.kv_heads);
-    plan_kernel<<<grid, THREADS, bytes, s->handle>>>(p);
+    cuda_launch(s, {grid, THREADS, bytes}, plan_kernel, p);
     return cuda_launched("plan");
 }

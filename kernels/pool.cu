@@ -21,6 +21,7 @@ __device__ __forceinline__ float strides_shared(const kern_selector &s, uint32_t
 __global__ void __launch_bounds__(128)
     pool_kernel(const __grid_constant__ kern_pool_args a, uint32_t first_row)
 {
+    cuda_begin_short();
     const kern_summary &s = a.summary;
     const uint32_t row = first_row + blockIdx.z, head = blockIdx.y;
     const uint32_t b = blockIdx.x * 128 + threadIdx.x;
@@ -67,7 +68,7 @@ extern "C" status cuda_pool(kern_stream *stream, const kern_pool_args *args)
     for (uint32_t row = 0; row < args->rows; row += 32768) { /* a grid's z is 16 bits wide */
         const uint32_t rows = args->rows - row < 32768 ? args->rows - row : 32768;
         const dim3 grid(cuda_blocks(args->max_select_blocks, 128), args->summary.kv_heads, rows);
-        pool_kernel<<<grid, 128, 0, cuda_stream_of(stream)->handle>>>(*args, row);
+        cuda_launch(cuda_stream_of(stream), {grid, 128}, pool_kernel, *args, row);
     }
     return cuda_launched("pool");
 }

@@ -48,6 +48,7 @@ struct prefill_params {
 
 __global__ void __launch_bounds__(256) widen_kernel(const __grid_constant__ prefill_params p)
 {
+    cuda_begin_short();
     const uint32_t tokens = p.a.summary.max_tokens, head = blockIdx.y;
     const uint32_t last = (uint32_t)p.a.row_pos[p.a.rows - 1];
     const uint16_t *u = p.a.summary.u + ((uint64_t)p.a.row_seq[0] * p.kv_heads + head) * tokens;
@@ -112,6 +113,7 @@ __device__ void unite_mark(const prefill_params &p, unite_shared &s, uint8_t *ma
 __global__ void __launch_bounds__(UNITE_THREADS)
     unite_kernel(const __grid_constant__ prefill_params p)
 {
+    cuda_begin();
     extern __shared__ __align__(16) uint8_t mask[];
     __shared__ unite_shared s;
     const uint32_t tile = blockIdx.x, head = blockIdx.y, tokens = p.tile_tokens;
@@ -387,6 +389,7 @@ template <int D>
 __global__ void __launch_bounds__(THREADS, 1)
     prefill_kernel(const __grid_constant__ prefill_params p)
 {
+    cuda_begin();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) uint8_t shared_bytes[];
     prefill_shared<D> &s = *reinterpret_cast<prefill_shared<D> *>(shared_bytes);
@@ -422,15 +425,15 @@ template <int D> status prefill_rows(cuda_stream *stream, prefill_params &p)
                                   (int)bytes));
     TRY_CUDA(cudaFuncSetAttribute(unite_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)(UNITE_BLOCKS * ROWS)));
-    widen_kernel<<<dim3(64, p.kv_heads), 256, 0, stream->handle>>>(p);
+    cuda_launch(stream, {dim3(64, p.kv_heads), 256}, widen_kernel, p);
     for (uint64_t tile = 0; tile < need; tile += wave) {
         p.tiles = (uint32_t)(need - tile < wave ? need - tile : wave);
         p.first_row = (uint32_t)(tile * p.tile_tokens);
         const uint64_t rest = p.a.rows - p.first_row, fit = (uint64_t)p.tiles * p.tile_tokens;
         p.rows = (uint32_t)(rest < fit ? rest : fit);
         const dim3 grid(p.tiles, p.kv_heads);
-        unite_kernel<<<grid, UNITE_THREADS, marks, stream->handle>>>(p);
-        prefill_kernel<D><<<grid, THREADS, bytes, stream->handle>>>(p);
+        cuda_launch(stream, {grid, UNITE_THREADS, marks}, unite_kernel, p);
+        cuda_launch(stream, {grid, THREADS, bytes}, prefill_kernel<D>, p);
     }
     return cuda_launched("prefill");
 }

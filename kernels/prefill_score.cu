@@ -278,6 +278,7 @@ template <int D>
 __global__ void __launch_bounds__(PREFILL_THREADS, 2)
     prefill_score_kernel(const __grid_constant__ score_params p)
 {
+    cuda_begin();
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ __align__(1024) uint8_t shared_bytes[];
     score_shared<D> &s = *reinterpret_cast<score_shared<D> *>(shared_bytes);
@@ -295,7 +296,7 @@ template <int D> status launch(cuda_stream *stream, const score_params &p)
     TRY_CUDA(cudaFuncSetAttribute(prefill_score_kernel<D>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
     const dim3 grid(cuda_blocks(p.shape.rows, p.shape.tile_tokens), p.shape.kv_heads);
-    prefill_score_kernel<D><<<grid, PREFILL_THREADS, bytes, stream->handle>>>(p);
+    cuda_launch(stream, {grid, PREFILL_THREADS, bytes}, prefill_score_kernel<D>, p);
     return cuda_launched("prefill score");
 }
 

@@ -34,6 +34,7 @@ __device__ __forceinline__ void load_weights(uint16_t (&w)[HELD], const uint16_t
 __global__ void __launch_bounds__(THREADS)
     rmsnorm_kernel(const __grid_constant__ kern_rmsnorm_args a)
 {
+    cuda_begin_short();
     __shared__ float part[THREADS / 32];
     const uint64_t row = blockIdx.x;
     const float *x = a.x + row * a.hidden;
@@ -73,6 +74,6 @@ __global__ void __launch_bounds__(THREADS)
 extern "C" status cuda_rmsnorm(kern_stream *stream, const kern_rmsnorm_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
-    rmsnorm_kernel<<<args->rows, THREADS, 0, cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {args->rows, THREADS}, rmsnorm_kernel, *args);
     return cuda_launched("rmsnorm");
 }

@@ -10,6 +10,7 @@ namespace
 
 __global__ void __launch_bounds__(256) rope_kernel(const __grid_constant__ kern_rope_args a)
 {
+    cuda_begin_short();
     const uint64_t row = blockIdx.x;
     const uint32_t half = a.head_dim / 2, pairs = a.heads * half;
     const uint64_t table = (uint64_t)a.row_pos[row] * half;
@@ -27,6 +28,6 @@ extern "C" status cuda_rope(kern_stream *stream, const kern_rope_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
     const dim3 grid(args->rows, cuda_blocks((uint64_t)args->heads * (args->head_dim / 2), 256));
-    rope_kernel<<<grid, 256, 0, cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {grid, 256}, rope_kernel, *args);
     return cuda_launched("rope");
 }

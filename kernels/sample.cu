@@ -170,6 +170,7 @@ __device__ int32_t draw_from_cut(sample_shared &s, const float *logits, uint32_t
 
 __global__ void __launch_bounds__(THREADS) sample_kernel(const __grid_constant__ kern_sample_args a)
 {
+    cuda_begin();
     __shared__ sample_shared s;
     const uint64_t row = blockIdx.x;
     const float *logits = a.logits + row * a.vocab;
@@ -205,6 +206,6 @@ __global__ void __launch_bounds__(THREADS) sample_kernel(const __grid_constant__
 extern "C" status cuda_sample(kern_stream *stream, const kern_sample_args *args)
 {
     if (args->rows == 0) return STATUS_OK;
-    sample_kernel<<<args->rows, THREADS, 0, cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {args->rows, THREADS}, sample_kernel, *args);
     return cuda_launched("sample");
 }

@@ -278,6 +278,7 @@ __device__ __forceinline__ void exchange_statistics(score_shared<D> &s, float ma
 template <int D, score_pass PASS>
 __global__ void __launch_bounds__(THREADS, 3) score_kernel(const __grid_constant__ score_params p)
 {
+    cuda_begin_short();
     extern __shared__ __align__(128) uint8_t shared_bytes[];
     score_shared<D> &s = *reinterpret_cast<score_shared<D> *>(shared_bytes);
     const uint32_t row = p.first_row + blockIdx.z, kv_head = blockIdx.y, warp = threadIdx.x / 32;
@@ -343,19 +344,10 @@ status launch(cuda_stream *stream, const score_params &p, uint32_t rows, uint32_
     if (width > 8 && PASS == PASS_CLUSTER)
         TRY_CUDA(cudaFuncSetAttribute((score_kernel<D, PASS>),
                                       cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    cudaLaunchAttribute cluster = {};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = width;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(width, p.kv_heads, rows);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = bytes;
-    config.stream = stream->handle;
-    config.attrs = &cluster;
-    config.numAttrs = PASS == PASS_CLUSTER ? 1 : 0;
-    TRY_CUDA(cudaLaunchKernelEx(&config, (score_kernel<D, PASS>), p));
-    return STATUS_OK;
+    const dim3 grid(width, p.kv_heads, rows);
+    cuda_launch(stream, {grid, THREADS, bytes, PASS == PASS_CLUSTER ? width : 0},
+                score_kernel<D, PASS>, p);
+    return cuda_launched("score");
 }
 
 template <int D> status score_rows(cuda_stream *stream, score_params &p)

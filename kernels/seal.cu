@@ -8,6 +8,7 @@ namespace
 
 __global__ void __launch_bounds__(XXH_THREADS) seal_kernel(const __grid_constant__ kern_seal_args a)
 {
+    cuda_begin();
     __shared__ xxh_shared s;
     __shared__ uint64_t sum[XXH_BLOCKS_MAX][8];
     const uint32_t i = blockIdx.x;
@@ -25,6 +26,6 @@ extern "C" status cuda_seal(kern_stream *stream, const kern_seal_args *args)
     if (args->block_bytes % XXH_BLOCK != 0 || args->block_bytes > XXH_BLOCK * XXH_BLOCKS_MAX)
         return FAIL(UNSUPPORTED, "seal on CUDA takes whole KiB up to 64 KiB, not %u bytes",
                     args->block_bytes);
-    seal_kernel<<<args->n, XXH_THREADS, 0, cuda_stream_of(stream)->handle>>>(*args);
+    cuda_launch(cuda_stream_of(stream), {args->n, XXH_THREADS}, seal_kernel, *args);
     return cuda_launched("seal");
 }

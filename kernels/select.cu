@@ -308,6 +308,7 @@ template <uint32_t THREADS> struct select_cta {
 template <uint32_t THREADS>
 __global__ void __launch_bounds__(THREADS) select_kernel(const __grid_constant__ kern_select_args a)
 {
+    cuda_begin_short();
     select_cta<THREADS>::run(a);
 }
 
@@ -317,7 +318,7 @@ template <uint32_t THREADS> status launch(cuda_stream *stream, const kern_select
     TRY_CUDA(cudaFuncSetAttribute(select_kernel<THREADS>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)(BLOCKS_MAX * (sizeof(uint32_t) + sizeof(part)))));
-    select_kernel<THREADS><<<a.rows * a.kv_heads, THREADS, bytes, stream->handle>>>(a);
+    cuda_launch(stream, {a.rows * a.kv_heads, THREADS, bytes}, select_kernel<THREADS>, a);
     return cuda_launched("select");
 }
 

@@ -11,6 +11,7 @@ __device__ __forceinline__ float swiglu(float g, float u)
 
 __global__ void __launch_bounds__(256) swiglu4_kernel(const __grid_constant__ kern_swiglu_args a)
 {
+    cuda_begin_short();
     const uint64_t row = blockIdx.y;
     const uint32_t i = 4 * (blockIdx.x * 256 + threadIdx.x);
     if (i >= a.ffn) return;
@@ -22,6 +23,7 @@ __global__ void __launch_bounds__(256) swiglu4_kernel(const __grid_constant__ ke
 
 __global__ void __launch_bounds__(256) swiglu_kernel(const __grid_constant__ kern_swiglu_args a)
 {
+    cuda_begin_short();
     const uint64_t row = blockIdx.y;
     for (uint32_t i = blockIdx.x * 256 + threadIdx.x; i < a.ffn; i += gridDim.x * 256) {
         const float g = a.gate[row * a.in_stride + i], u = a.up[row * a.in_stride + i];
@@ -43,9 +45,9 @@ extern "C" status cuda_swiglu(kern_stream *stream, const kern_swiglu_args *args)
         part.rows = args->rows - row < 32768 ? args->rows - row : 32768;
         const dim3 grid(cuda_blocks(args->ffn, wide ? 1024 : 256), part.rows);
         if (wide)
-            swiglu4_kernel<<<grid, 256, 0, cuda_stream_of(stream)->handle>>>(part);
+            cuda_launch(cuda_stream_of(stream), {grid, 256}, swiglu4_kernel, part);
         else
-            swiglu_kernel<<<grid, 256, 0, cuda_stream_of(stream)->handle>>>(part);
+            cuda_launch(cuda_stream_of(stream), {grid, 256}, swiglu_kernel, part);
     }
     return cuda_launched("swiglu");
 }

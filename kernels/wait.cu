@@ -28,6 +28,7 @@ __device__ __forceinline__ uint64_t device_now()
 
 __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_params p)
 {
+    cuda_begin();
     if (cta_load_acquire(p.unanswered) == 0) return; /* the plan found all in host memory */
     const uint32_t published = (uint32_t)load_relaxed(p.published);
     const uint64_t start = device_now();
@@ -71,7 +72,7 @@ extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
                 ? UINT64_MAX
                 : (uint64_t)(now + cuda_device_of(stream->backend)->timer_offset_ns + left);
         p.waited_ns = args->waited_ns; /* shared memory */
-        wait_kernel<<<1, 256, 0, s->handle>>>(p);
+        cuda_launch(s, {1, 256}, wait_kernel, p);
         return cuda_launched("wait");
     }
     TRY_CUDA(cudaStreamSynchronize(s->handle));

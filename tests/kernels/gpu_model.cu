@@ -280,6 +280,62 @@ void sample_case(gpu_bench &b, random_source &r, uint32_t vocab)
                "sample, vocabulary %u: tokens as ref, log-probabilities within %.2g", vocab, worst);
 }
 
+/* Small ops that each need all of the one before: a kernel that did not wait for that one, or wrote
+ * over what it still read, shows in the bits. */
+std::vector<float> run_chain(gpu_bench &b, random_source r, uint32_t rows, uint32_t rounds,
+                             bool alone)
+{
+    const uint32_t hidden = 512, heads = 8, dim = hidden / heads, ffn = hidden / 2, tokens = 500;
+    mirror<float> x((size_t)rows * hidden), norm(x.host.size()), mid((size_t)rows * ffn);
+    mirror<float> cosine((size_t)tokens * dim / 2), sine(cosine.host.size());
+    mirror<uint16_t> weight(hidden), w((size_t)hidden * ffn);
+    mirror<int32_t> pos(rows);
+    fill_normal(r, x.host, 1.0f), fill_normal(r, cosine.host, 1.0f);
+    fill_normal(r, sine.host, 1.0f);
+    fill_bf16(r, weight.host, 1.0f), fill_bf16(r, w.host, 0.1f);
+    for (int32_t &p : pos.host)
+        p = (int32_t)r.below(tokens);
+    x.up(), cosine.up(), sine.up(), weight.up(), pos.up(), norm.poison(), mid.poison();
+    const kern_matrix matrix = {w.host.data(), hidden};
+    kern_linear_args out = {};
+    kern_weight *packed = nullptr;
+    expect_ok(kern_weight_pack(b.gpu_backend, &matrix, 1, ffn, &packed), "pack");
+    out.weight = packed, out.x = mid.device, out.out = x.device;
+    out.x_stride = ffn, out.out_stride = hidden, out.rows = rows, out.scale = 1.0f;
+    const kern_rmsnorm_args first = {x.device, weight.device, norm.device, rows, hidden, 1e-6f};
+    const kern_rope_args turn = {norm.device, pos.device, cosine.device, sine.device, rows,
+                                 heads,       dim,        tokens,        hidden};
+    const kern_swiglu_args both = {norm.device, norm.device + ffn, mid.device, hidden, rows, ffn};
+    const kern_gate_args gate = {mid.device, norm.device, hidden, rows, ffn / dim, dim, nullptr};
+    for (uint32_t i = 0; i < rounds; i++) {
+        for (uint32_t op = 0; op < 5; op++) {
+            status done = op == 0   ? kern_rmsnorm(b.gpu, &first)
+                          : op == 1 ? kern_rope(b.gpu, &turn)
+                          : op == 2 ? kern_swiglu(b.gpu, &both)
+                          : op == 3 ? kern_gate(b.gpu, &gate)
+                                    : kern_linear(b.gpu, &out);
+            expect_ok(done, "chain");
+            if (alone) b.sync();
+        }
+    }
+    b.sync();
+    kern_weight_free(packed);
+    return x.down();
+}
+
+void chain_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t rounds)
+{
+    const std::vector<float> alone = run_chain(b, r, rows, rounds, true);
+    bool finite = true, same = true;
+    for (float v : alone)
+        finite &= std::isfinite(v);
+    for (int i = 0; i < 5; i++)
+        same &= memcmp(run_chain(b, r, rows, rounds, false).data(), alone.data(),
+                       alone.size() * 4) == 0;
+    check_that(finite && same, "%u ops of %u rows back to back: bits as one at a time", 5 * rounds,
+               rows);
+}
+
 } // namespace
 
 void check_model(gpu_bench &b, random_source &r, bool small)
@@ -296,7 +352,10 @@ void check_model(gpu_bench &b, random_source &r, bool small)
     tokens_case(b, r, 32, 16, true);
     sample_case(b, r, 1000);
     linear_case(b, r, 96, 32, 128, 5);
+    chain_case(b, r, 3, 10);
     if (small) return;
+    chain_case(b, r, 64, 200);
+    chain_case(b, r, 2000, 200);
     rmsnorm_case(b, r, 64, 4096);
     rope_case(b, r, 64, 34, 128);
     swiglu_case(b, r, 64, 16384);
