@@ -156,6 +156,17 @@ TEST(a_kernel_launch_names_its_stream)
     expect_found("kernels/b.cu", "void f(void)\n{\n    k<<<a, f(b, c, d)>>>(x);\n}\n", "launch", 3);
 }
 
+TEST(a_kernel_that_may_overlap_the_one_before_it_waits_first)
+{
+    expect_clean("kernels/a.cu", "__global__ void k(const float *x)\n{\n    cuda_begin();\n}\n\n"
+                                 "void f(void)\n{\n    cuda_launch(s, {1, 2}, k, x);\n}\n");
+    expect_found(
+        "kernels/b.cu",
+        "__global__ void k(const float *x)\n{\n    float y = x[0];\n    cuda_begin();\n}\n\n"
+        "void f(void)\n{\n    cuda_launch(s, {1, 2}, k, x);\n}\n",
+        "launch", 3);
+}
+
 TEST(a_marker_carries_the_number_of_an_issue)
 {
     expect_clean("worker/a.c", "/* TO"

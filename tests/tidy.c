@@ -427,6 +427,21 @@ static void check_launches(tree *t, const file *f)
     }
 }
 
+/* A launch that may overlap the one before it, of a kernel that does not wait for it, is a race. */
+static void check_begins(tree *t, const file *f)
+{
+    if (find_word(f->code, f->code, "cuda_launch") == NULL) return;
+    for (const char *p = find_word(f->code, f->code, "__global__"); p != NULL;
+         p = find_word(f->code, p + 1, "__global__")) {
+        const char *body = strchr(p, '{');
+        if (body == NULL) return;
+        body += 1 + strspn(body + 1, " \n");
+        if (strncmp(body, "cuda_begin", strlen("cuda_begin")) != 0)
+            found(t, f, line_of(f->code, body), "launch",
+                  "a kernel that cuda_launch starts begins with cuda_begin");
+    }
+}
+
 static void check_markers(tree *t, const file *f)
 {
     static const char *const words[] = {"TO"
@@ -585,6 +600,7 @@ static void check_file(tree *t, const file *f)
     check_lengths(t, f);
     check_banned(t, f);
     if (f->is_cuda) check_launches(t, f);
+    if (f->is_cuda) check_begins(t, f);
     if (f->is_header && is_public_header(f->path) && strcmp(f->folder, "tests") != 0)
         check_public_functions(t, f);
 }
