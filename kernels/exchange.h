@@ -58,11 +58,11 @@ typedef struct kern_arrival {
 /* The misses of one layer and their arrivals. `published` counts the misses the device has made
  * visible (release); the io side answers those of arrival[0 .. published) that are PENDING. */
 typedef struct kern_exchange {
-    kern_miss *miss;       /* [capacity] */
-    kern_arrival *arrival; /* [capacity] */
-    uint32_t capacity;     /* >= R * Hk * max_select: never overflows */
-    _Atomic uint32_t published;
-    _Atomic uint32_t unanswered; /* of them PENDING when they were published; written before */
+    kern_miss *miss;             /* [capacity] */
+    kern_arrival *arrival;       /* [capacity] */
+    _Atomic uint32_t published;  /* with the next one word: a device stores both at once */
+    _Atomic uint32_t unanswered; /* of them PENDING when they were published; not written later */
+    uint32_t capacity;           /* >= R * Hk * max_select: never overflows */
     /* NULL, or where a plan on a device puts the same once more, in memory of its own, so that the
      * ops behind it need not read it back over the link. Who answers looks at the lists above. */
     kern_miss *own_miss;       /* [capacity] */

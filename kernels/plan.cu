@@ -16,9 +16,9 @@
 namespace
 {
 
-constexpr uint32_t THREADS = 128, ENTRIES_MAX = 24000;
-constexpr uint64_t TAKEN = ~0ull;   /* rank of an entry that may not be given away */
-constexpr uint32_t OPEN = 1u << 31; /* beside a number of hits: the current block is one of them */
+constexpr uint32_t THREADS = 128, COUNTED_MAX = 4 * THREADS;
+constexpr size_t SHARED_MAX = 220 << 10; /* of ranks and wants; 1.2 million tokens, all selected */
+constexpr uint64_t TAKEN = ~0ull;        /* rank of an entry that may not be given away */
 
 struct plan_params {
     kern_plan_args a;
@@ -29,7 +29,7 @@ struct plan_params {
     kern_miss *out_miss, *own_miss; /* own_...: NULL or the device's copies */
     kern_arrival *arrival, *own_arrival;
     uint32_t *own_count;
-    int32_t *published, *unanswered;
+    uint64_t *counts; /* published, unanswered */
     uint32_t capacity;
 };
 
@@ -38,6 +38,9 @@ struct plan_shared {
     uint32_t best_entry[THREADS / 32];
     uint32_t warp[THREADS / 32];
     uint32_t all;
+    uint32_t open; /* 1: the current block is a hit */
+    uint32_t
+        starts; /* which miss is the current block, in its first token: nobody has to bring it */
 };
 
 __device__ __forceinline__ bool row_planned(const kern_plan_args &a, uint32_t row)
@@ -146,25 +149,38 @@ __device__ plan_list list_of(const kern_plan_args &a, uint32_t row, uint32_t hea
     return l;
 }
 
-/* Entries that hold a block of the selection are marked used and TAKEN, their slots noted; returns
- * how many there are, and OPEN. rank: [entries] in shared memory. */
-__device__ uint32_t find_hits(const kern_plan_args &a, plan_shared &s, const plan_list &l,
-                              unsigned long long *rank)
+/* Entries that hold a block of the selection are marked used and TAKEN, their slots noted. Of the
+ * picks that no entry holds, which are put into wants in order, returns how many there are. rank:
+ * [entries] in shared memory. */
+__device__ uint32_t find_missing(const kern_plan_args &a, plan_shared &s, const plan_list &l,
+                                 unsigned long long *rank, uint32_t *wants)
 {
+    const int32_t current = l.pos / KERN_BLOCK;
     for (uint32_t e = threadIdx.x; e < l.entries; e += THREADS)
         rank[e] = 0;
+    if (threadIdx.x == 0) s.open = 0, s.starts = UINT32_MAX;
     __syncthreads();
-    uint32_t hits = 0;
-    for (uint32_t e = threadIdx.x; e < a.max_select; e += THREADS) {
-        const int32_t entry = e < l.count ? l.entry_of[l.block[e]] : -1;
-        l.slot[e] = entry >= 0 ? l.slot_of[entry] : -1;
-        if (entry < 0) continue;
-        l.used[entry] = a.step;
-        rank[entry] = TAKEN;
-        hits += l.block[e] == l.pos / KERN_BLOCK ? 1 + OPEN : 1;
+    uint32_t missing = 0;
+    for (uint32_t first = 0; first < a.max_select; first += THREADS) {
+        const uint32_t e = first + threadIdx.x;
+        const int32_t block = e < l.count ? l.block[e] : -1;
+        const int32_t entry = block >= 0 ? l.entry_of[block] : -1;
+        if (e < a.max_select) l.slot[e] = entry >= 0 ? l.slot_of[entry] : -1;
+        if (entry >= 0) {
+            l.used[entry] = a.step;
+            rank[entry] = TAKEN;
+            if (block == current) s.open = 1;
+        }
+        const bool lacks = e < l.count && entry < 0;
+        const uint32_t at = missing + cta_scan(s, lacks);
+        if (lacks) {
+            wants[at] = e;
+            if (block == current && l.pos % KERN_BLOCK == 0) s.starts = at;
+        }
+        missing += s.all;
     }
-    (void)cta_scan(s, hits);
-    return s.all;
+    __syncthreads();
+    return missing;
 }
 
 /* Rank the other entries; returns how many may be given away. first_row: of this sequence. */
@@ -191,34 +207,49 @@ __device__ uint32_t rank_entries(const kern_plan_args &a, plan_shared &s, const 
     return s.all;
 }
 
-/* An entry for each block that is missing, in order; returns how many have to be fetched. */
-__device__ uint32_t hand_out(const plan_params &p, plan_shared &s, const plan_list &l,
-                             unsigned long long *rank)
+/* To the i-th miss the entry of the i-th least rank, ties to the lowest: above the pick in wants.
+ */
+__device__ void match_entries(plan_shared &s, const plan_list &l, unsigned long long *rank,
+                              uint32_t *wants, uint32_t missing)
 {
-    const kern_plan_args &a = p.a;
-    uint32_t published = 0;
-    for (uint32_t e = 0; e < l.count; e++) {
-        if (l.slot[e] >= 0) continue; /* the same for all threads: each sees what this loop wrote */
-        const uint32_t entry = least_entry(s, rank, l.entries);
-        const int32_t block = l.block[e];
-        const bool starts = l.pos % KERN_BLOCK == 0 && block == l.pos / KERN_BLOCK;
-        if (threadIdx.x == 0) {
-            const int32_t held = l.block_of[entry], slot = l.slot_of[entry];
-            if (held >= 0) l.entry_of[held] = -1;
-            l.entry_of[block] = (int32_t)entry;
-            l.block_of[entry] = block;
-            l.used[entry] = a.step;
-            rank[entry] = TAKEN;
-            l.slot[e] = slot;
-            const uint32_t agnostic = (int32_t)e < a.settled[l.list] ? 1 : 0;
-            const kern_miss miss = {(int32_t)l.row, l.seq, (int32_t)l.head, block,
-                                    (int32_t)entry, slot,  agnostic,        0};
-            if (!starts) p.miss[l.list * a.max_select + published] = miss;
+    if (l.entries <= COUNTED_MAX) {
+        for (uint32_t e = threadIdx.x; e < l.entries; e += THREADS) {
+            const unsigned long long mine = rank[e];
+            uint32_t before = 0;
+            if (mine == TAKEN) continue;
+            for (uint32_t o = 0; o < l.entries; o++)
+                before += rank[o] < mine || (rank[o] == mine && o < e);
+            if (before < missing) wants[before] |= e << 16;
         }
-        published += !starts;
+    }
+    for (uint32_t i = 0; i < missing && l.entries > COUNTED_MAX; i++) {
+        const uint32_t entry = least_entry(s, rank, l.entries);
+        if (threadIdx.x == 0) wants[i] |= entry << 16, rank[entry] = TAKEN;
         __syncthreads();
     }
-    return published;
+    __syncthreads();
+}
+
+/* Their entries to the blocks that are missing, a block a thread; returns how many have to be
+ * fetched. */
+__device__ uint32_t hand_out(const plan_params &p, const plan_shared &s, const plan_list &l,
+                             const uint32_t *wants, uint32_t missing)
+{
+    const kern_plan_args &a = p.a;
+    for (uint32_t i = threadIdx.x; i < missing; i += THREADS) {
+        const uint32_t e = wants[i] & 0xffff, entry = wants[i] >> 16;
+        const int32_t block = l.block[e], held = l.block_of[entry], slot = l.slot_of[entry];
+        if (held >= 0) l.entry_of[held] = -1;
+        l.entry_of[block] = (int32_t)entry;
+        l.block_of[entry] = block;
+        l.used[entry] = a.step;
+        l.slot[e] = slot;
+        if (i == s.starts) continue;
+        const uint32_t agnostic = (int32_t)e < a.settled[l.list] ? 1 : 0;
+        p.miss[l.list * a.max_select + i - (s.starts < i)] = kern_miss{
+            (int32_t)l.row, l.seq, (int32_t)l.head, block, (int32_t)entry, slot, agnostic, 0};
+    }
+    return missing - (s.starts != UINT32_MAX);
 }
 
 __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long long *rank,
@@ -226,8 +257,9 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
 {
     const kern_plan_args &a = p.a;
     const plan_list l = list_of(a, row, head);
-    const uint32_t found = find_hits(a, s, l, rank), hits = found & ~OPEN;
-    const uint32_t missing = l.count - hits, closed = hits - (found / OPEN);
+    uint32_t *wants = reinterpret_cast<uint32_t *>(rank + a.table.max_entries);
+    const uint32_t missing = find_missing(a, s, l, rank, wants);
+    const uint32_t closed = l.count - missing - s.open;
     uint32_t published = 0;
     if (missing > 0) {
         if (missing > rank_entries(a, s, l, rank, first_row)) {
@@ -236,7 +268,8 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
             (void)atomicCAS(a.row_status + row, (int)STATUS_OK, (int)STATUS_NO_MEMORY);
             return;
         }
-        published = hand_out(p, s, l, rank);
+        match_entries(s, l, rank, wants, missing);
+        published = hand_out(p, s, l, wants, missing);
     }
     if (threadIdx.x != 0) return;
     p.missing[l.list] = published;
@@ -311,9 +344,7 @@ __device__ void publish(const plan_params &p, plan_shared &s)
     __syncthreads();
     if (threadIdx.x == 0) {
         if (p.own_count) p.own_count[0] = base, p.own_count[1] = s.all;
-        *(volatile int32_t *)p.unanswered = (int32_t)s.all;
-        __threadfence_system();
-        *(volatile int32_t *)p.published = (int32_t)base;
+        *(volatile uint64_t *)p.counts = base | (uint64_t)s.all << 32; /* both or neither */
     }
 }
 
@@ -368,9 +399,11 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     cuda_stream *s = cuda_stream_of(stream);
     const uint64_t lists = (uint64_t)args->rows * args->table.kv_heads;
     if (lists == 0) return STATUS_OK;
-    if (args->table.max_entries > ENTRIES_MAX)
-        return FAIL(UNSUPPORTED, "plan on CUDA has up to %u entries a head, not %u", ENTRIES_MAX,
-                    args->table.max_entries);
+    const size_t bytes =
+        args->table.max_entries * sizeof(unsigned long long) + args->max_select * sizeof(uint32_t);
+    if (bytes > SHARED_MAX || args->table.max_entries > 0xffff || args->max_select > 0xffff)
+        return FAIL(UNSUPPORTED, "plan on CUDA: %u entries and %u picks a head are too many",
+                    args->table.max_entries, args->max_select);
     if (lists * (args->max_select * (sizeof(kern_miss) + sizeof(uint32_t)) + sizeof(uint32_t)) >
         CUDA_WORKSPACE_BYTES)
         return FAIL(UNSUPPORTED, "plan on CUDA: %u rows of %u entries do not fit the workspace",
@@ -383,15 +416,16 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     p.done = s->counters;
     p.out_miss = args->exchange->miss;
     p.arrival = args->exchange->arrival;
-    p.published = (int32_t *)&args->exchange->published;
-    p.unanswered = (int32_t *)&args->exchange->unanswered;
+    static_assert(offsetof(kern_exchange, published) % 8 == 0 &&
+                      offsetof(kern_exchange, unanswered) == offsetof(kern_exchange, published) + 4,
+                  "stored as one word");
+    p.counts = (uint64_t *)&args->exchange->published;
     p.own_miss = args->exchange->own_miss;
     p.own_arrival = args->exchange->own_arrival;
     p.own_count = args->exchange->own_count;
     p.capacity = args->exchange->capacity;
-    const size_t bytes = args->table.max_entries * sizeof(unsigned long long);
     TRY_CUDA(cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  (int)(ENTRIES_MAX * sizeof(unsigned long long))));
+                                  (int)SHARED_MAX));
     const dim3 grid(args->rows, args->table.kv_heads);
     cuda_launch(s, {grid, THREADS, bytes}, plan_kernel, p);
     return cuda_launched("plan");
