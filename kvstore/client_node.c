@@ -57,6 +57,7 @@ static void node_in(kv_client *c, uint32_t i, const cluster_node *node)
     memcpy(n->address, node->data, sizeof n->address);
     n->state = NODE_IDLE;
     n->incarnation = 0;
+    client_put_forget(c, i); /* copies of the node that had this number are none of this one's */
     n->suspect_until_ns = n->put_suspect_until_ns = n->backoff_ns = 0;
     kv_timer_set(&c->timers, &n->timer, clock_now(&c->config.clock));
 }

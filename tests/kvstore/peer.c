@@ -19,7 +19,7 @@ static status peer_dial(kv_transport *t, const char *address, kv_peer *out_peer)
 static status peer_send(kv_transport *t, kv_peer who, const kv_message *m)
 {
     peer *p = (peer *)t;
-    if (p->full) return STATUS_BUSY;
+    if (p->full || who == p->full_to) return STATUS_BUSY;
     CHECK(p->count < PEER_SENT_MAX && m->head_bytes <= WIRE_HEAD_MAX);
     peer_sent *s = &p->sent[p->count++];
     *s = (peer_sent){.to = who, .cookie = m->cookie, .body_bytes = m->body_bytes};

@@ -24,10 +24,11 @@ typedef struct peer {
     uint64_t tick_ns; /* how far each look at the clock moves it: 0, or as a real one */
     clock_ops clock;
     peer_sent sent[PEER_SENT_MAX];
-    uint32_t count; /* of sent */
-    uint32_t told;  /* bodies before this place were given back */
-    bool full;      /* every send is BUSY */
-    bool hold;      /* bodies are kept */
+    uint32_t count;  /* of sent */
+    uint32_t told;   /* bodies before this place were given back */
+    bool full;       /* every send is BUSY */
+    kv_peer full_to; /* so are those to this one */
+    bool hold;       /* bodies are kept */
     kv_peer dialled, hung_up;
     uint32_t dials, hang_ups;
     char address[PEER_CONNS][CLUSTER_ADDRESS_MAX]; /* of dial i: its peer is i + 1 */
