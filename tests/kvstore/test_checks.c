@@ -256,6 +256,14 @@ static void a_stage_comes_back_that_was_not_lent(rig *r)
     client_events.sent(r->client, 1, 5);
 }
 
+static void a_stage_that_is_used_is_taken(rig *r)
+{
+    block_id id = rig_id(r, 1, 0);
+    if (!rig_ready(r)) _Exit(3);
+    r->client->stages[r->client->stage_free].used = true;
+    (void)rig_put(r, &id);
+}
+
 TEST(a_client_stops_at_what_must_never_be)
 {
     static const check_case list[] = {
@@ -281,6 +289,7 @@ TEST(a_client_stops_at_what_must_never_be)
         {"a failure nobody asked for", a_block_fails_that_nobody_asked_for},
         {"a reply into a free slot", a_reply_fills_a_slot_that_is_not_posted},
         {"a body that was not lent", a_body_comes_back_that_was_not_lent},
+        {"a stage that is used", a_stage_that_is_used_is_taken},
         {"a stage that was not lent", a_stage_comes_back_that_was_not_lent},
     };
     ALL_ABORT(list);
@@ -668,6 +677,12 @@ static void tcp_sends_a_head_that_is_too_long(rig *r)
     (void)t->ops->send(t, 1, &long_head);
 }
 
+static void a_measurement_for_nobody(rig *r)
+{
+    (void)r;
+    (void)kv_loopback_measure(NULL);
+}
+
 TEST(transports_stop_at_what_must_never_be)
 {
     static const check_case list[] = {
@@ -682,6 +697,7 @@ TEST(transports_stop_at_what_must_never_be)
         {"TCP listening twice", tcp_listens_twice},
         {"TCP sending to nobody", tcp_sends_to_nobody},
         {"TCP sending a head that is too long", tcp_sends_a_head_that_is_too_long},
+        {"a measurement for nobody", a_measurement_for_nobody},
     };
     ALL_ABORT(list);
 }
