@@ -295,12 +295,17 @@ TEST(a_side_may_hang_up_in_an_event_while_the_other_closes)
     arena_destroy(memory);
 }
 
-TEST(places_of_connections_that_are_over_are_used_again)
+TEST(places_of_connections_that_are_over_are_used_again_and_old_names_reach_nobody)
 {
+    kv_message m = {.head = "late", .head_bytes = 4};
+    kv_peer old = 0;
     net_open(turned, 0, 0);
     for (uint32_t n = 0; n < 600; n++) {
         dial();
         both();
+        if (n == 0) old = ends[0].peer;
+        if (n > 0)
+            EXPECT(ends[0].transport->ops->send(ends[0].transport, old, &m) == STATUS_PEER_LOST);
         EXPECT_EQ_U64(ends[0].opened, n + 1);
         ends[n % 2].transport->ops->hang_up(ends[n % 2].transport, ends[n % 2].peer);
         both();

@@ -35,6 +35,8 @@ static void node_open(void)
 static void node_close(void)
 {
     kv_server_destroy(node);
+    EXPECT(node->tier.self == NULL); /* its memory is the system's again */
+    kv_server_destroy(NULL);
     arena_destroy(memory);
 }
 
@@ -203,7 +205,11 @@ TEST(who_is_silent_for_its_lease_and_grace_is_hung_up_on_and_who_renews_is_not)
     peer_says(&p, 2, WIRE_LEASE, &lease, sizeof lease, 0, NULL, 0);
     kv_server_poll(node);
     EXPECT_EQ_U64(p.hang_ups, 1);
-    p.now_ns += UINT64_C(1500) * MS; /* the lease of 60 s and the grace are over */
+    p.now_ns += UINT64_C(950) * MS; /* the lease of 60 s is over, its grace is not */
+    peer_says(&p, 2, WIRE_LEASE, &lease, sizeof lease, 0, NULL, 0);
+    kv_server_poll(node);
+    EXPECT_EQ_U64(p.hang_ups, 1);
+    p.now_ns += UINT64_C(550) * MS;
     peer_says(&p, 2, WIRE_LEASE, &lease, sizeof lease, 0, NULL, 0);
     kv_server_poll(node);
     EXPECT(p.hang_ups == 2 && p.hung_up == 3);
@@ -303,6 +309,16 @@ TEST(a_node_obeys_newer_maps_and_refuses_puts_while_it_is_out)
     put_say(1, 5, id, block_digest(&id, bytes, BLOCK), EPOCH + 2);
     kv_server_poll(node);
     EXPECT(answer_to(1, WIRE_PUT_DONE, 5).status == STATUS_OK);
+    node_close();
+}
+
+TEST(a_node_that_knows_an_epoch_by_number_takes_no_older_map)
+{
+    node_open();
+    client_open(1);
+    map_say(1, EPOCH - 1, "other", 1);
+    EXPECT_EQ_U64(stats().epoch, EPOCH);
+    EXPECT(put(1, 1, id_of(1, 0)).status == STATUS_OK);
     node_close();
 }
 
@@ -594,6 +610,25 @@ TEST(a_put_that_is_read_into_its_slot_is_verified_there_and_its_slot_never_leaks
     EXPECT(stats().slots_reserved == 1);
     peer_closed(&p, 1); /* nor did 7 */
     EXPECT(stats().slots_reserved == 0 && stats().slots_used == 2);
+    node_close();
+}
+
+TEST(a_put_that_is_read_into_the_slot_of_one_that_never_came_is_kept_as_itself)
+{
+    status s;
+    node_open();
+    client_open(1);
+    memset(bytes, 5, sizeof bytes);
+    EXPECT(put_land(1, 1, id_of(1, 0), EPOCH) != NULL);
+    uint8_t *at = put_land(1, 2, id_of(1, 1), EPOCH); /* 1 never came whole */
+    EXPECT(at != NULL);
+    memcpy(at, bytes, BLOCK);
+    EXPECT(put_landed(1, 2, id_of(1, 1), at) == STATUS_OK);
+    get_say(1, 3, id_of(1, 0), KV_DEMAND);
+    get_say(1, 4, id_of(1, 1), KV_DEMAND);
+    kv_server_poll(node);
+    EXPECT(done_to(1, 3, &s) && s == STATUS_NOT_FOUND);
+    EXPECT(done_to(1, 4, &s) && s == STATUS_OK);
     node_close();
 }
 

@@ -34,6 +34,8 @@ TEST(a_reserved_slot_is_found_only_after_it_was_published)
     t.ops->discard(t.self, again);
     conserved(&t);
     kv_tier_dram_destroy(&t);
+    EXPECT(t.self == NULL); /* unmapped */
+    kv_tier_dram_destroy(&t);
     arena_destroy(a);
 }
 
@@ -148,6 +150,21 @@ TEST(owners_expire_after_lease_and_grace_and_not_before)
     EXPECT(kv_context_reclaim(c) == 0 && kv_context_reclaim(c) == KV_NO_SLOT);
     EXPECT(kv_context_attach(c, one, 0, &x) == STATUS_OK); /* it only slept: it may put again */
     EXPECT_EQ_U64(kv_context_count(c), 2);
+    arena_destroy(a);
+}
+
+TEST(the_place_of_an_owner_is_anothers_once_its_lease_is_over_and_it_has_no_context)
+{
+    arena *a = arena_create("test");
+    kv_contexts *c = kv_contexts_create(a, 1, 100);
+    uint32_t place = kv_owner_find(c, 1, 2, 0);
+    kv_owner_renew(c, place, 1000);
+    EXPECT(kv_owner_find(c, 2, 2, 999) == KV_NONE);
+    EXPECT(kv_owner_find(c, 2, 2, 1001) == place);
+    block_id x = id_of(1, 0);
+    kv_owner_renew(c, place, 2000);
+    EXPECT(kv_context_attach(c, place, 0, &x) == STATUS_OK);
+    EXPECT(kv_owner_find(c, 3, 2, 9000) == KV_NONE); /* what it has is not given back yet */
     arena_destroy(a);
 }
 
