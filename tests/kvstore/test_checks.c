@@ -256,6 +256,18 @@ static void a_stage_comes_back_that_was_not_lent(rig *r)
     client_events.sent(r->client, 1, 5);
 }
 
+static void a_reply_lands_in_a_slot_that_is_free(rig *r)
+{
+    kv_client *c = r->client;
+    client_ask *ask = asked(r);
+    client_block *b = &c->blocks[ask->block[0]];
+    c->slot_use[b->slot] = SLOT_FREE;
+    wire_block w = {.slot = (uint32_t)b->slot};
+    wire_head_set(&w.head, WIRE_BLOCK, ask->id, c->block_bytes);
+    kv_message m = {&w, sizeof w, NULL, c->block_bytes, 0};
+    (void)client_get_land(c, ask->node, &m);
+}
+
 static void a_stage_that_is_used_is_taken(rig *r)
 {
     block_id id = rig_id(r, 1, 0);
@@ -289,6 +301,7 @@ TEST(a_client_stops_at_what_must_never_be)
         {"a failure nobody asked for", a_block_fails_that_nobody_asked_for},
         {"a reply into a free slot", a_reply_fills_a_slot_that_is_not_posted},
         {"a body that was not lent", a_body_comes_back_that_was_not_lent},
+        {"a landing in a free slot", a_reply_lands_in_a_slot_that_is_free},
         {"a stage that is used", a_stage_that_is_used_is_taken},
         {"a stage that was not lent", a_stage_comes_back_that_was_not_lent},
     };
@@ -370,6 +383,17 @@ static void a_block_that_cannot_be_published(rig *r)
     (void)rig_put(r, &id);
 }
 
+static void a_put_without_its_bytes(rig *r)
+{
+    kv_server *s = node_of(r);
+    wire_put put = {.epoch = r->config.map.epoch, .id = rig_id(r, 1, 0), .class = KV_WRITE_BACK};
+    if (!rig_ready(r)) _Exit(3);
+    wire_head_set(&put.head, WIRE_PUT, 1, r->block_bytes);
+    kv_message m = {&put, sizeof put, NULL, r->block_bytes, 0};
+    s->transport->events->message(s, s->conn[conn_of(r)].peer, &m);
+    kv_server_poll(s);
+}
+
 static void a_map_of_too_many_nodes(rig *r)
 {
     kv_server *s = node_of(r);
@@ -386,6 +410,7 @@ static void a_map_comes_back_that_was_not_lent(rig *r)
 TEST(a_node_stops_at_what_must_never_be)
 {
     static const check_case list[] = {
+        {"a put without its bytes", a_put_without_its_bytes},
         {"a node without a transport", a_node_without_a_transport},
         {"an answer to nobody", an_answer_to_nobody},
         {"a connection that ends with jobs", a_connection_ends_with_jobs},

@@ -161,11 +161,11 @@ TEST(a_terminated_node_answers_what_it_was_asked_before_it_ends)
         seen = t->classes[KV_WRITE_BACK]->requests;
         shoal__v1__node_stats__free_unpacked(t, NULL);
     }
+    rpc_client_destroy(client); /* nobody holds the control plane open */
     node_signal(&n, SIGTERM);
     EXPECT(ended || (seen == 1 && store_next(&s, UINT64_C(5000000000), &done)));
     EXPECT_STATUS(done.result, STATUS_OK);
     EXPECT_EQ_I64(node_reap(&n), 0);
-    rpc_client_destroy(client);
     store_close(&s);
 }
 

@@ -206,7 +206,11 @@ static void dial_to_nobody(kind with)
     kv_transport_bind(client, &log_events, &at_client);
     EXPECT(client->ops->dial(client, "127.0.0.1:1", &peer) == STATUS_OK);
     EXPECT(until(client, NULL, &at_client.closed, 1));
-    if (with == TCP) EXPECT_EQ_U64(at_client.opened, 0);
+    if (with == TCP) {
+        EXPECT(client->ops->dial(client, "255.255.255.255:1", &peer) == STATUS_OK); /* no way */
+        EXPECT(until(client, NULL, &at_client.closed, 2));
+        EXPECT_EQ_U64(at_client.opened, 0);
+    }
     EXPECT(client->ops->dial(client, "nobody:1", &peer) == STATUS_UNREACHABLE);
     kv_transport_close(client);
     arena_destroy(a);
@@ -596,6 +600,38 @@ TEST(what_is_flushed_leaves_though_its_sender_never_polls)
         (void)e.server->ops->poll(e.server);
     EXPECT(e.at_server.messages == 3 && e.at_server.closed == 0); /* once each */
     ends_close(&e);
+}
+
+TEST(short_messages_leave_together_and_at_once_when_they_are_many)
+{
+    static uint8_t body[64 << 10];
+    ends e;
+    ends_open(&e, TCP);
+    kv_message m = {.head = "word", .head_bytes = 4};
+    EXPECT_OK(e.client->ops->send(e.client, e.peer, &m));
+    for (uint32_t i = 0; i < 50; i++)
+        (void)e.server->ops->poll(e.server);
+    EXPECT_EQ_U64(e.at_server.messages, 0); /* it waits for others, or a flush */
+    m.body = body;
+    m.body_bytes = sizeof body;
+    for (uint32_t i = 0; i < 4; i++)
+        EXPECT_OK(e.client->ops->send(e.client, e.peer, &m));
+    EXPECT(until(e.server, NULL, &e.at_server.messages, 1));
+    ends_close(&e);
+}
+
+TEST(one_poll_takes_all_the_short_messages_that_are_there)
+{
+    static uint8_t body[1000];
+    pair p;
+    pair_open(&p, &land_events);
+    kv_message m = {.head = "word", .head_bytes = 4, .body = body, .body_bytes = sizeof body};
+    for (uint32_t i = 0; i < 20; i++)
+        EXPECT_OK(p.client->ops->send(p.client, p.peer, &m));
+    kv_transport_flush(p.client);
+    EXPECT(until(p.server, NULL, &p.at_server.messages, 1));
+    EXPECT_EQ_U64(p.at_server.messages, 20); /* of one poll, by reads of a few each */
+    pair_close(&p);
 }
 
 TEST(sending_to_who_has_closed_ends_the_connection)
