@@ -181,6 +181,9 @@ static void hang_up(kind with)
     EXPECT(until(client, server, &at_client.opened, 2));
     EXPECT(client->ops->send(client, peer, &m) == STATUS_PEER_LOST);
     EXPECT(client->ops->send(client, again, &m) == STATUS_OK);
+    EXPECT(until(client, server, &at_server.messages, 1));
+    while (client->ops->poll(client))
+        continue;
     client->ops->hang_up(client, again); /* there is something to do: no sleep */
     uint64_t start = clock_now(&clock_monotonic);
     client->ops->wait(client, -1, UINT64_C(5000) * 1000 * 1000);
