@@ -1,5 +1,6 @@
 /* The control plane of a real node, asked over gRPC: what it says about itself agrees with what a
  * client did to it; drain, health, flags and the cluster's file. */
+#include <dirent.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -264,6 +265,61 @@ TEST(the_file_of_the_cluster_names_a_nodes_addresses)
     EXPECT_EQ_I64(node_reap(&mine), 2);
     node_signal(&taken, SIGTERM);
     EXPECT_EQ_I64(node_reap(&taken), 0);
+}
+
+/* Whether each thread of the process was seen asleep in this look. */
+static bool all_asleep(pid_t pid)
+{
+    char path[128], line[256] = "";
+    snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+    DIR *tasks = opendir(path);
+    bool asleep = tasks != NULL;
+    for (struct dirent *d; asleep && (d = readdir(tasks)) != NULL;) {
+        if (d->d_name[0] == '.') continue;
+        snprintf(path, sizeof path, "/proc/%d/task/%.16s/stat", (int)pid, d->d_name);
+        FILE *f = fopen(path, "r");
+        if (f == NULL) continue; /* it has ended */
+        if (fgets(line, sizeof line, f) == NULL) line[0] = 0;
+        fclose(f);
+        const char *behind = strrchr(line, ')');
+        asleep = behind != NULL && behind[1] == ' ' && behind[2] == 'S';
+    }
+    if (tasks != NULL) closedir(tasks);
+    return asleep;
+}
+
+/* It sleeps at some moment within five seconds: three looks in a row say so, since who spins may
+ * wait for a lock for an instant. */
+static bool sleeps(const node_process *n, uint32_t looks)
+{
+    uint64_t end = clock_now(&clock_monotonic) + UINT64_C(5000000000);
+    uint32_t row = 0;
+    for (uint32_t i = 0; row < 3 && i < looks && clock_now(&clock_monotonic) < end; i++)
+        row = all_asleep(n->pid) ? row + 1 : 0;
+    return row == 3;
+}
+
+TEST(a_node_sleeps_while_nobody_asks_it_unless_the_file_says_that_it_spins)
+{
+    char path[600];
+    node_process still, spins = {.pid = 0};
+    node_spawn(&still, "n0", NULL, NULL);
+    EXPECT(sleeps(&still, UINT32_MAX));
+    node_signal(&still, SIGTERM);
+    EXPECT_EQ_I64(node_reap(&still), 0);
+    snprintf(path, sizeof path, "%s/cluster.yaml", test_dir());
+    FILE *f = fopen(path, "w");
+    EXPECT(f != NULL);
+    fprintf(f,
+            "replicas: 1\nworker:\n  spin: true\nnodes:\n  - name: n0\n    data: %s\n"
+            "    control: %s\n    domain: d0\n",
+            still.data, still.control);
+    fclose(f);
+    spawn_with(&spins, "n0", path);
+    EXPECT_MSG(spins.data[0] != 0, "it did not start");
+    EXPECT(!sleeps(&spins, 500));
+    node_signal(&spins, SIGTERM);
+    EXPECT_EQ_I64(node_reap(&spins), 0);
 }
 
 TEST_MAIN()
