@@ -67,6 +67,8 @@ TEST(devices_are_those_asked_for_or_those_of_the_addresses)
     cluster_config_default(&c);
     EXPECT_OK(kv_devices_find(&c, "127.0.0.1:0", devices));
     EXPECT_EQ_STR(devices, "lo");
+    EXPECT_OK(kv_devices_find(&c, "127.3.2.1:0", devices)); /* carried, though not listed */
+    EXPECT_EQ_STR(devices, "lo");
     EXPECT_OK(kv_devices_find(&c, NULL, devices)); /* no nodes: loopback */
     EXPECT_EQ_STR(devices, "lo");
     c.map.node_count = 2; /* both on one device: named once */
