@@ -170,6 +170,41 @@ TEST(a_terminated_node_answers_what_it_was_asked_before_it_ends)
     store_close(&s);
 }
 
+static int watch_read(rpc_stream *stream)
+{
+    ProtobufCMessage *m = NULL;
+    EXPECT_OK(rpc_stream_read(stream, &m));
+    int state = (int)((Grpc__Health__V1__HealthCheckResponse *)m)->status;
+    protobuf_c_message_free_unpacked(m, NULL);
+    return state;
+}
+
+static void watch_the_end(void)
+{
+    node_process n;
+    rpc_stream *stream;
+    ProtobufCMessage *m = NULL;
+    Grpc__Health__V1__HealthCheckRequest ask = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
+    node_spawn(&n, "n0", NULL, NULL);
+    EXPECT_OK(rpc_client_create(n.control, NULL, &client));
+    EXPECT_OK(rpc_stream_open(client, "/grpc.health.v1.Health/Watch", &ask.base,
+                              &grpc__health__v1__health_check_response__descriptor, TIMEOUT_MS,
+                              &stream));
+    EXPECT_EQ_I64(watch_read(stream), 1);
+    node_signal(&n, SIGTERM);
+    EXPECT_EQ_I64(watch_read(stream), 2);
+    EXPECT_STATUS(rpc_stream_read(stream, &m), STATUS_UNREACHABLE);
+    rpc_stream_close(stream);
+    rpc_client_destroy(client);
+    EXPECT_EQ_I64(node_reap(&n), 0);
+}
+
+TEST(who_watches_a_node_hears_that_it_ends_before_it_does)
+{
+    for (uint32_t i = 0; i < 5; i++) /* a node that does not wait is often fast enough */
+        watch_the_end();
+}
+
 /* What the program says there, in `text`; its exit code. */
 static int said(const char *flags, const char *redirect, char text[4096])
 {
@@ -317,7 +352,7 @@ TEST(a_node_sleeps_while_nobody_asks_it_unless_the_file_says_that_it_spins)
     fclose(f);
     spawn_with(&spins, "n0", path);
     EXPECT_MSG(spins.data[0] != 0, "it did not start");
-    EXPECT(!sleeps(&spins, 500));
+    EXPECT(!sleeps(&spins, 2000));
     node_signal(&spins, SIGTERM);
     EXPECT_EQ_I64(node_reap(&spins), 0);
 }
