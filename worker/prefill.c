@@ -1,7 +1,7 @@
 /* Prompt rows: K and V go to host slots (staging), where the rows read all earlier blocks of the
  * layer; complete blocks are sealed and put while the prompt goes on.
- * Rows are attended by the same op in the same canonical order as decode rows, so a prompt's bits
- * do not depend on how it was cut into chunks. */
+ * A row's bits depend on neither chunks nor batch, by the tile kernels either, whose order of
+ * summation is their own: what came by prefill is recomputed by prefill. */
 #include "worker/engine.h"
 
 #include <string.h>
