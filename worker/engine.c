@@ -238,13 +238,16 @@ static void take_rows(taking *t)
     e->row_u = take(t, r * e->kv_heads, sizeof(uint16_t));
     e->append_slot = take(t, r * e->kv_heads, sizeof(int32_t));
     uint64_t ahead = (uint64_t)e->seqs * e->layers, heads = ahead * e->kv_heads;
-    e->last_q = take(t, 2 * ahead * q, sizeof(float));
-    e->ahead_block = take(t, heads * e->max_select, sizeof(int32_t));
-    e->ahead_mask = take(t, heads * e->max_select, 1);
-    e->ahead_count = take(t, heads, sizeof(int32_t));
-    e->ahead_settled = take(t, heads, sizeof(int32_t));
-    e->seen_ahead_block = take_seen(t, e->ahead_block, heads * e->max_select, sizeof(int32_t));
-    e->seen_ahead_count = take_seen(t, e->ahead_count, heads, sizeof(int32_t));
+    e->last_q = take(t, ahead * q, sizeof(float));
+    ahead_lists *kept[] = {&e->ahead, &e->aside};
+    for (uint32_t i = 0; i < 2; i++) {
+        kept[i]->block = take(t, heads * e->max_select, sizeof(int32_t));
+        kept[i]->mask = take(t, heads * e->max_select, 1);
+        kept[i]->count = take(t, heads, sizeof(int32_t));
+        kept[i]->settled = take(t, heads, sizeof(int32_t));
+    }
+    e->seen_ahead_block = take_seen(t, e->ahead.block, heads * e->max_select, sizeof(int32_t));
+    e->seen_ahead_count = take_seen(t, e->ahead.count, heads, sizeof(int32_t));
     uint64_t logits = (uint64_t)ENGINE_LOGIT_ROWS * e->vocab;
     e->logits = take(t, logits, sizeof(float));
     e->seen_logits = take_seen(t, e->logits, logits, sizeof(float));

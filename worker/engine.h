@@ -4,7 +4,8 @@
  * engine.c   creation, events                 request.c what is refused, the queue
  * sched.c    admit, park, resume, recompute   step.c    the step
  * select.c   score .. plan of rows            prefill.c a prompt's rows in a layer
- * fetch.c    misses, prefetch, accounting     branch.c  attention's branches and gates */
+ * ahead.c    lookahead `step`                 fetch.c   misses, prefetch, accounting
+ * branch.c   attention's branches and gates */
 #ifndef WORKER_ENGINE_H
 #define WORKER_ENGINE_H
 
@@ -63,9 +64,8 @@ typedef struct sequence {
     bool forgotten;    /* CLOSING: the io side let go */
     status put_status; /* a block cannot be stored */
     uint64_t order;    /* admission order */
-    /* lookahead `step`: the selection made one step ahead for position ahead_pos */
-    uint32_t ahead_pos;
-    bool ahead_valid;
+    bool aside;        /* lookahead `step`: picks for position aside_pos were put aside */
+    uint32_t aside_pos;
     worker_event final; /* counters gathered for FINISHED */
     uint64_t last_token_ns;
 } sequence;
@@ -108,6 +108,12 @@ typedef struct pick_buffers {
     uint8_t *mask;             /* [R, Hk, M] */
     int32_t *count, *settled;  /* [R, Hk] */
 } pick_buffers;
+
+/* Picks that were made for a later step; shapes as pick_buffers. */
+typedef struct ahead_lists {
+    int32_t *block, *count, *settled;
+    uint8_t *mask;
+} ahead_lists;
 
 typedef struct prefetch_group {
     bool used;
@@ -194,10 +200,12 @@ struct worker_engine {
     int32_t *seal_slot, *copy_slot; /* copy_slot: the host's own */
     uint64_t *seal_seed, *seal_digest;
     uint8_t **seal_copy;
-    float *last_q; /* [2, S, L, Hq * D] by position parity (lookahead step) */
-    int32_t *ahead_block, *ahead_count, *ahead_settled; /* [S, L, Hk, ...] */
-    uint8_t *ahead_mask;
-    int32_t *seen_ahead_block, *seen_ahead_count; /* read back (shared) */
+    /* lookahead `step`: picks by the row that made them, [L, S, Hk, ...], and by sequence, [S, L,
+     * Hk,
+     * ...]; [S, L, Hq * D] queries of prompts' last rows */
+    ahead_lists ahead, aside;
+    float *last_q;
+    int32_t *seen_ahead_block, *seen_ahead_count; /* ahead, read back (shared) */
     float *logits, *seen_logits;                  /* [ENGINE_LOGIT_ROWS, vocab]; read back */
     kern_sampling *sampling;                      /* shared, as the next three */
     int32_t *sample_pos;
@@ -282,14 +290,21 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
                    uint32_t out_row);
 status plan_layer(worker_engine *e,
                   uint32_t layer); /* all decode rows: select, plan, fetch_start */
-status select_ahead(worker_engine *e, uint32_t layer); /* lookahead `step`: for the next position */
-status select_ahead_ask(worker_engine *e, uint32_t layer); /* and fetch what those picks lack */
 status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out);
 status select_warm(worker_engine *e, uint32_t rows);
 /* The picks of the last step to `seen`, once the stream is at rest. */
 status select_read(worker_engine *e);
 /* Between steps: those of its last row to the sequence's last_pick, if they stand only there. */
 void select_keep(worker_engine *e, uint32_t seq);
+
+/* ahead.c: lookahead `step` */
+status ahead_load(worker_engine *e, uint32_t layer, row_range rows, pick_buffers *picks);
+status ahead_select(worker_engine *e, uint32_t layer); /* after attention: for the next position */
+status ahead_ask(worker_engine *e, uint32_t layer);    /* and fetch what those picks lack */
+uint32_t ahead_launches(const worker_engine *e);       /* of a layer, for both, at most */
+void ahead_void(worker_engine *e, uint32_t seq);       /* its row has to repeat its position */
+void ahead_leave(worker_engine *e, uint32_t seq);      /* it has no row in the next step */
+float *ahead_last_query(const worker_engine *e, uint32_t seq, uint32_t layer);
 
 /* branch.c */
 /* Attention of rows from first_row of the step on, in all branches that the model has. */

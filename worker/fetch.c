@@ -130,7 +130,7 @@ static status pump_until(worker_engine *e, uint32_t layers)
 static uint32_t layers_ahead(const worker_engine *e)
 {
     uint32_t tiles = (e->prefill_rows.count + ENGINE_PREFILL_TILE - 1) / ENGINE_PREFILL_TILE;
-    uint32_t a_layer = 44 + 16 * e->source_rows[SOURCE_STEP].count + 12 * tiles;
+    uint32_t a_layer = 44 + ahead_launches(e) + 12 * tiles;
     return ENGINE_LAUNCHES_AHEAD / a_layer;
 }
 

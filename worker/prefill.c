@@ -71,9 +71,9 @@ static status select_tile(worker_engine *e, uint32_t layer, row_range rows, kern
     uint32_t first = 0;
     if (rows.first == e->prefill_rows.first) {
         uint32_t seq = (uint32_t)e->row.seq[rows.first], pos = (uint32_t)e->row.pos[rows.first];
-        size_t at = ((size_t)((pos - 1) & 1) * e->seqs + seq) * e->layers + layer;
         row_range one = {rows.first, 1};
-        pick_rows of = pick_rows_of(e, one, pos == 0 ? own : e->last_q + at * width, width);
+        pick_rows of =
+            pick_rows_of(e, one, pos == 0 ? own : ahead_last_query(e, seq, layer), width);
         of.prefill = in_tiles(e);
         TRY(select_rows(e, layer, &of, &e->prefill, 0));
         first = 1;

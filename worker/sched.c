@@ -266,7 +266,7 @@ void sched_recompute(worker_engine *e, uint32_t seq)
     e->stats.recomputes++;
     s->done = 0;
     s->void_tries = 0;
-    s->ahead_valid = false;
+    s->aside = false;
     s->state = SEQ_READY; /* done < prompt_count: waits for its turn in prefill */
 }
 

@@ -109,114 +109,6 @@ status select_query(worker_engine *e, uint32_t layer, row_range rows, const floa
     return kern_rope(e->stream, &rope);
 }
 
-/* ---- lookahead `step`: picks kept a sequence from one step to the next ----------------------- */
-
-static size_t ahead_home(const worker_engine *e, uint32_t seq, uint32_t layer)
-{
-    return ((size_t)seq * e->layers + layer) * e->kv_heads;
-}
-
-static float *last_q(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t pos)
-{
-    size_t width = (size_t)e->heads * e->head_dim;
-    return e->last_q + (((size_t)(pos & 1) * e->seqs + seq) * e->layers + layer) * width;
-}
-
-/* One row: the picks made a step ahead, or made now from the query of the token before. */
-static status load_ahead(worker_engine *e, uint32_t layer, uint32_t row, pick_buffers *picks)
-{
-    uint32_t seq = (uint32_t)e->row.seq[row], pos = (uint32_t)e->row.pos[row];
-    const sequence *s = &e->seq[seq];
-    size_t width = (size_t)e->heads * e->head_dim;
-    row_range one = {row, 1};
-    pick_rows rows = pick_rows_of(e, one, last_q(e, seq, layer, pos == 0 ? 0 : pos - 1), width);
-    if (pos == 0 || !s->ahead_valid || s->ahead_pos != pos)
-        return select_rows(e, layer, &rows, picks, row);
-    size_t from = ahead_home(e, seq, layer), to = (size_t)row * e->kv_heads;
-    size_t m = e->max_select, heads = e->kv_heads;
-    TRY(kern_copy(e->stream, picks->block + to * m, e->ahead_block + from * m,
-                  heads * m * sizeof(int32_t)));
-    TRY(kern_copy(e->stream, picks->mask + to * m, e->ahead_mask + from * m, heads * m));
-    TRY(kern_copy(e->stream, picks->count + to, e->ahead_count + from, heads * sizeof(int32_t)));
-    TRY(kern_copy(e->stream, picks->settled + to, e->ahead_settled + from,
-                  heads * sizeof(int32_t)));
-    kern_pool_args pool = {
-        /* victims are weighed by importance; the scores do not matter here */
-        .scores = picks->scores + to * e->max_windows,
-        .row_seq = rows.seq,
-        .row_pos = rows.pos,
-        .row_selector = rows.selector,
-        .selectors = e->dev_selectors,
-        .summary = engine_summary(e, layer),
-        .query = picks->query + to * e->max_select_blocks,
-        .importance = picks->importance + to * e->max_select_blocks,
-        .rows = 1,
-        .max_select_blocks = e->max_select_blocks,
-    };
-    return kern_pool(e->stream, &pool);
-}
-
-/* A row whose next position has room: its picks for that are worth making. */
-static bool goes_on(const worker_engine *e, uint32_t r)
-{
-    const sequence *s = &e->seq[e->row.seq[r]];
-    return (uint32_t)e->row.pos[r] + 1 < s->blocks_max * KERN_BLOCK;
-}
-
-/* After attention of `layer`: select for the next position with this step's query and keep the
- * picks. A whole step passes before they are needed. */
-status select_ahead(worker_engine *e, uint32_t layer)
-{
-    row_range rows = e->source_rows[SOURCE_STEP];
-    size_t m = e->max_select, heads = e->kv_heads;
-    for (uint32_t r = rows.first; r < rows.first + rows.count; r++) {
-        if (!goes_on(e, r)) continue;
-        uint32_t seq = (uint32_t)e->row.seq[r], pos = (uint32_t)e->row.pos[r];
-        row_range one = {r, 1};
-        pick_rows next =
-            pick_rows_of(e, one, last_q(e, seq, layer, pos), (uint64_t)e->heads * e->head_dim);
-        next.pos = e->dev.next_pos + r;
-        size_t to = ahead_home(e, seq, layer);
-        pick_buffers ahead = e->prefill; /* its scores are scratch, idle here */
-        ahead.block = e->ahead_block + to * m;
-        ahead.mask = e->ahead_mask + to * m;
-        ahead.count = e->ahead_count + to;
-        ahead.settled = e->ahead_settled + to;
-        TRY(select_rows(e, layer, &next, &ahead, 0));
-        if (e->inline_ops) continue;
-        TRY(kern_copy(e->stream, e->seen_ahead_block + to * m, ahead.block,
-                      heads * m * sizeof(int32_t)));
-        TRY(kern_copy(e->stream, e->seen_ahead_count + to, ahead.count, heads * sizeof(int32_t)));
-    }
-    return STATUS_OK;
-}
-
-/* Ask for what those picks need and the pool lacks: the layer's table is read for all rows at once.
- * Without a store all of it is as near as it can be. */
-status select_ahead_ask(worker_engine *e, uint32_t layer)
-{
-    row_range rows = e->source_rows[SOURCE_STEP];
-    size_t m = e->max_select, heads = e->kv_heads, homes = heads * e->max_blocks;
-    int32_t *wanted = e->resume_list; /* idle here */
-    if (!e->config.prefetch || !e->config.with_store) return STATUS_OK;
-    TRY(kern_copy(e->stream, e->seen_entry_of, engine_table(e, layer).entry_of,
-                  e->seqs * homes * sizeof(int32_t)));
-    TRY(kern_stream_sync(e->stream));
-    for (uint32_t r = rows.first; r < rows.first + rows.count; r++) {
-        if (e->row.status[r] != STATUS_OK || !goes_on(e, r)) continue;
-        uint32_t seq = (uint32_t)e->row.seq[r];
-        size_t from = ahead_home(e, seq, layer);
-        for (size_t h = 0; h < heads; h++) {
-            for (size_t i = 0; i < m; i++) {
-                bool there = (int32_t)i < e->seen_ahead_count[from + h];
-                wanted[h * m + i] = there ? e->seen_ahead_block[(from + h) * m + i] : -1;
-            }
-        }
-        fetch_ahead(e, seq, layer, wanted, e->max_select, e->seen_entry_of + seq * homes, false);
-    }
-    return STATUS_OK;
-}
-
 /* ---- the plan of a layer --------------------------------------------------------------------- */
 
 static status pick_layer(worker_engine *e, uint32_t layer, pick_buffers *picks)
@@ -226,8 +118,7 @@ static status pick_layer(worker_engine *e, uint32_t layer, pick_buffers *picks)
         row_range rows = e->source_rows[source];
         if (rows.count == 0) continue;
         if (source == SOURCE_STEP) {
-            for (uint32_t r = rows.first; r < rows.first + rows.count; r++)
-                TRY(load_ahead(e, layer, r, picks));
+            TRY(ahead_load(e, layer, rows, picks));
             continue;
         }
         bool own = source == SOURCE_OWN || layer == 0;
@@ -287,6 +178,7 @@ void select_keep(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     if (s->row_step == 0 || s->row_step != e->step_number) return;
+    ahead_leave(e, seq);
     s->row_step = 0;
     if (e->seen_step != e->step_number) {
         status result = select_read(e);

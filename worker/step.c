@@ -259,19 +259,14 @@ static status attend(worker_engine *e, uint32_t layer)
     return STATUS_OK;
 }
 
-/* Lookahead `step` and resuming need this step's queries and picks later. */
-static status keep_queries(worker_engine *e, uint32_t layer)
+/* By the query of a prompt's last row the next one is selected for, with lookahead `step`. */
+static status keep_query(worker_engine *e, uint32_t layer)
 {
-    size_t width = (size_t)e->heads * e->head_dim;
-    for (uint32_t r = 0; r < e->rows; r++) {
-        bool last = r < e->decode_rows || r + 1 == e->rows;
-        if (!last || e->selectors[e->row.selector[r]].source != SOURCE_STEP) continue;
-        size_t at =
-            ((size_t)(e->row.pos[r] & 1) * e->seqs + (size_t)e->row.seq[r]) * e->layers + layer;
-        TRY(kern_copy(e->stream, e->last_q + at * width, e->qkv + (size_t)r * e->qkv_stride,
-                      width * sizeof(float)));
-    }
-    return STATUS_OK;
+    if (e->prefill_rows.count == 0) return STATUS_OK;
+    uint32_t r = e->rows - 1, seq = (uint32_t)e->row.seq[r];
+    if (e->selectors[e->row.selector[r]].source != SOURCE_STEP) return STATUS_OK;
+    return kern_copy(e->stream, ahead_last_query(e, seq, layer), e->qkv + (size_t)r * e->qkv_stride,
+                     (uint64_t)e->heads * e->head_dim * sizeof(float));
 }
 
 /* Queries for the next layer's selection, from states x of this one. */
@@ -315,14 +310,14 @@ static status layer_run(worker_engine *e, uint32_t l)
     TRY(prefill_layer(e, l)); /* the prompt's rows compute while blocks arrive */
     TRY(attend(e, l));
     TRY(branch_gate(e, l));
-    TRY(keep_queries(e, l));
+    TRY(keep_query(e, l));
     TRY(project_out(e, w));
     TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));
     if (next_early && e->early == SOURCE_MID) TRY(plan_layer(e, l + 1)); /* under the MLP */
     TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));
     TRY(queries_ahead(e, l, SOURCE_INPUT, e->prefill_rows, e->x));
-    if (e->source_rows[SOURCE_STEP].count > 0) TRY(select_ahead(e, l));
-    if (e->source_rows[SOURCE_STEP].count > 0 && e->inline_ops) TRY(select_ahead_ask(e, l));
+    if (e->source_rows[SOURCE_STEP].count > 0) TRY(ahead_select(e, l));
+    if (e->source_rows[SOURCE_STEP].count > 0 && e->inline_ops) TRY(ahead_ask(e, l));
     return mlp(e, l);
 }
 
@@ -495,7 +490,7 @@ static void row_void(worker_engine *e, uint32_t seq, status why)
     sequence *s = &e->seq[seq];
     s->void_tries++;
     s->void_status = why;
-    s->ahead_valid = false;
+    ahead_void(e, seq);
     s->final.void_rows++;
     e->stats.void_rows++;
     if (why == STATUS_NO_MEMORY || why == STATUS_INTERNAL)
@@ -510,8 +505,6 @@ static void row_done(worker_engine *e, uint32_t seq)
     s->void_tries = 0;
     s->done++;
     s->ran++;
-    s->ahead_pos = s->done;
-    s->ahead_valid = e->selectors[s->selector].source == SOURCE_STEP;
 }
 
 /* Other locality blocks may be wanted from the next step on. */
@@ -590,7 +583,7 @@ status step_run(worker_engine *e)
     fetch_over(e);
     if (!e->inline_ops) {
         for (uint32_t l = 0; l < e->layers && e->source_rows[SOURCE_STEP].count > 0; l++)
-            TRY(select_ahead_ask(e, l));
+            TRY(ahead_ask(e, l));
     }
     e->stats.steps++;
     e->stats.decode_rows += e->decode_rows;

@@ -139,9 +139,9 @@ TEST(so_it_has_with_gathers_before_attention_and_not_beside_it)
 }
 
 /* Enough rows to attend in parts, each with misses of its own. */
-TEST(so_it_has_with_rows_that_attend_in_parts_while_others_are_gathered)
+static void same_parts(const char *source, uint32_t parts)
 {
-    run_setup setup = setup_of("own", 0);
+    run_setup setup = setup_of(source, 0);
     setup.seqs = MANY;
     setup.batched = 500;
     setup.selector.budget = "1,1,3,4";
@@ -149,13 +149,22 @@ TEST(so_it_has_with_rows_that_attend_in_parts_while_others_are_gathered)
     const outcome here = outcome_many(&setup, MANY, MANY_NEW, nothing);
     setup.wrap = apart_open;
     const outcome there = outcome_many(&setup, MANY, MANY_NEW, nothing);
-    EXPECT(here.parts == 1 && there.parts == 2 && there.stats.blocks.host > 0);
+    EXPECT(here.parts == 1 && there.parts == parts && there.stats.blocks.host > 0);
     EXPECT_EQ_U64(there.stats.blocks.host, here.stats.blocks.host);
     EXPECT_EQ_U64(there.stats.blocks.resident, here.stats.blocks.resident);
     for (uint32_t i = 0; i < MANY; i++) {
         EXPECT_EQ_U64(there.tokens[i], MANY_NEW);
         EXPECT_EQ_X64(there.digest[i], here.digest[i]);
     }
+}
+
+TEST(so_it_has_with_rows_that_attend_in_parts_while_others_are_gathered)
+{
+    same_parts("own", 2);
+}
+TEST(so_it_has_with_many_rows_that_come_and_go_while_picks_are_made_a_step_ahead)
+{
+    same_parts("step", 1);
 }
 
 /* ---- counters: on a device apart most of the counting waits for the next step --------------- */
