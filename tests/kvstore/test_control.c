@@ -147,7 +147,7 @@ TEST(a_terminated_node_answers_what_it_was_asked_before_it_ends)
     store s;
     kv_done done;
     kv_ticket ticket;
-    node_spawn(&n, "n0", NULL, "delay=150ms");
+    node_spawn(&n, "n0", NULL, "delay=400ms");
     store_open(&s, &n, 1, 1, true);
     EXPECT_OK(rpc_client_create(n.control, NULL, &client));
     uint64_t now = clock_now(&clock_monotonic), give_up = now + UINT64_C(5000000000), seen = 0;
