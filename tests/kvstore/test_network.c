@@ -192,6 +192,9 @@ static void hang_up(kind with)
     uint64_t start = clock_now(&clock_monotonic);
     client->ops->wait(client, -1, UINT64_C(5000) * 1000 * 1000);
     EXPECT(clock_now(&clock_monotonic) - start < UINT64_C(4000) * 1000 * 1000);
+    EXPECT(client->ops->dial(client, address, &again) == STATUS_OK); /* and one half way there */
+    EXPECT(until(client, server, &at_client.opened, 3));
+    EXPECT(client->ops->send(client, again, &m) == STATUS_OK);
     kv_transport_close(client);
     kv_transport_close(server);
     arena_destroy(a);
