@@ -285,7 +285,7 @@ status host_gather(kern_stream *stream, const kern_gather_args *args)
         table_view v = view_of(&args->table, miss->seq, (uint32_t)miss->kv_head);
         if (miss->entry >= 0 && v.block_of[miss->entry] == miss->block)
             unmap(&v, (uint32_t)miss->entry);
-        if (miss->row >= 0 && args->row_status[miss->row] == STATUS_OK)
+        if (miss->row >= 0 && args->row_status != NULL && args->row_status[miss->row] == STATUS_OK)
             args->row_status[miss->row] = state;
     }
     return STATUS_OK;

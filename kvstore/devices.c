@@ -93,7 +93,7 @@ static void add(char list[KV_DEVICES_MAX], const char *name)
 static status find(const cluster_config *config, const char *listen, const struct ifaddrs *all,
                    char out[KV_DEVICES_MAX])
 {
-    struct sockaddr_storage to, from;
+    struct sockaddr_storage to = {0}, from = {0};
     socklen_t bytes;
     if (listen != NULL) {
         TRY(kv_address_parse(listen, &to, &bytes));

@@ -85,7 +85,7 @@ static bool send_all(end *from, end *to, const void *body, double *out_gbs)
             sent += PROBE_BODY;
         else if (s != STATUS_BUSY)
             return false;
-        if (s == STATUS_BUSY || sent % (16 * PROBE_BODY) == 0)
+        if (s == STATUS_BUSY || sent % (UINT64_C(16) * PROBE_BODY) == 0)
             from->transport->ops->poll(from->transport);
     }
     if (!reach(from, &to->bytes, sent, begun + GIVE_UP_NS)) return false;

@@ -245,7 +245,7 @@ static bool accept_all(tcp *t)
 
 static status bound_address(int fd, char out[CLUSTER_ADDRESS_MAX])
 {
-    struct sockaddr_storage at;
+    struct sockaddr_storage at = {0};
     socklen_t bytes = sizeof at;
     char host[64], port[8];
     if (getsockname(fd, (struct sockaddr *)&at, &bytes) != 0 ||
@@ -327,8 +327,7 @@ static int gather(const conn *c, struct iovec *iov)
         if (in_head < op->head_bytes)
             iov[parts++] = (struct iovec){op->head + in_head, op->head_bytes - in_head};
         if (in_body < op->body_bytes)
-            iov[parts++] =
-                (struct iovec){(uint8_t *)(uintptr_t)op->body + in_body, op->body_bytes - in_body};
+            iov[parts++] = (struct iovec){(uint8_t *)op->body + in_body, op->body_bytes - in_body};
     }
     return parts;
 }
@@ -406,8 +405,10 @@ static bool report_sent(tcp *t)
 
 /* ---- receiving ------------------------------------------------------------------------------- */
 
+/* NULL: the owner has no place of its own for it. */
 static void *land(tcp *t, conn *c, const frame *f, const void *head)
 {
+    if (t->base.events->land == NULL) return NULL;
     kv_message m = {.head = head, .head_bytes = f->head_bytes, .body_bytes = f->body_bytes};
     return t->base.events->land(t->base.owner, handle(t, c), &m);
 }
@@ -428,8 +429,7 @@ static void land_begin(tcp *t, conn *c, const frame *f, const uint8_t *head)
 {
     const uint8_t *body = c->rx + c->rx_from + FRAME_BYTES + f->head_bytes;
     uint32_t have = c->rx_to - c->rx_from - FRAME_BYTES - f->head_bytes;
-    if (t->base.events->land == NULL || f->body_bytes <= LAND_BYTES) return;
-    uint8_t *at = land(t, c, f, head);
+    uint8_t *at = f->body_bytes > LAND_BYTES ? land(t, c, f, head) : NULL;
     if (at == NULL) return;
     CHECK(have < f->body_bytes);
     memcpy(at, body, have);
@@ -534,10 +534,8 @@ static void conn_close(tcp *t, conn *c)
     c->fd = -1;
     while (c->queue != NULL)
         op_finish(t, c);
-    size_t page = 4096;
-    uintptr_t from = ((uintptr_t)c->rx + page - 1) / page * page;
-    uintptr_t to = ((uintptr_t)c->rx + RECEIVE_BYTES) / page * page;
-    (void)madvise((void *)from, to - from, MADV_DONTNEED); /* a hint */
+    const size_t page = 4096, skip = (page - (uintptr_t)c->rx % page) % page;
+    (void)madvise(c->rx + skip, (RECEIVE_BYTES - skip) / page * page, MADV_DONTNEED); /* a hint */
 }
 
 static bool conn_step(tcp *t, conn *c)

@@ -181,7 +181,12 @@ status ahead_ask(worker_engine *e, uint32_t layer)
                 wanted[h * m + i] = there ? e->seen_ahead_block[(from + h) * m + i] : -1;
             }
         }
-        fetch_ahead(e, seq, layer, wanted, e->max_select, e->seen_entry_of + seq * homes, false);
+        fetch_wish wish = {.seq = seq,
+                           .layer = layer,
+                           .per_head = e->max_select,
+                           .block = wanted,
+                           .resident = e->seen_entry_of + seq * homes};
+        fetch_ahead(e, &wish);
     }
     return STATUS_OK;
 }

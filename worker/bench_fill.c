@@ -351,8 +351,14 @@ status bench_bring_all(bench *b)
         if (e->seq[i].state != SEQ_ACTIVE && e->seq[i].state != SEQ_RESUMING) continue;
         done = engine_read_table(e, i);
         for (uint32_t l = 0; l < e->layers && done == STATUS_OK; l++) {
-            const int32_t *resident = e->seen_entry_of + (size_t)l * e->kv_heads * e->max_blocks;
-            while (!fetch_ahead(e, i, l, list, e->max_blocks, resident, true) && done == STATUS_OK)
+            fetch_wish wish = {.seq = i,
+                               .layer = l,
+                               .per_head = e->max_blocks,
+                               .block = list,
+                               .resident =
+                                   e->seen_entry_of + (size_t)l * e->kv_heads * e->max_blocks,
+                               .resume = true};
+            while (!fetch_ahead(e, &wish) && done == STATUS_OK)
                 done = settle_groups(b);
         }
     }

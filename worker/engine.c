@@ -341,7 +341,7 @@ static void take_exchanges(taking *t)
     /* A plan may run one layer ahead of attention. */
     kern_miss *own_miss = take(t, 2ull * capacity, sizeof(kern_miss));
     kern_arrival *own_arrival = take(t, 2ull * capacity, sizeof(kern_arrival));
-    uint32_t *own_count = take(t, 2 * 16, sizeof(uint32_t));
+    uint32_t *own_count = take(t, 32, sizeof(uint32_t));
     if (t->result != STATUS_OK || t->dry) return;
     e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
     e->arrived = ARENA_NEW(e->memory, int32_t, e->groups);

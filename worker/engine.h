@@ -332,10 +332,15 @@ void fetch_over(worker_engine *e);              /* the stream is at rest: count 
 bool fetch_wants_picks(const worker_engine *e); /* of the step under way: to count by prefetch */
 /* Counting that fetch_over put off until the device works again: of a sequence, or of all (-1). */
 void fetch_settle(worker_engine *e, int32_t seq);
-/* resident: [Hk, B] entries of the sequence's blocks in this layer, NULL: no block is in the pool.
- */
-bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,
-                 uint32_t per_head, const int32_t *resident, bool resume);
+/* Blocks of one layer that a sequence will want. */
+typedef struct fetch_wish {
+    uint32_t seq, layer, per_head;
+    const int32_t *block;    /* [Hk, per_head], most wanted first, -1 pads */
+    const int32_t *resident; /* [Hk, B] entries of the sequence's blocks in this layer, NULL: no
+                              * block is in the pool */
+    bool resume;             /* its first blocks: also what is in host memory */
+} fetch_wish;
+bool fetch_ahead(worker_engine *e, const fetch_wish *wish);
 void fetch_arrived(worker_engine *e, int32_t group); /* every block of it has its state */
 void fetch_install(worker_engine *e); /* between steps: what arrived, into the pool */
 /* Between steps: misses that stand in the layers' exchanges with their arrivals, into the pool. Not

@@ -367,44 +367,42 @@ static int32_t group_take(worker_engine *e)
 
 /* What lies in host memory is as near as any prefetch could bring it, but to a sequence that waits
  * for its first blocks. */
-static bool is_wanted(const worker_engine *e, const kern_exchange *x, uint32_t n,
-                      const kern_miss *miss, const int32_t *resident, bool resume)
+static bool is_wanted(const worker_engine *e, const fetch_wish *wish, const kern_exchange *x,
+                      uint32_t n, const kern_miss *miss)
 {
     const sequence *s = &e->seq[miss->seq];
     if (miss->block < 0 || (uint32_t)miss->block >= s->done / KERN_BLOCK) return false;
     size_t entry = (size_t)miss->kv_head * e->max_blocks + (size_t)miss->block;
-    if (resident != NULL && resident[entry] >= 0) return false;
+    if (wish->resident != NULL && wish->resident[entry] >= 0) return false;
     const kern_home *home = &e->shared.home[engine_home(
         e, (uint32_t)miss->seq, miss->reserved, (uint32_t)miss->kv_head, (uint32_t)miss->block)];
-    if (!resume && atomic_load(&home->slot) >= 0) return false;
+    if (!wish->resume && atomic_load(&home->slot) >= 0) return false;
     for (uint32_t i = 0; i < n; i++) {
         if (x->miss[i].kv_head == miss->kv_head && x->miss[i].block == miss->block) return false;
     }
     return true;
 }
 
-/* Ask for blocks [Hk, per_head] (-1 pads) of one layer, most wanted first, at most what the entries
- * hold. False: no group free, nothing asked. */
-bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *blocks,
-                 uint32_t per_head, const int32_t *resident, bool resume)
+/* Ask for them, at most what the entries hold. False: no group free, nothing asked. */
+bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
 {
     if (!e->config.prefetch) return true; /* a resumed sequence's first step asks for itself */
     int32_t g = group_take(e);
     if (g < 0) return false;
     kern_exchange *x = &e->exchange[g];
-    sequence *s = &e->seq[seq];
+    sequence *s = &e->seq[wish->seq];
     uint32_t n = 0, room = (uint32_t)s->entries > 1 ? (uint32_t)s->entries - 1 : 1;
     for (uint32_t h = 0; h < e->kv_heads; h++) {
         uint32_t taken = 0;
-        for (uint32_t i = 0; i < per_head && taken < room && n < x->capacity; i++) {
+        for (uint32_t i = 0; i < wish->per_head && taken < room && n < x->capacity; i++) {
             kern_miss miss = {.row = -1,
-                              .seq = (int32_t)seq,
+                              .seq = (int32_t)wish->seq,
                               .kv_head = (int32_t)h,
-                              .block = blocks[(size_t)h * per_head + i],
+                              .block = wish->block[(size_t)h * wish->per_head + i],
                               .entry = -1,
                               .slot = -1,
-                              .reserved = layer};
-            if (!is_wanted(e, x, n, &miss, resident, resume)) continue;
+                              .reserved = wish->layer};
+            if (!is_wanted(e, wish, x, n, &miss)) continue;
             x->miss[n] = miss;
             atomic_store(&x->arrival[n].state, STATUS_PENDING);
             n++;
@@ -413,10 +411,10 @@ bool fetch_ahead(worker_engine *e, uint32_t seq, uint32_t layer, const int32_t *
     }
     if (n == 0) return true;
     e->prefetch[g - (int32_t)e->layers] = (prefetch_group){.used = true,
-                                                           .seq = (int32_t)seq,
-                                                           .layer = (int32_t)layer,
+                                                           .seq = (int32_t)wish->seq,
+                                                           .layer = (int32_t)wish->layer,
                                                            .generation = s->generation,
-                                                           .resume = resume};
+                                                           .resume = wish->resume};
     s->groups_open++;
     e->stats.prefetch.issued += n;
     atomic_store_explicit(&x->published, n, memory_order_release);
@@ -582,8 +580,11 @@ void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n)
     size_t lists = (size_t)e->kv_heads * e->max_select;
     for (uint32_t i = 0; i < count; i++) {
         for (uint32_t l = 0; l < e->layers; l++) {
-            const int32_t *blocks = e->candidate + ((size_t)l * count + i) * lists;
-            if (!fetch_ahead(e, wants[i], l, blocks, e->max_select, NULL, false)) break;
+            fetch_wish wish = {.seq = wants[i],
+                               .layer = l,
+                               .per_head = e->max_select,
+                               .block = e->candidate + ((size_t)l * count + i) * lists};
+            if (!fetch_ahead(e, &wish)) break;
         }
     }
 }

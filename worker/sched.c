@@ -157,7 +157,9 @@ static void resume_fetch(worker_engine *e, uint32_t seq)
             memcpy(list + (size_t)h * 2 * m, more + (size_t)h * m, m * sizeof(int32_t));
             memcpy(list + ((size_t)h * 2 + 1) * m, last, m * sizeof(int32_t));
         }
-        if (!fetch_ahead(e, seq, l, list, 2 * m, NULL, true)) return;
+        fetch_wish wish = {
+            .seq = seq, .layer = l, .per_head = 2 * m, .block = list, .resume = true};
+        if (!fetch_ahead(e, &wish)) return;
     }
 }
 

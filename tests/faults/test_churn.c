@@ -252,9 +252,9 @@ static int victim_main(char **argv)
     CHECK(timer_settime(timer, 0, &when, NULL) == 0);
     victim *v = victim_open(&n, seed);
     (void)victim_live(v, seed, life_us > 0 ? UINT64_MAX : strtoull(argv[5], NULL, 10));
-    while (life_us > 0) /* all is done: it stays connected */
+    if (life_us == 0) return raise(SIGKILL);
+    for (;;) /* all is done: it stays connected until the timer kills it */
         kv_client_poll(v->client);
-    return raise(SIGKILL);
 }
 
 /* ---- the test -------------------------------------------------------------------------------- */

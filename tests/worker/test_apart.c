@@ -53,6 +53,22 @@ static void submit(run *r, uint64_t id, uint32_t new_tokens)
     EXPECT_MSG(worker_submit(run_engine(r), &request) == STATUS_OK, "%s", log_last_error());
 }
 
+static void take_event(outcome *o, const worker_event *event)
+{
+    uint64_t *d = &o->digest[event->id];
+    if (event->kind == WORKER_FINISHED) {
+        EXPECT(event->result == STATUS_OK);
+        o->parks += event->parks;
+        o->blocks.resident += event->blocks.resident;
+        o->blocks.host += event->blocks.host;
+        o->blocks.remote += event->blocks.remote;
+        return;
+    }
+    const uint64_t link[3] = {*d, event->logits_digest, (uint64_t)event->sampled.token};
+    *d = bytes_digest(link, sizeof link, 0);
+    o->tokens[event->id]++;
+}
+
 static void nothing(worker_engine *e)
 {
     (void)e;
@@ -73,20 +89,8 @@ static outcome outcome_many(const run_setup *setup, uint32_t requests, uint32_t 
         EXPECT_MSG(s == STATUS_OK || s == STATUS_PENDING, "%s", log_last_error());
         stepped(run_engine(r));
         worker_event event;
-        while (worker_next_event(run_engine(r), &event)) {
-            uint64_t *d = &o.digest[event.id];
-            if (event.kind == WORKER_FINISHED) {
-                EXPECT(event.result == STATUS_OK);
-                o.parks += event.parks;
-                o.blocks.resident += event.blocks.resident;
-                o.blocks.host += event.blocks.host;
-                o.blocks.remote += event.blocks.remote;
-                continue;
-            }
-            const uint64_t link[3] = {*d, event.logits_digest, (uint64_t)event.sampled.token};
-            *d = bytes_digest(link, sizeof link, 0);
-            o.tokens[event.id]++;
-        }
+        while (worker_next_event(run_engine(r), &event))
+            take_event(&o, &event);
     }
     worker_stats_read(run_engine(r), &o.stats);
     run_close(r);
