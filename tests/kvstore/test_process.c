@@ -95,6 +95,7 @@ TEST(a_stopped_node_costs_a_hedge_and_no_deadline)
     spawn_all(n, 2, NULL);
     store_open(&s, n, 2, 2, true);
     EXPECT_EQ_U64(store_put_all(&s, 1, 256), 256);
+    s.config.fetch_deadline_ns = 5000000000u; /* however busy it is here */
     node_signal(&n[0], SIGSTOP);
     uint64_t end = clock_now(&clock_monotonic) + UINT64_C(1000000000);
     while (clock_now(&clock_monotonic) < end)
