@@ -24,15 +24,25 @@ static struct {
     cluster_config config;
 } all;
 
+/* Below the ports that the kernel gives to outgoing connections (from 32768 on), so that none of
+ * those can take it before the node has it. */
 static uint16_t free_port(void)
 {
-    int fd = socket(AF_INET, SOCK_STREAM, 0);
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t n = sizeof a;
-    EXPECT(fd >= 0 && bind(fd, (struct sockaddr *)&a, n) == 0);
-    EXPECT(getsockname(fd, (struct sockaddr *)&a, &n) == 0);
-    close(fd);
-    return ntohs(a.sin_port);
+    enum { FIRST = 12000, PORTS = 20000 };
+    static uint32_t tried;
+    for (uint32_t i = 0; i < PORTS; i++) {
+        uint16_t port = (uint16_t)(FIRST + ((uint32_t)getpid() * 37 + tried++) % PORTS);
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        struct sockaddr_in a = {.sin_family = AF_INET,
+                                .sin_port = htons(port),
+                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        EXPECT(fd >= 0);
+        bool free = bind(fd, (struct sockaddr *)&a, sizeof a) == 0;
+        close(fd);
+        if (free) return port;
+    }
+    EXPECT_MSG(false, "%s", "no port is free");
+    return 0;
 }
 
 static void run_node(uint32_t i, int out)
