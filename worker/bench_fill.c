@@ -106,13 +106,7 @@ static status fill_chunk(fill *f, uint32_t first, uint32_t last)
     for (uint32_t i = 0; i < f->count; i++) {
         uint32_t block = first + i / heads, l = i % heads / e->kv_heads, h = i % e->kv_heads;
         TRY(seal_digest_set(e, f->seq, l, h, block, f->digest[i]));
-        io_command sealed = {.op = IO_SEALED,
-                             .seq = (int32_t)f->seq,
-                             .layer = (int32_t)l,
-                             .kv_head = (int32_t)h,
-                             .block = (int32_t)block,
-                             .slot = f->slot[i]};
-        io_send(e->io, &sealed);
+        seal_send(e, f->seq, i % heads, block, f->slot[i], false);
     }
     f->b->fill_bytes += (uint64_t)f->count * e->block_bytes;
     return STATUS_OK;
@@ -132,7 +126,7 @@ static status fill_tail(fill *f)
         write_block(&tail, e->block_bytes);
         e->seq[f->seq].tail_slot[i] = slot;
     }
-    sched_tail_kept(e, f->seq);
+    seal_tail_given(e, f->seq, f->context / KERN_BLOCK);
     return STATUS_OK;
 }
 

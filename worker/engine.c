@@ -339,9 +339,10 @@ static void take_exchanges(taking *t)
     kern_miss *miss = take_shared(t, all * capacity, sizeof(kern_miss));
     kern_arrival *arrival = take_shared(t, all * capacity, sizeof(kern_arrival));
     /* A plan may run one layer ahead of attention. */
-    kern_miss *own_miss = take(t, 2ull * capacity, sizeof(kern_miss));
-    kern_arrival *own_arrival = take(t, 2ull * capacity, sizeof(kern_arrival));
-    uint32_t *own_count = take(t, 32, sizeof(uint32_t));
+    uint64_t own = e->inline_ops ? 0 : 2;
+    kern_miss *own_miss = own > 0 ? take(t, own * capacity, sizeof(kern_miss)) : NULL;
+    kern_arrival *own_arrival = own > 0 ? take(t, own * capacity, sizeof(kern_arrival)) : NULL;
+    uint32_t *own_count = own > 0 ? take(t, own * 16, sizeof(uint32_t)) : NULL;
     if (t->result != STATUS_OK || t->dry) return;
     e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
     e->arrived = ARENA_NEW(e->memory, int32_t, e->groups);
@@ -350,7 +351,7 @@ static void take_exchanges(taking *t)
         x->capacity = capacity;
         x->miss = miss + (size_t)g * capacity;
         x->arrival = arrival + (size_t)g * capacity;
-        if (g >= e->layers || e->inline_ops) continue;
+        if (g >= e->layers || own == 0) continue;
         x->own_miss = own_miss + (size_t)(g & 1) * capacity;
         x->own_arrival = own_arrival + (size_t)(g & 1) * capacity;
         x->own_count = own_count + (size_t)(g & 1) * 16;

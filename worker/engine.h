@@ -48,7 +48,7 @@ typedef struct sequence {
     int32_t entries;        /* pool entries a (layer, KV head) while active */
     int32_t *pool_slot;     /* [L * Hk * entries] taken while active */
     int32_t *tail_slot;     /* [L * Hk] host slots of the open block while parked, or -1 */
-    uint64_t *tail_digest;  /* [L * Hk] of its bytes (seed 0), from when they got there */
+    uint64_t *tail_digest;  /* [L * Hk] of its bytes, from when they got there */
     int32_t *stage_slot;    /* [L, Hk, B] host slots while in prefill */
     int32_t *last_pick;     /* [L, Hk, M] last selection, -1 pads: what to bring back first */
     uint32_t generation;    /* grows when the slot's occupant or its entries change */
@@ -220,6 +220,7 @@ struct worker_engine {
     io_shared shared;
     bool *fetching; /* [L] IO_FETCH sent, IO_GATHERED owed: not all was in host memory */
     status failed;  /* OK, or why the device may be in any state: nothing is computed any more */
+    uint32_t run_ahead; /* layers of this step that the stream may have beyond the last plan seen */
     uint32_t planned, gathered; /* layers of this step whose plan, whose gather is over */
     uint32_t counted;           /* ... whose misses are accounted for */
     row_uncounted *uncounted;   /* [S] */
@@ -264,7 +265,6 @@ void sched_finish(worker_engine *e, uint32_t seq, worker_reason reason, status r
  */
 void sched_fail_all(worker_engine *e, status why);
 void sched_recompute(worker_engine *e, uint32_t seq);
-void sched_tail_kept(worker_engine *e, uint32_t seq); /* tail_slot are set: takes their digests */
 uint32_t sched_entries_needed(const worker_engine *e, const kern_selector *s, uint32_t blocks);
 sequence *sched_prefilling(worker_engine *e, uint32_t *out_seq);
 
@@ -276,9 +276,15 @@ status seal_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t 
  * A block of a prompt, in all layers and KV heads in slots e->seal_slot of `memory`: digests into
  * e->seal_digest. */
 status seal_block(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *memory);
-/* The open block of a sequence in the pool, into fresh host slots out_slot [L * Hk]. BUSY: there
- * are too few. Where it fails, no slot is kept and out_slot is all -1. */
-status seal_tail(worker_engine *e, uint32_t seq, int32_t *out_slot);
+/* A block that has its digest goes to the io side; list: layer * Hk + KV head. hold: see
+ * IO_SEALED. */
+void seal_send(worker_engine *e, uint32_t seq, uint32_t list, uint32_t block, int32_t slot,
+               bool hold);
+/* The open block of a sequence in the pool, into fresh host slots tail_slot, with its digests.
+ * BUSY: there are too few. Where it fails, no slot is kept and tail_slot is all -1. */
+status seal_tail(worker_engine *e, uint32_t seq);
+/* The open block stands in tail_slot already: its digests. */
+void seal_tail_given(worker_engine *e, uint32_t seq, uint32_t block);
 bool seal_wanted(const worker_engine *e, uint32_t row); /* the decode row completes a block */
 /* After the step: what its rows completed is digested, copied and the io side's. A sequence whose
  * block has other bytes than before is finished. */

@@ -21,8 +21,18 @@ enum {
  * stream until the io side has answered. That a later plan is over tells that an earlier gather is,
  * so the io side gets its landing slots back while the step still runs. */
 
+/* The stream's queue is finite (a device takes about a thousand launches), and who waits for room
+ * in it cannot pump. */
+static uint32_t layers_ahead(const worker_engine *e)
+{
+    uint32_t tiles = (e->prefill_rows.count + ENGINE_PREFILL_TILE - 1) / ENGINE_PREFILL_TILE;
+    uint32_t a_layer = 44 + ahead_launches(e) + 12 * tiles;
+    return ENGINE_LAUNCHES_AHEAD / a_layer;
+}
+
 void fetch_begin(worker_engine *e)
 {
+    e->run_ahead = layers_ahead(e);
     for (uint32_t l = 0; l < e->layers; l++)
         atomic_store_explicit(&e->exchange[l].published, NOT_PLANNED, memory_order_release);
     e->planned = e->gathered = e->counted = e->decode_rows > 0 ? 0 : e->layers;
@@ -125,20 +135,10 @@ static status pump_until(worker_engine *e, uint32_t layers)
     return STATUS_OK;
 }
 
-/* The stream's queue is finite (a device takes about a thousand launches), and who waits for room
- * in it cannot pump. */
-static uint32_t layers_ahead(const worker_engine *e)
-{
-    uint32_t tiles = (e->prefill_rows.count + ENGINE_PREFILL_TILE - 1) / ENGINE_PREFILL_TILE;
-    uint32_t a_layer = 44 + ahead_launches(e) + 12 * tiles;
-    return ENGINE_LAUNCHES_AHEAD / a_layer;
-}
-
 status fetch_room(worker_engine *e, uint32_t layer)
 {
     fetch_pump(e);
-    uint32_t ahead = layers_ahead(e);
-    return layer <= ahead ? STATUS_OK : pump_until(e, layer - ahead - 1);
+    return layer <= e->run_ahead ? STATUS_OK : pump_until(e, layer - e->run_ahead - 1);
 }
 
 status fetch_drain(worker_engine *e)
@@ -209,7 +209,7 @@ static status gather_begin(worker_engine *e, uint32_t layer)
 
 status fetch_planned(worker_engine *e, uint32_t layer)
 {
-    if (e->side == e->stream || layers_ahead(e) == 0) return STATUS_OK;
+    if (e->side == e->stream || e->run_ahead == 0) return STATUS_OK;
     return gather_begin(e, layer);
 }
 
@@ -219,7 +219,7 @@ status fetch_planned(worker_engine *e, uint32_t layer)
 static status fetch_first(worker_engine *e, uint32_t layer)
 {
     bool beside = e->side != e->stream;
-    if (!e->inline_ops && layers_ahead(e) == 0) {
+    if (!e->inline_ops && e->run_ahead == 0) {
         TRY(pump_until(e, layer + 1));
         TRY(gather_begin(e, layer));
     } else if (!beside) {

@@ -200,15 +200,7 @@ static status seal_staged(worker_engine *e, uint32_t seq, uint32_t block)
             seal_digest_set(e, seq, i / e->kv_heads, i % e->kv_heads, block, e->seal_digest[i]);
     if (result != STATUS_OK) return result; /* all of it is still ours, or all is the io side's */
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t l = i / e->kv_heads, h = i % e->kv_heads;
-        io_command command = {.op = IO_SEALED,
-                              .seq = (int32_t)seq,
-                              .layer = (int32_t)l,
-                              .kv_head = (int32_t)h,
-                              .block = (int32_t)block,
-                              .slot = e->seal_slot[i],
-                              .hold = true};
-        io_send(e->io, &command);
+        seal_send(e, seq, i, block, e->seal_slot[i], true);
         if (s->final.recomputes > 0) s->final.blocks.recomputed++, e->stats.blocks.recomputed++;
     }
     return STATUS_OK;
@@ -229,7 +221,7 @@ static void prompt_over(worker_engine *e, uint32_t seq)
         s->tail_slot[i] = whole ? -1 : *stage(e, s, i / e->kv_heads, i % e->kv_heads, open);
     }
     memset(s->stage_slot, 0xff, (size_t)n * e->max_blocks * sizeof(int32_t)); /* all -1 */
-    sched_tail_kept(e, seq);
+    seal_tail_given(e, seq, open);
     s->state = SEQ_READY;
 }
 

@@ -77,23 +77,11 @@ static bool entries_take(worker_engine *e, uint32_t seq)
 
 /* ---- park and resume ------------------------------------------------------------------------- */
 
-void sched_tail_kept(worker_engine *e, uint32_t seq)
-{
-    sequence *s = &e->seq[seq];
-    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
-        if (s->tail_slot[i] < 0) continue;
-        s->tail_digest[i] = bytes_digest(io_slot_bytes(e->io, s->tail_slot[i]), e->block_bytes, 0);
-    }
-}
-
 /* The open block moves to host slots; everything else is in the store or in host memory already. */
 static bool park(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
-    if (s->done % KERN_BLOCK != 0) {
-        if (seal_tail(e, seq, s->tail_slot) != STATUS_OK) return false;
-        sched_tail_kept(e, seq);
-    }
+    if (s->done % KERN_BLOCK != 0 && seal_tail(e, seq) != STATUS_OK) return false;
     select_keep(e, seq);
     entries_give(e, seq);
     s->state = SEQ_READY;
@@ -118,15 +106,17 @@ static status tail_install(worker_engine *e, uint32_t seq)
     if (s->done % KERN_BLOCK == 0) return STATUS_OK;
     for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
         kern_exchange *x = &e->exchange[i / e->kv_heads];
-        uint32_t h = i % e->kv_heads;
+        uint32_t h = i % e->kv_heads, block = s->done / KERN_BLOCK;
+        block_id id = io_block_id(e->io, (int32_t)seq, (int32_t)(i / e->kv_heads), (int32_t)h,
+                                  (int32_t)block);
         x->miss[h] = (kern_miss){.row = -1,
                                  .seq = (int32_t)seq,
                                  .kv_head = (int32_t)h,
-                                 .block = (int32_t)(s->done / KERN_BLOCK),
+                                 .block = (int32_t)block,
                                  .entry = -1,
                                  .slot = -1};
         x->arrival[h].source = io_slot_bytes(e->io, s->tail_slot[i]);
-        x->arrival[h].seed = 0;
+        x->arrival[h].seed = block_id_hash(&id);
         x->arrival[h].digest = s->tail_digest[i];
         atomic_store(&x->arrival[h].state, STATUS_OK);
         atomic_store(&x->published, e->kv_heads);

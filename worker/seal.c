@@ -3,6 +3,8 @@
  * device has nothing else to do. */
 #include "worker/engine.h"
 
+#include <string.h>
+
 status seal_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
                        uint32_t block, uint64_t digest)
 {
@@ -16,6 +18,19 @@ status seal_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t 
     home->seed = block_id_hash(&id);
     home->digest = digest;
     return STATUS_OK;
+}
+
+void seal_send(worker_engine *e, uint32_t seq, uint32_t list, uint32_t block, int32_t slot,
+               bool hold)
+{
+    io_command command = {.op = IO_SEALED,
+                          .seq = (int32_t)seq,
+                          .layer = (int32_t)(list / e->kv_heads),
+                          .kv_head = (int32_t)(list % e->kv_heads),
+                          .block = (int32_t)block,
+                          .slot = slot,
+                          .hold = hold};
+    io_send(e->io, &command);
 }
 
 static uint32_t lists_of(const worker_engine *e)
@@ -73,9 +88,20 @@ static void copies_give(worker_engine *e, uint32_t n, int32_t *slot)
     }
 }
 
-status seal_tail(worker_engine *e, uint32_t seq, int32_t *out_slot)
+void seal_tail_given(worker_engine *e, uint32_t seq, uint32_t block)
 {
-    const sequence *s = &e->seq[seq];
+    sequence *s = &e->seq[seq];
+    seeds_of(e, 0, seq, block);
+    for (uint32_t i = 0; i < lists_of(e); i++) {
+        if (s->tail_slot[i] < 0) continue;
+        s->tail_digest[i] =
+            bytes_digest(io_slot_bytes(e->io, s->tail_slot[i]), e->block_bytes, e->seal_seed[i]);
+    }
+}
+
+status seal_tail(worker_engine *e, uint32_t seq)
+{
+    sequence *s = &e->seq[seq];
     uint32_t n = lists_of(e), block = s->done / KERN_BLOCK;
     if (io_slots_free(e->io) < n) return STATUS_BUSY;
     status result = engine_read_table(e, seq);
@@ -89,10 +115,13 @@ status seal_tail(worker_engine *e, uint32_t seq, int32_t *out_slot)
     }
     engine_device_failed(e, result);
     TRY(result);
-    copies_take(e, 0, n, out_slot);
+    copies_take(e, 0, n, s->tail_slot);
     seeds_of(e, 0, seq, block);
     result = seal(e, n, e->pool, true);
-    if (result != STATUS_OK) copies_give(e, n, out_slot);
+    if (result == STATUS_OK)
+        memcpy(s->tail_digest, e->seal_digest, n * sizeof *s->tail_digest);
+    else
+        copies_give(e, n, s->tail_slot);
     return result;
 }
 
@@ -125,15 +154,9 @@ static status hand_over(worker_engine *e, uint32_t row, uint32_t at)
     uint32_t seq = (uint32_t)e->row.seq[row], block = (uint32_t)e->row.pos[row] / KERN_BLOCK;
     status result = STATUS_OK;
     for (uint32_t i = 0; i < lists_of(e); i++) {
-        uint32_t l = i / e->kv_heads, h = i % e->kv_heads;
-        io_command command = {.op = IO_SEALED,
-                              .seq = (int32_t)seq,
-                              .layer = (int32_t)l,
-                              .kv_head = (int32_t)h,
-                              .block = (int32_t)block,
-                              .slot = e->copy_slot[at + i]};
-        status same = seal_digest_set(e, seq, l, h, block, e->seal_digest[at + i]);
-        io_send(e->io, &command);
+        status same = seal_digest_set(e, seq, i / e->kv_heads, i % e->kv_heads, block,
+                                      e->seal_digest[at + i]);
+        seal_send(e, seq, i, block, e->copy_slot[at + i], false);
         if (result == STATUS_OK) result = same;
     }
     return result;
