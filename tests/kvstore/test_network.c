@@ -103,41 +103,66 @@ static bool until(kv_transport *a, kv_transport *b, const uint32_t *counter, uin
     return *counter >= want;
 }
 
+/* A server and a client that is connected to it. */
+typedef struct pair {
+    arena *a;
+    kv_transport *server, *client;
+    peer_log at_server, at_client;
+    kv_peer peer; /* the client's end */
+    char address[CLUSTER_ADDRESS_MAX];
+} pair;
+
+/* The client's end is open; the server may yet have to accept it. */
+static void pair_dial(pair *p, kind with, const char *listen, const kv_events *server_events)
+{
+    *p = (pair){.a = arena_create("pair")};
+    EXPECT(open_one(with, p->a, &p->server) == STATUS_OK);
+    EXPECT(open_one(with, p->a, &p->client) == STATUS_OK);
+    kv_transport_bind(p->server, server_events, &p->at_server);
+    kv_transport_bind(p->client, &log_events, &p->at_client);
+    EXPECT_OK(p->server->ops->listen(p->server, listen, p->address));
+    EXPECT(p->client->ops->dial(p->client, p->address, &p->peer) == STATUS_OK);
+    EXPECT(until(p->client, p->server, &p->at_client.opened, 1));
+}
+
+static void pair_open(pair *p, kind with, const kv_events *server_events)
+{
+    pair_dial(p, with, "127.0.0.1:0", server_events);
+    EXPECT(until(p->server, p->client, &p->at_server.opened, 1));
+}
+
+static void pair_close(pair *p)
+{
+    kv_transport_close(p->client);
+    kv_transport_close(p->server);
+    arena_destroy(p->a);
+}
+
 static void messages_cross(kind with)
 {
-    arena *a = arena_create("network test");
-    kv_transport *server, *client;
-    peer_log at_server = {0}, at_client = {0};
-    char address[CLUSTER_ADDRESS_MAX];
-    kv_peer peer;
-    EXPECT(open_one(with, a, &server) == STATUS_OK);
-    EXPECT(open_one(with, a, &client) == STATUS_OK);
-    kv_transport_bind(server, &log_events, &at_server);
-    kv_transport_bind(client, &log_events, &at_client);
-    EXPECT(server->ops->listen(server, "127.0.0.1:0", address) == STATUS_OK);
-    EXPECT(client->ops->dial(client, address, &peer) == STATUS_OK);
-    EXPECT(until(client, server, &at_client.opened, 1));
+    pair p;
+    pair_open(&p, with, &log_events);
     uint8_t *body = calloc(1, 1 << 20);
     for (uint32_t i = 0; i < 1 << 20; i++)
         body[i] = (uint8_t)(i * 7 + i / 251);
     static const uint32_t sizes[] = {1, 100, 8192, 16384, 32768, 65536, 1 << 20};
     for (uint32_t i = 0; i < 7; i++) {
         kv_message m = {"0123456789abcdef", 16, body, sizes[i], i};
-        EXPECT(client->ops->send(client, peer, &m) == STATUS_OK);
-        EXPECT(until(client, server, &at_server.messages, i + 1));
-        EXPECT_EQ_U64(at_server.body_bytes, sizes[i]);
-        EXPECT_EQ_X64(at_server.body_digest, bytes_digest(body, sizes[i], 1));
-        EXPECT(until(client, server, &at_client.sent, i + 1));
+        EXPECT(p.client->ops->send(p.client, p.peer, &m) == STATUS_OK);
+        EXPECT(until(p.client, p.server, &p.at_server.messages, i + 1));
+        EXPECT_EQ_U64(p.at_server.body_bytes, sizes[i]);
+        EXPECT_EQ_X64(p.at_server.body_digest, bytes_digest(body, sizes[i], 1));
+        EXPECT(until(p.client, p.server, &p.at_client.sent, i + 1));
     }
     kv_message reply = {"answer", 6, NULL, 0, 0};
-    EXPECT(server->ops->send(server, at_server.last, &reply) == STATUS_OK);
-    EXPECT(until(client, server, &at_client.messages, 1));
-    EXPECT_EQ_MEM(at_client.head, "answer", 6);
-    kv_transport_close(server);
-    EXPECT(until(client, NULL, &at_client.closed, 1));
-    kv_transport_close(client);
+    EXPECT(p.server->ops->send(p.server, p.at_server.last, &reply) == STATUS_OK);
+    EXPECT(until(p.client, p.server, &p.at_client.messages, 1));
+    EXPECT_EQ_MEM(p.at_client.head, "answer", 6);
+    kv_transport_close(p.server);
+    EXPECT(until(p.client, NULL, &p.at_client.closed, 1));
+    kv_transport_close(p.client);
     free(body);
-    arena_destroy(a);
+    arena_destroy(p.a);
 }
 
 TEST(messages_cross_whole_and_a_closed_end_is_told)
@@ -148,56 +173,44 @@ TEST(messages_cross_whole_and_a_closed_end_is_told)
 
 static void hang_up(kind with)
 {
-    arena *a = arena_create("network test");
-    kv_transport *server, *client;
-    peer_log at_server = {0}, at_client = {0};
-    char address[CLUSTER_ADDRESS_MAX];
-    kv_peer peer;
-    EXPECT(open_one(with, a, &server) == STATUS_OK);
-    EXPECT(open_one(with, a, &client) == STATUS_OK);
-    kv_transport_bind(server, &log_events, &at_server);
-    kv_transport_bind(client, &log_events, &at_client);
-    EXPECT(server->ops->listen(server, "127.0.0.1:0", address) == STATUS_OK);
-    EXPECT(client->ops->dial(client, address, &peer) == STATUS_OK);
-    EXPECT(until(client, server, &at_client.opened, 1));
-    EXPECT(until(server, client, &at_server.opened, 1));
+    pair p;
+    pair_open(&p, with, &log_events);
     /* Of twenty sleeps of 20 ms one at least is not cut short: nothing is left to do. */
     uint64_t longest = 0;
     for (uint32_t i = 0; i < 20; i++) {
-        while (client->ops->poll(client))
+        while (p.client->ops->poll(p.client))
             continue;
         uint64_t start = clock_now(&clock_monotonic);
-        client->ops->wait(client, -1, 20 * 1000 * 1000);
+        p.client->ops->wait(p.client, -1, 20 * 1000 * 1000);
         uint64_t slept = clock_now(&clock_monotonic) - start;
         if (slept > longest) longest = slept;
     }
     EXPECT_GE_U64(longest, 19 * 1000 * 1000);
-    client->ops->hang_up(client, peer);
-    EXPECT(until(client, server, &at_client.closed, 1));
-    EXPECT(until(server, client, &at_server.closed, 1));
+    p.client->ops->hang_up(p.client, p.peer);
+    EXPECT(until(p.client, p.server, &p.at_client.closed, 1));
+    EXPECT(until(p.server, p.client, &p.at_server.closed, 1));
     kv_message m = {"late", 4, NULL, 0, 0};
-    EXPECT(client->ops->send(client, peer, &m) == STATUS_PEER_LOST);
+    EXPECT(p.client->ops->send(p.client, p.peer, &m) == STATUS_PEER_LOST);
     kv_peer again; /* its place is another's now: the old name does not reach it */
-    EXPECT(client->ops->dial(client, address, &again) == STATUS_OK && again != peer);
-    EXPECT(until(client, server, &at_client.opened, 2));
-    EXPECT(client->ops->send(client, peer, &m) == STATUS_PEER_LOST);
-    EXPECT(client->ops->send(client, again, &m) == STATUS_OK);
-    EXPECT(until(client, server, &at_server.messages, 1));
+    EXPECT(p.client->ops->dial(p.client, p.address, &again) == STATUS_OK && again != p.peer);
+    EXPECT(until(p.client, p.server, &p.at_client.opened, 2));
+    EXPECT(p.client->ops->send(p.client, p.peer, &m) == STATUS_PEER_LOST);
+    EXPECT(p.client->ops->send(p.client, again, &m) == STATUS_OK);
+    EXPECT(until(p.client, p.server, &p.at_server.messages, 1));
     for (uint32_t i = 0; i < 20; i++) { /* until nothing cuts a sleep short any more */
-        while (client->ops->poll(client))
+        while (p.client->ops->poll(p.client))
             continue;
-        client->ops->wait(client, -1, 1000 * 1000);
+        p.client->ops->wait(p.client, -1, 1000 * 1000);
     }
-    client->ops->hang_up(client, again); /* there is something to do: no sleep */
+    p.client->ops->hang_up(p.client, again); /* there is something to do: no sleep */
     uint64_t start = clock_now(&clock_monotonic);
-    client->ops->wait(client, -1, UINT64_C(5000) * 1000 * 1000);
+    p.client->ops->wait(p.client, -1, UINT64_C(5000) * 1000 * 1000);
     EXPECT(clock_now(&clock_monotonic) - start < UINT64_C(4000) * 1000 * 1000);
-    EXPECT(client->ops->dial(client, address, &again) == STATUS_OK); /* and one half way there */
-    EXPECT(until(client, server, &at_client.opened, 3));
-    EXPECT(client->ops->send(client, again, &m) == STATUS_OK);
-    kv_transport_close(client);
-    kv_transport_close(server);
-    arena_destroy(a);
+    EXPECT(p.client->ops->dial(p.client, p.address, &again) ==
+           STATUS_OK); /* and one half way there */
+    EXPECT(until(p.client, p.server, &p.at_client.opened, 3));
+    EXPECT(p.client->ops->send(p.client, again, &m) == STATUS_OK);
+    pair_close(&p);
 }
 
 TEST(who_hangs_up_is_told_when_it_is_over_and_an_idle_connection_sleeps)
@@ -284,23 +297,11 @@ static bool has_ipv6(void)
 
 static void bound_to(kind with, const char *listen, const char *begins)
 {
-    arena *a = arena_create("network test");
-    kv_transport *server, *client;
-    peer_log at_server = {0}, at_client = {0};
-    char address[CLUSTER_ADDRESS_MAX];
-    kv_peer peer;
-    EXPECT(open_one(with, a, &server) == STATUS_OK);
-    EXPECT(open_one(with, a, &client) == STATUS_OK);
-    kv_transport_bind(server, &log_events, &at_server);
-    kv_transport_bind(client, &log_events, &at_client);
-    EXPECT_OK(server->ops->listen(server, listen, address));
-    EXPECT_MSG(strncmp(address, begins, strlen(begins)) == 0, "bound to %s", address);
-    EXPECT(atoi(address + strlen(begins)) > 0);
-    EXPECT(client->ops->dial(client, address, &peer) == STATUS_OK);
-    EXPECT(until(client, server, &at_client.opened, 1));
-    kv_transport_close(client);
-    kv_transport_close(server);
-    arena_destroy(a);
+    pair p;
+    pair_dial(&p, with, listen, &log_events);
+    EXPECT_MSG(strncmp(p.address, begins, strlen(begins)) == 0, "bound to %s", p.address);
+    EXPECT(atoi(p.address + strlen(begins)) > 0);
+    pair_close(&p);
 }
 
 TEST(the_address_that_is_listened_on_is_told_as_it_can_be_dialled)
@@ -314,38 +315,10 @@ TEST(the_address_that_is_listened_on_is_told_as_it_can_be_dialled)
 
 /* ---- plain TCP ------------------------------------------------------------------------------- */
 
-typedef struct pair {
-    arena *a;
-    kv_transport *server, *client;
-    peer_log at_server, at_client;
-    kv_peer peer; /* the client's end */
-    char address[CLUSTER_ADDRESS_MAX];
-} pair;
-
-static void pair_open(pair *p, const kv_events *server_events)
-{
-    *p = (pair){.a = arena_create("pair")};
-    EXPECT(kv_transport_tcp_open(p->a, false, &p->server) == STATUS_OK);
-    EXPECT(kv_transport_tcp_open(p->a, false, &p->client) == STATUS_OK);
-    kv_transport_bind(p->server, server_events, &p->at_server);
-    kv_transport_bind(p->client, &log_events, &p->at_client);
-    EXPECT(p->server->ops->listen(p->server, "127.0.0.1:0", p->address) == STATUS_OK);
-    EXPECT(p->client->ops->dial(p->client, p->address, &p->peer) == STATUS_OK);
-    EXPECT(until(p->client, p->server, &p->at_client.opened, 1));
-    EXPECT(until(p->server, p->client, &p->at_server.opened, 1));
-}
-
-static void pair_close(pair *p)
-{
-    kv_transport_close(p->client);
-    kv_transport_close(p->server);
-    arena_destroy(p->a);
-}
-
 TEST(a_long_body_is_read_where_the_owner_says_and_a_short_one_is_not)
 {
     pair p;
-    pair_open(&p, &land_events);
+    pair_open(&p, TCP, &land_events);
     uint8_t *body = calloc(1, 1 << 20);
     p.at_server.landing = calloc(1, 1 << 20);
     for (uint32_t i = 0; i < 1 << 20; i++)
@@ -371,7 +344,7 @@ TEST(a_long_body_is_read_where_the_owner_says_and_a_short_one_is_not)
 TEST(a_landing_that_was_withdrawn_is_not_written_any_more)
 {
     pair p;
-    pair_open(&p, &land_events);
+    pair_open(&p, TCP, &land_events);
     uint8_t *body = malloc(1 << 20);
     p.at_server.landing = calloc(1, 1 << 20);
     memset(body, 7, 1 << 20);
@@ -422,7 +395,7 @@ TEST(what_is_no_frame_ends_the_connection_and_what_is_half_of_one_waits)
         {{'G', 'E', 'T', ' ', '/', ' ', 'H', 'T'}, 8, true},
     };
     pair p;
-    pair_open(&p, &log_events);
+    pair_open(&p, TCP, &log_events);
     for (uint32_t i = 0; i < sizeof say / sizeof say[0]; i++) {
         uint32_t opened = p.at_server.opened, closed = p.at_server.closed;
         int fd = dial_plain(p.address);
@@ -484,7 +457,7 @@ TEST(who_does_not_read_makes_busy_and_gets_everything_in_order_when_it_does)
 {
     enum { BODY = 64 << 10, MAX = 4096 };
     pair p;
-    pair_open(&p, &log_events);
+    pair_open(&p, TCP, &log_events);
     uint8_t *body = calloc(1, BODY);
     uint32_t sent = 0;
     kv_message m = {.head = &sent, .head_bytes = 4, .body = body, .body_bytes = BODY};
@@ -508,40 +481,12 @@ TEST(who_does_not_read_makes_busy_and_gets_everything_in_order_when_it_does)
 
 /* ---- both, message by message ---------------------------------------------------------------- */
 
-typedef struct ends {
-    arena *a;
-    kv_transport *server, *client;
-    peer_log at_server, at_client;
-    kv_peer peer; /* the client's end */
-} ends;
-
-static void ends_open(ends *e, kind with)
-{
-    char address[CLUSTER_ADDRESS_MAX];
-    *e = (ends){.a = arena_create("ends")};
-    EXPECT(open_one(with, e->a, &e->server) == STATUS_OK);
-    EXPECT(open_one(with, e->a, &e->client) == STATUS_OK);
-    kv_transport_bind(e->server, &log_events, &e->at_server);
-    kv_transport_bind(e->client, &log_events, &e->at_client);
-    EXPECT(e->server->ops->listen(e->server, "127.0.0.1:0", address) == STATUS_OK);
-    EXPECT(e->client->ops->dial(e->client, address, &e->peer) == STATUS_OK);
-    EXPECT(until(e->client, e->server, &e->at_client.opened, 1));
-    EXPECT(until(e->server, e->client, &e->at_server.opened, 1));
-}
-
-static void ends_close(ends *e)
-{
-    kv_transport_close(e->client);
-    kv_transport_close(e->server);
-    arena_destroy(e->a);
-}
-
 /* Bodies that were not given back yet are bounded by bytes, before messages are. */
 static void lent_bound(kind with)
 {
     enum { BODY = 64 << 10, FIT = (4 << 20) / BODY };
-    ends e;
-    ends_open(&e, with);
+    pair e;
+    pair_open(&e, with, &log_events);
     uint8_t *body = calloc(1, BODY);
     uint32_t sent = 0;
     kv_message m = {.head = "body", .head_bytes = 4, .body = body, .body_bytes = BODY};
@@ -557,7 +502,7 @@ static void lent_bound(kind with)
     EXPECT_OK(e.client->ops->send(e.client, e.peer, &m));
     EXPECT(until(e.client, e.server, &e.at_client.sent, FIT + 1));
     free(body);
-    ends_close(&e);
+    pair_close(&e);
 }
 
 TEST(four_mib_of_bodies_at_most_are_lent_to_one_peer)
@@ -569,8 +514,8 @@ TEST(four_mib_of_bodies_at_most_are_lent_to_one_peer)
 /* Who sleeps is woken by a message, and the poll that delivers it says that something moved. */
 static void message_wakes(kind with)
 {
-    ends e;
-    ends_open(&e, with);
+    pair e;
+    pair_open(&e, with, &log_events);
     kv_message m = {.head = "word", .head_bytes = 4};
     EXPECT_OK(e.client->ops->send(e.client, e.peer, &m)); /* the connection is all there */
     EXPECT(until(e.client, e.server, &e.at_server.messages, 1));
@@ -588,7 +533,7 @@ static void message_wakes(kind with)
         EXPECT(e.at_server.messages == 1 || moved);
         EXPECT(clock_now(&clock_monotonic) - start < UINT64_C(4000) * 1000 * 1000);
     }
-    ends_close(&e);
+    pair_close(&e);
 }
 
 TEST(a_message_ends_the_sleep_of_who_it_is_for)
@@ -599,8 +544,8 @@ TEST(a_message_ends_the_sleep_of_who_it_is_for)
 
 TEST(what_is_flushed_leaves_though_its_sender_never_polls)
 {
-    ends e;
-    ends_open(&e, TCP);
+    pair e;
+    pair_open(&e, TCP, &log_events);
     kv_message m = {.head = "word", .head_bytes = 4};
     for (uint32_t i = 0; i < 3; i++) {
         EXPECT_OK(e.client->ops->send(e.client, e.peer, &m));
@@ -611,14 +556,14 @@ TEST(what_is_flushed_leaves_though_its_sender_never_polls)
     for (uint32_t i = 0; i < 50; i++)
         (void)e.server->ops->poll(e.server);
     EXPECT(e.at_server.messages == 3 && e.at_server.closed == 0); /* once each */
-    ends_close(&e);
+    pair_close(&e);
 }
 
 TEST(short_messages_leave_together_and_at_once_when_they_are_many)
 {
     static uint8_t body[64 << 10];
-    ends e;
-    ends_open(&e, TCP);
+    pair e;
+    pair_open(&e, TCP, &log_events);
     kv_message m = {.head = "word", .head_bytes = 4};
     EXPECT_OK(e.client->ops->send(e.client, e.peer, &m));
     for (uint32_t i = 0; i < 50; i++)
@@ -629,14 +574,14 @@ TEST(short_messages_leave_together_and_at_once_when_they_are_many)
     for (uint32_t i = 0; i < 4; i++)
         EXPECT_OK(e.client->ops->send(e.client, e.peer, &m));
     EXPECT(until(e.server, NULL, &e.at_server.messages, 1));
-    ends_close(&e);
+    pair_close(&e);
 }
 
 TEST(one_poll_takes_all_the_short_messages_that_are_there)
 {
     static uint8_t body[1000];
     pair p;
-    pair_open(&p, &land_events);
+    pair_open(&p, TCP, &land_events);
     kv_message m = {.head = "word", .head_bytes = 4, .body = body, .body_bytes = sizeof body};
     for (uint32_t i = 0; i < 20; i++)
         EXPECT_OK(p.client->ops->send(p.client, p.peer, &m));
@@ -648,8 +593,8 @@ TEST(one_poll_takes_all_the_short_messages_that_are_there)
 
 TEST(sending_to_who_has_closed_ends_the_connection)
 {
-    ends e;
-    ends_open(&e, TCP);
+    pair e;
+    pair_open(&e, TCP, &log_events);
     kv_transport_close(e.server);
     kv_message m = {.head = "word", .head_bytes = 4};
     for (uint32_t i = 0; i < 8; i++) { /* the first is answered by a reset */
@@ -665,7 +610,7 @@ TEST(sending_to_who_has_closed_ends_the_connection)
 TEST(a_connection_that_was_reset_is_over_with_the_poll_that_sees_it)
 {
     pair p;
-    pair_open(&p, &log_events);
+    pair_open(&p, TCP, &log_events);
     int fd = dial_plain(p.address);
     EXPECT(until(p.server, p.client, &p.at_server.opened, 2));
     kv_peer peer = p.at_server.last;
