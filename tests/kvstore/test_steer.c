@@ -1,77 +1,6 @@
 /* A client among nodes played by hand: what it counts, how long it sleeps, where it turns when a
  * connection is full, and what it makes of a node that takes another's place. */
-#include "kvstore/client.h"
-#include "tests/kvstore/peer.h"
-
-enum { MS = 1000 * 1000, BLOCK = 8192, EPOCH = 3, SLOTS = 16 };
-
-static peer p;
-static kv_client *client;
-static arena *memory;
-static cluster_config config;
-static uint8_t bytes[BLOCK];
-
-static cluster_map map_of(uint64_t epoch, uint32_t nodes, uint32_t replicas)
-{
-    cluster_map map = {.epoch = epoch, .replicas = replicas, .node_count = nodes};
-    for (uint32_t i = 0; i < nodes; i++) {
-        snprintf(map.node[i].name, sizeof map.node[i].name, "n%u", i);
-        snprintf(map.node[i].data, sizeof map.node[i].data, "test:%u", i);
-        snprintf(map.node[i].domain, sizeof map.node[i].domain, "d%u", i);
-        map.node[i].weight = 1;
-        map.node[i].alive = true;
-    }
-    return map;
-}
-
-/* A client of this map, which has dialled every node. */
-static void client_open(const cluster_map *map)
-{
-    peer_init(&p);
-    memory = arena_create("test");
-    cluster_config_default(&config);
-    config.map = *map;
-    config.tenant = 7;
-    config.hedge_after_ns = 5 * MS;
-    config.suspect_ns = 50 * MS;
-    config.connect_deadline_ns = 100 * MS;
-    config.lease_ns = UINT64_C(900) * MS;
-    kv_client_config c = {
-        .memory = memory,
-        .transport = &p.base,
-        .clock = p.clock,
-        .seed = test_seed(),
-        .layout = {64, 32, 2, 4, 2, 99},
-        .tenant = 7,
-        .config = &config,
-        .landing = arena_alloc(memory, (size_t)SLOTS * BLOCK, 64),
-        .landing_slots = SLOTS,
-        .verify = true,
-    };
-    EXPECT(kv_client_create(&c, &client) == STATUS_OK);
-    arena_seal(memory);
-    kv_client_poll(client);
-    EXPECT_EQ_U64(p.dials, map->node_count);
-}
-
-static void client_close(void)
-{
-    kv_client_destroy(client);
-    arena_destroy(memory);
-}
-
-static uint32_t node_behind(kv_peer who)
-{
-    return (uint32_t)(p.address[who - 1][5] - '0');
-}
-
-static void ready(kv_peer who)
-{
-    wire_welcome w = {.incarnation = 10 + who, .epoch = EPOCH, .status = STATUS_OK};
-    snprintf(w.name, sizeof w.name, "n%u", node_behind(who));
-    peer_opened(&p, who);
-    peer_says(&p, who, WIRE_WELCOME, &w, sizeof w, 0, NULL, 0);
-}
+#include "tests/kvstore/talk.h"
 
 static void open_ready(uint32_t nodes, uint32_t replicas)
 {
@@ -80,19 +9,6 @@ static void open_ready(uint32_t nodes, uint32_t replicas)
     for (kv_peer who = 1; who <= nodes; who++)
         ready(who);
     kv_client_poll(client);
-}
-
-static void run(uint64_t ns)
-{
-    for (uint64_t end = p.now_ns + ns; p.now_ns < end; p.now_ns += 100 * 1000)
-        kv_client_poll(client);
-    kv_client_poll(client);
-}
-
-static block_id id_of(uint64_t context, uint32_t block)
-{
-    return (block_id){
-        .context = {context, 1}, .layout = client->layout, .tenant = 7, .block = block};
 }
 
 static status get_of(const block_id *id, uint32_t count, uint64_t ns)
@@ -122,14 +38,6 @@ static void put(block_id id, uint64_t ns)
 {
     EXPECT(put_of(id, ns) == STATUS_OK);
     kv_client_poll(client);
-}
-
-static uint64_t request_of(const peer_sent *s)
-{
-    wire_head h;
-    EXPECT(s != NULL);
-    memcpy(&h, s->head, sizeof h);
-    return h.request;
 }
 
 /* The node that was last asked answers, in another way than with the block. */
@@ -162,13 +70,6 @@ static status completed(void)
     if (!kv_client_next(client, &done)) return STATUS_PENDING;
     if (done.kind == KV_KIND_GET && done.slot[0] >= 0) kv_slot_release(client, done.slot[0]);
     return done.result;
-}
-
-static kv_client_stats stats(void)
-{
-    kv_client_stats s;
-    kv_client_stats_read(client, &s);
-    return s;
 }
 
 /* ---- counters -------------------------------------------------------------------------------- */
@@ -419,22 +320,6 @@ TEST(a_put_goes_to_one_node_of_a_domain_even_if_the_only_other_domain_is_not_con
     put(id_of(1, 0), 1000 * MS);
     EXPECT_EQ_U64(peer_count(&p, 0, WIRE_PUT, 0), 1);
     client_close();
-}
-
-static void map_say(kv_peer who, const cluster_map *map)
-{
-    wire_node rows[4] = {0};
-    for (uint32_t i = 0; i < map->node_count; i++) {
-        const cluster_node *n = &map->node[i];
-        snprintf(rows[i].name, sizeof rows[i].name, "%s", n->name);
-        snprintf(rows[i].data, sizeof rows[i].data, "%s", n->data);
-        snprintf(rows[i].domain, sizeof rows[i].domain, "%s", n->domain);
-        rows[i].weight = 1;
-        rows[i].alive = n->alive;
-    }
-    wire_map head = {.epoch = map->epoch, .replicas = map->replicas, .node_count = map->node_count};
-    peer_says(&p, who, WIRE_MAP, &head, sizeof head, 0, rows,
-              map->node_count * (uint32_t)sizeof rows[0]);
 }
 
 /* n0 acknowledges, its connection breaks, and n2 takes its number in the next map. */

@@ -1,72 +1,13 @@
 /* A client and nodes played by hand, frame by frame: greetings, refusals, answers out of the
  * ordinary, connections that end, maps that change. */
-#include "kvstore/client.h"
-#include "tests/kvstore/peer.h"
+#include "tests/kvstore/talk.h"
 
-enum { MS = 1000 * 1000, BLOCK = 8192, EPOCH = 3, SLOTS = 16 };
-
-static peer p;
-static kv_client *client;
-static arena *memory;
-static cluster_config config;
-static uint8_t bytes[BLOCK];
 static uint64_t next_context;
 
-static cluster_map map_of(uint64_t epoch, uint32_t nodes, uint32_t replicas)
+static void open_with(uint32_t nodes, uint32_t replicas)
 {
-    cluster_map map = {.epoch = epoch, .replicas = replicas, .node_count = nodes};
-    for (uint32_t i = 0; i < nodes; i++) {
-        snprintf(map.node[i].name, sizeof map.node[i].name, "n%u", i);
-        snprintf(map.node[i].data, sizeof map.node[i].data, "test:%u", i);
-        snprintf(map.node[i].domain, sizeof map.node[i].domain, "d%u", i);
-        map.node[i].weight = 1;
-        map.node[i].alive = true;
-    }
-    return map;
-}
-
-static void client_open(uint32_t nodes, uint32_t replicas)
-{
-    static uint8_t *landing;
-    peer_init(&p);
-    memory = arena_create("test");
-    cluster_config_default(&config);
-    config.map = map_of(EPOCH, nodes, replicas);
-    config.tenant = 7;
-    config.hedge_after_ns = 5 * MS;
-    config.suspect_ns = 50 * MS;
-    config.connect_deadline_ns = 100 * MS;
-    config.lease_ns = UINT64_C(900) * MS;
-    landing = arena_alloc(memory, (size_t)SLOTS * BLOCK, 64);
-    kv_client_config c = {
-        .memory = memory,
-        .transport = &p.base,
-        .clock = p.clock,
-        .seed = test_seed(),
-        .layout = {64, 32, 2, 4, 2, 99},
-        .tenant = 7,
-        .config = &config,
-        .landing = landing,
-        .landing_slots = SLOTS,
-        .verify = true,
-    };
-    EXPECT(kv_client_create(&c, &client) == STATUS_OK);
-    EXPECT_EQ_U64(client->block_bytes, BLOCK);
-    arena_seal(memory);
-    kv_client_poll(client);
-    EXPECT_EQ_U64(p.dials, nodes);
-}
-
-static void client_close(void)
-{
-    kv_client_destroy(client);
-    arena_destroy(memory);
-}
-
-/* The node behind a peer: the one that its address names. */
-static uint32_t node_behind(kv_peer who)
-{
-    return (uint32_t)(p.address[who - 1][5] - '0');
+    cluster_map map = map_of(EPOCH, nodes, replicas);
+    client_open(&map);
 }
 
 static kv_peer peer_of(uint32_t node)
@@ -76,32 +17,10 @@ static kv_peer peer_of(uint32_t node)
     return 0;
 }
 
-static void welcome(kv_peer who, uint64_t incarnation, uint64_t epoch, status s)
-{
-    wire_welcome w = {.incarnation = incarnation, .epoch = epoch, .status = s};
-    snprintf(w.name, sizeof w.name, "n%u", node_behind(who));
-    peer_says(&p, who, WIRE_WELCOME, &w, sizeof w, 0, NULL, 0);
-}
-
 static void all_ready(void)
 {
-    for (kv_peer who = 1; who <= p.dials; who++) {
-        peer_opened(&p, who);
-        welcome(who, 10 + who, EPOCH, STATUS_OK);
-    }
-}
-
-static void run(uint64_t ns)
-{
-    for (uint64_t end = p.now_ns + ns; p.now_ns < end; p.now_ns += 100 * 1000)
-        kv_client_poll(client);
-    kv_client_poll(client);
-}
-
-static block_id id_of(uint64_t context, uint32_t block)
-{
-    return (block_id){
-        .context = {context, 1}, .layout = client->layout, .tenant = 7, .block = block};
+    for (kv_peer who = 1; who <= p.dials; who++)
+        ready(who);
 }
 
 static kv_ticket get(block_id id, kv_class class, uint64_t ns)
@@ -123,14 +42,6 @@ static kv_ticket put(block_id id, uint64_t ns)
     return ticket;
 }
 
-static wire_head head_of(const peer_sent *s)
-{
-    wire_head h;
-    EXPECT(s != NULL);
-    memcpy(&h, s->head, sizeof h);
-    return h;
-}
-
 static void result(kv_peer who, wire_kind kind, uint64_t request, status s, uint64_t hint_ns)
 {
     wire_result r = {.epoch = EPOCH, .status = s, .hint_ns = hint_ns};
@@ -144,13 +55,6 @@ static bool completed(status *out_result)
     *out_result = done.result;
     if (done.kind == KV_KIND_GET && done.slot[0] >= 0) kv_slot_release(client, done.slot[0]);
     return true;
-}
-
-static kv_client_stats stats(void)
-{
-    kv_client_stats s;
-    kv_client_stats_read(client, &s);
-    return s;
 }
 
 /* Where a BLOCK for the ask of the last GET to `who` would be read; its head is left in *out. */
@@ -167,7 +71,7 @@ TEST(one_reply_at_a_time_is_read_into_a_slot_and_none_once_the_block_is_done)
 {
     wire_block first, second;
     status s;
-    client_open(2, 1);
+    open_with(2, 1);
     all_ready();
     (void)get(id_of(1, 0), KV_DEMAND, 100 * MS);
     const peer_sent *one = peer_last(&p, 0, WIRE_GET, 0);
@@ -194,7 +98,7 @@ TEST(a_reply_that_was_read_into_a_slot_counts_only_if_its_digest_is_right)
 {
     wire_block w;
     status s;
-    client_open(2, 1);
+    open_with(2, 1);
     all_ready();
     (void)get(id_of(1, 0), KV_DEMAND, 100 * MS);
     const peer_sent *one = peer_last(&p, 0, WIRE_GET, 0);
@@ -225,7 +129,7 @@ TEST(a_reply_that_was_read_into_a_slot_counts_only_if_its_digest_is_right)
 
 TEST(a_client_greets_who_accepts_it_and_says_goodbye_to_who_is_ready)
 {
-    client_open(2, 1);
+    open_with(2, 1);
     peer_opened(&p, 1);
     EXPECT_EQ_U64(peer_count(&p, 1, WIRE_HELLO, 0), 1);
     welcome(1, 11, EPOCH, STATUS_OK);
@@ -239,7 +143,7 @@ TEST(a_client_greets_who_accepts_it_and_says_goodbye_to_who_is_ready)
 
 TEST(a_node_with_an_older_map_is_sent_ours)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     peer_opened(&p, 1);
     welcome(1, 11, EPOCH - 1, STATUS_OK);
     EXPECT_EQ_U64(peer_count(&p, 1, WIRE_MAP, 0), 1);
@@ -248,7 +152,7 @@ TEST(a_node_with_an_older_map_is_sent_ours)
 
 TEST(a_fenced_client_greets_again_once_it_has_the_map_and_leaves_when_it_has_not)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     peer_opened(&p, 1);
     welcome(1, 11, EPOCH, STATUS_FENCED);
     EXPECT_EQ_U64(peer_count(&p, 1, WIRE_HELLO, 0), 2);
@@ -262,7 +166,7 @@ TEST(a_fenced_client_greets_again_once_it_has_the_map_and_leaves_when_it_has_not
 
 TEST(a_node_without_room_is_asked_again_soon_and_one_that_refuses_is_not)
 {
-    client_open(2, 1);
+    open_with(2, 1);
     peer_opened(&p, 1);
     peer_opened(&p, 2);
     welcome(1, 11, EPOCH, STATUS_BUSY);
@@ -283,7 +187,7 @@ TEST(a_node_without_room_is_asked_again_soon_and_one_that_refuses_is_not)
 
 TEST(a_node_of_another_version_is_refused_while_it_is_greeted)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     peer_opened(&p, 1);
     wire_welcome w = {.incarnation = 1, .epoch = EPOCH, .name = "n0"};
     wire_head_set(&w.head, WIRE_WELCOME, 0, 0);
@@ -294,7 +198,7 @@ TEST(a_node_of_another_version_is_refused_while_it_is_greeted)
     EXPECT_EQ_U64(p.hang_ups, 1);
     EXPECT(client->node[0].state == NODE_DOWN);
     client_close();
-    client_open(1, 1);
+    open_with(1, 1);
     all_ready();
     p.base.events->message(p.base.owner, 1, &m);
     EXPECT_EQ_U64(stats().nodes_refused, 0); /* it was agreed with: this is nonsense */
@@ -304,7 +208,7 @@ TEST(a_node_of_another_version_is_refused_while_it_is_greeted)
 
 TEST(a_node_of_another_name_is_not_taken_for_the_one_in_the_map)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     peer_opened(&p, 1);
     wire_welcome w = {.incarnation = 1, .epoch = EPOCH, .name = "other"};
     peer_says(&p, 1, WIRE_WELCOME, &w, sizeof w, 0, NULL, 0);
@@ -318,7 +222,7 @@ TEST(nonsense_and_goodbyes_of_a_node_end_the_connection)
 {
     static const wire_kind kinds[] = {WIRE_BYE, WIRE_LEASE};
     for (uint32_t i = 0; i < 2; i++) {
-        client_open(1, 1);
+        open_with(1, 1);
         all_ready();
         union {
             wire_bye bye;
@@ -334,7 +238,7 @@ TEST(nonsense_and_goodbyes_of_a_node_end_the_connection)
 
 TEST(a_greeting_that_takes_too_long_is_given_up)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     peer_opened(&p, 1);
     run(99 * MS);
     EXPECT_EQ_U64(p.hang_ups, 0);
@@ -345,7 +249,7 @@ TEST(a_greeting_that_takes_too_long_is_given_up)
 
 TEST(a_lease_is_renewed_three_times_in_its_length_and_at_once_when_it_could_not_be_sent)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     all_ready();
     run(299 * MS);
     EXPECT_EQ_U64(peer_count(&p, 1, WIRE_LEASE, 0), 0);
@@ -365,7 +269,7 @@ TEST(a_lease_is_renewed_three_times_in_its_length_and_at_once_when_it_could_not_
 
 TEST(what_was_asked_of_a_lost_node_is_asked_of_the_next_and_of_no_other)
 {
-    client_open(3, 1);
+    open_with(3, 1);
     all_ready();
     (void)get(id_of(1, 0), KV_DEMAND, UINT64_C(1000) * MS);
     (void)get(id_of(1, 1), KV_DEMAND, UINT64_C(1000) * MS);
@@ -393,11 +297,11 @@ static uint32_t puts_to(uint32_t node, uint32_t from)
 /* A put acknowledged by the first of two nodes, whose connection then breaks and comes back. */
 static void put_half_acknowledged(uint64_t incarnation)
 {
-    client_open(2, 2);
+    open_with(2, 2);
     all_ready();
     (void)put(id_of(1, 0), UINT64_C(5000) * MS);
     EXPECT_EQ_U64(peer_count(&p, 0, WIRE_PUT, 0), 2);
-    result(1, WIRE_PUT_DONE, head_of(peer_last(&p, 1, WIRE_PUT, 0)).request, STATUS_OK, 0);
+    result(1, WIRE_PUT_DONE, request_of(peer_last(&p, 1, WIRE_PUT, 0)), STATUS_OK, 0);
     peer_closed(&p, 1);
     run(10 * MS);
     kv_peer again = peer_of(node_behind(1));
@@ -412,7 +316,7 @@ TEST(an_acknowledgement_outlives_a_connection)
     put_half_acknowledged(11);
     EXPECT_EQ_U64(puts_to(node_behind(1), 0), 1);
     EXPECT_EQ_U64(stats().reconnects, 1);
-    result(2, WIRE_PUT_DONE, head_of(peer_last(&p, 2, WIRE_PUT, 0)).request, STATUS_OK, 0);
+    result(2, WIRE_PUT_DONE, request_of(peer_last(&p, 2, WIRE_PUT, 0)), STATUS_OK, 0);
     status s;
     EXPECT(completed(&s) && s == STATUS_OK);
     client_close();
@@ -422,7 +326,7 @@ TEST(an_acknowledgement_does_not_outlive_its_node)
 {
     put_half_acknowledged(99);
     EXPECT_EQ_U64(puts_to(node_behind(1), 0), 2);
-    result(2, WIRE_PUT_DONE, head_of(peer_last(&p, 2, WIRE_PUT, 0)).request, STATUS_OK, 0);
+    result(2, WIRE_PUT_DONE, request_of(peer_last(&p, 2, WIRE_PUT, 0)), STATUS_OK, 0);
     status s;
     EXPECT(!completed(&s));
     client_close();
@@ -430,7 +334,7 @@ TEST(an_acknowledgement_does_not_outlive_its_node)
 
 TEST(a_drop_whose_node_is_lost_is_told_again_when_it_is_back)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     all_ready();
     kv_ticket ticket;
     status s;
@@ -445,21 +349,21 @@ TEST(a_drop_whose_node_is_lost_is_told_again_when_it_is_back)
     welcome(2, 11, EPOCH, STATUS_OK);
     kv_client_poll(client);
     EXPECT_EQ_U64(peer_count(&p, 2, WIRE_DROP, 0), 1);
-    result(2, WIRE_DROP_DONE, head_of(peer_last(&p, 2, WIRE_DROP, 0)).request, STATUS_NOT_FOUND, 0);
+    result(2, WIRE_DROP_DONE, request_of(peer_last(&p, 2, WIRE_DROP, 0)), STATUS_NOT_FOUND, 0);
     EXPECT(completed(&s) && s == STATUS_OK);
     client_close();
 }
 
 TEST(a_drop_that_is_late_or_refused_is_told_again_after_a_pause)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     all_ready();
     kv_ticket ticket;
     status s;
     EXPECT(kv_drop_submit(client, (context_id){1, 1}, p.now_ns + UINT64_C(2000) * MS, &ticket) ==
            STATUS_OK);
     kv_client_poll(client);
-    result(1, WIRE_DROP_DONE, head_of(peer_last(&p, 1, WIRE_DROP, 0)).request, STATUS_FENCED, 0);
+    result(1, WIRE_DROP_DONE, request_of(peer_last(&p, 1, WIRE_DROP, 0)), STATUS_FENCED, 0);
     kv_client_poll(client);
     EXPECT_EQ_U64(peer_count(&p, 1, WIRE_DROP, 0), 1); /* not in the same moment */
     run(2 * MS);
@@ -473,18 +377,18 @@ TEST(a_drop_that_is_late_or_refused_is_told_again_after_a_pause)
 
 TEST(a_busy_node_sends_a_get_on_at_once_and_is_asked_again_after_its_hint)
 {
-    client_open(2, 1);
+    open_with(2, 1);
     all_ready();
     (void)get(id_of(1, 0), KV_DEMAND, UINT64_C(1000) * MS);
     kv_peer first = peer_last(&p, 0, WIRE_GET, 0)->to;
     uint32_t from = p.count;
-    result(first, WIRE_BUSY, head_of(peer_last(&p, 0, WIRE_GET, 0)).request, STATUS_BUSY, 30 * MS);
+    result(first, WIRE_BUSY, request_of(peer_last(&p, 0, WIRE_GET, 0)), STATUS_BUSY, 30 * MS);
     kv_client_poll(client);
     EXPECT_EQ_U64(peer_count(&p, 0, WIRE_GET, from), 1);
     kv_peer second = peer_last(&p, 0, WIRE_GET, from)->to;
     EXPECT(second != first);
     from = p.count;
-    result(second, WIRE_BUSY, head_of(peer_last(&p, second, WIRE_GET, 0)).request, STATUS_BUSY, MS);
+    result(second, WIRE_BUSY, request_of(peer_last(&p, second, WIRE_GET, 0)), STATUS_BUSY, MS);
     run(29 * MS);
     EXPECT_EQ_U64(peer_count(&p, 0, WIRE_GET, from), 0);
     run(20 * MS);
@@ -494,10 +398,10 @@ TEST(a_busy_node_sends_a_get_on_at_once_and_is_asked_again_after_its_hint)
 
 TEST(a_put_is_sent_again_after_the_hint_of_a_busy_node)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     all_ready();
     (void)put(id_of(1, 0), UINT64_C(1000) * MS);
-    result(1, WIRE_BUSY, head_of(peer_last(&p, 1, WIRE_PUT, 0)).request, STATUS_BUSY, 30 * MS);
+    result(1, WIRE_BUSY, request_of(peer_last(&p, 1, WIRE_PUT, 0)), STATUS_BUSY, 30 * MS);
     run(29 * MS);
     EXPECT_EQ_U64(peer_count(&p, 1, WIRE_PUT, 0), 1);
     run(20 * MS);
@@ -507,17 +411,17 @@ TEST(a_put_is_sent_again_after_the_hint_of_a_busy_node)
 
 TEST(a_prefetch_that_every_node_is_too_busy_for_ends_and_one_that_was_lost_is_tried_again)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     all_ready();
     status s;
     (void)get(id_of(1, 0), KV_PREFETCH, UINT64_C(1000) * MS);
-    result(1, WIRE_BUSY, head_of(peer_last(&p, 1, WIRE_GET, 0)).request, STATUS_BUSY, 0);
+    result(1, WIRE_BUSY, request_of(peer_last(&p, 1, WIRE_GET, 0)), STATUS_BUSY, 0);
     kv_client_poll(client);
     EXPECT(completed(&s) && s == STATUS_BUSY);
     (void)get(id_of(1, 1), KV_PREFETCH, UINT64_C(1000) * MS);
     wire_done lost = {.epoch = EPOCH, .count = 1, .block_status = {STATUS_FENCED}};
-    peer_says(&p, 1, WIRE_DONE, &lost, sizeof lost, head_of(peer_last(&p, 1, WIRE_GET, 0)).request,
-              NULL, 0);
+    peer_says(&p, 1, WIRE_DONE, &lost, sizeof lost, request_of(peer_last(&p, 1, WIRE_GET, 0)), NULL,
+              0);
     kv_client_poll(client);
     EXPECT(!completed(&s));
     run(5 * MS);
@@ -527,12 +431,12 @@ TEST(a_prefetch_that_every_node_is_too_busy_for_ends_and_one_that_was_lost_is_tr
 
 TEST(an_answer_of_the_wrong_kind_node_or_request_changes_nothing)
 {
-    client_open(2, 1);
+    open_with(2, 1);
     all_ready();
     status s;
     (void)get(id_of(1, 0), KV_DEMAND, UINT64_C(1000) * MS);
     const peer_sent *g = peer_last(&p, 0, WIRE_GET, 0);
-    uint64_t request = head_of(g).request, late = stats().late_replies;
+    uint64_t request = request_of(g), late = stats().late_replies;
     kv_peer asked = g->to, other = asked % 2 + 1;
     result(other, WIRE_BUSY, request, STATUS_BUSY, 0);
     result(asked, WIRE_PUT_DONE, request, STATUS_OK, 0);
@@ -557,7 +461,7 @@ TEST(an_answer_of_the_wrong_kind_node_or_request_changes_nothing)
 
 TEST(a_get_that_cannot_be_sent_is_sent_when_the_connection_takes_it)
 {
-    client_open(2, 1);
+    open_with(2, 1);
     all_ready();
     p.full = true;
     (void)get(id_of(1, 0), KV_DEMAND, UINT64_C(1000) * MS);
@@ -574,25 +478,9 @@ TEST(a_get_that_cannot_be_sent_is_sent_when_the_connection_takes_it)
 
 /* ---- maps ------------------------------------------------------------------------------------ */
 
-static void map_say(kv_peer who, const cluster_map *map)
-{
-    wire_node rows[4] = {0};
-    for (uint32_t i = 0; i < map->node_count; i++) {
-        const cluster_node *n = &map->node[i];
-        snprintf(rows[i].name, sizeof rows[i].name, "%s", n->name);
-        snprintf(rows[i].data, sizeof rows[i].data, "%s", n->data);
-        snprintf(rows[i].domain, sizeof rows[i].domain, "%s", n->domain);
-        rows[i].weight = 1;
-        rows[i].alive = n->alive;
-    }
-    wire_map head = {.epoch = map->epoch, .replicas = map->replicas, .node_count = map->node_count};
-    peer_says(&p, who, WIRE_MAP, &head, sizeof head, 0, rows,
-              map->node_count * (uint32_t)sizeof rows[0]);
-}
-
 TEST(a_newer_map_lets_what_failed_be_tried_again_and_an_older_one_changes_nothing)
 {
-    client_open(3, 2);
+    open_with(3, 2);
     all_ready();
     (void)put(id_of(1, 0), UINT64_C(5000) * MS);
     uint32_t from = p.count;
@@ -600,7 +488,7 @@ TEST(a_newer_map_lets_what_failed_be_tried_again_and_an_older_one_changes_nothin
     for (uint32_t i = 0; i < 2; i++) {
         const peer_sent *w = &p.sent[from - 1 - i];
         EXPECT(w->kind == WIRE_PUT);
-        result(w->to, WIRE_PUT_DONE, head_of(w).request, STATUS_FENCED, 0);
+        result(w->to, WIRE_PUT_DONE, request_of(w), STATUS_FENCED, 0);
     }
     kv_client_poll(client);
     EXPECT_EQ_U64(peer_count(&p, 0, WIRE_PUT, from), 1);
@@ -622,10 +510,10 @@ TEST(a_newer_map_lets_what_failed_be_tried_again_and_an_older_one_changes_nothin
 /* A put under the old map, a newer map, and then the answer of the first node to the old one. */
 static uint32_t puts_after_answer(status s)
 {
-    client_open(2, 2);
+    open_with(2, 2);
     all_ready();
     (void)put(id_of(1, 0), UINT64_C(5000) * MS);
-    uint64_t request = head_of(peer_last(&p, 1, WIRE_PUT, 0)).request;
+    uint64_t request = request_of(peer_last(&p, 1, WIRE_PUT, 0));
     cluster_map map = map_of(EPOCH + 1, 2, 2);
     map_say(2, &map);
     kv_client_poll(client);
@@ -645,15 +533,15 @@ TEST(a_put_fenced_for_its_old_map_is_sent_again_under_the_new_one)
 
 TEST(an_acknowledgement_outlives_a_map_that_keeps_its_node)
 {
-    client_open(2, 2);
+    open_with(2, 2);
     all_ready();
     (void)put(id_of(1, 0), UINT64_C(5000) * MS);
-    result(1, WIRE_PUT_DONE, head_of(peer_last(&p, 1, WIRE_PUT, 0)).request, STATUS_OK, 0);
+    result(1, WIRE_PUT_DONE, request_of(peer_last(&p, 1, WIRE_PUT, 0)), STATUS_OK, 0);
     cluster_map map = map_of(EPOCH + 1, 2, 2);
     map_say(2, &map);
     kv_client_poll(client);
     EXPECT_EQ_U64(peer_count(&p, 0, WIRE_PUT, 0), 2);
-    result(2, WIRE_PUT_DONE, head_of(peer_last(&p, 2, WIRE_PUT, 0)).request, STATUS_OK, 0);
+    result(2, WIRE_PUT_DONE, request_of(peer_last(&p, 2, WIRE_PUT, 0)), STATUS_OK, 0);
     status s;
     EXPECT(completed(&s) && s == STATUS_OK);
     client_close();
@@ -661,15 +549,15 @@ TEST(an_acknowledgement_outlives_a_map_that_keeps_its_node)
 
 TEST(a_get_that_every_node_answered_is_asked_anew_under_a_newer_map)
 {
-    client_open(2, 1);
+    open_with(2, 1);
     all_ready();
     (void)get(id_of(1, 0), KV_DEMAND, UINT64_C(1000) * MS);
     const peer_sent *g = peer_last(&p, 0, WIRE_GET, 0);
     kv_peer first = g->to;
-    result(first, WIRE_BUSY, head_of(g).request, STATUS_BUSY, 500 * MS);
+    result(first, WIRE_BUSY, request_of(g), STATUS_BUSY, 500 * MS);
     kv_client_poll(client);
     g = peer_last(&p, 0, WIRE_GET, 0);
-    result(g->to, WIRE_BUSY, head_of(g).request, STATUS_BUSY, 500 * MS);
+    result(g->to, WIRE_BUSY, request_of(g), STATUS_BUSY, 500 * MS);
     kv_client_poll(client);
     client_block *b = &client->blocks[client->requests[0].first_block];
     EXPECT(b->state == BLOCK_WAIT_TIME && b->asks_open == 0);
@@ -682,7 +570,7 @@ TEST(a_get_that_every_node_answered_is_asked_anew_under_a_newer_map)
 
 TEST(a_node_keeps_its_number_while_its_name_and_address_stay)
 {
-    client_open(3, 1);
+    open_with(3, 1);
     all_ready();
     uint64_t was = client->node[2].peer;
     cluster_map map = map_of(EPOCH + 1, 3, 1);
@@ -702,7 +590,7 @@ TEST(a_node_keeps_its_number_while_its_name_and_address_stay)
 
 TEST(two_nodes_of_one_domain_count_once)
 {
-    client_open(3, 2);
+    open_with(3, 2);
     all_ready();
     cluster_map map = map_of(EPOCH + 1, 3, 2);
     memcpy(map.node[1].domain, map.node[0].domain, sizeof map.node[0].domain);
@@ -716,7 +604,7 @@ TEST(two_nodes_of_one_domain_count_once)
 
 TEST(tables_hold_twice_what_credits_allow)
 {
-    client_open(1, 1);
+    open_with(1, 1);
     uint64_t credits = 0;
     for (uint32_t k = 0; k < KV_CLASSES; k++)
         credits += config.inflight_max[k];
