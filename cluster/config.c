@@ -346,16 +346,27 @@ static status apply_node(const char *path, const node_text *text, cluster_map *m
     return STATUS_OK;
 }
 
-static status check_nodes(const char *path, const cluster_map *map)
+/* What one node's addresses must be, beside well formed. */
+static status check_addresses(const char *path, const cluster_node *node, bool tcp)
+{
+    if (strcmp(node->data, node->control) == 0)
+        return FAIL(INVALID, "%s: node %s: data and control are both %s; give each its own port",
+                    path, node->name, node->data);
+    if (node->data[0] == '[' && !tcp)
+        return FAIL(INVALID,
+                    "%s: node %s: data: %s is an IPv6 address, and UCX carries IPv4 only; set "
+                    "network.tcp: true, or use an IPv4 address",
+                    path, node->name, node->data);
+    return STATUS_OK;
+}
+
+static status check_nodes(const char *path, const cluster_map *map, bool tcp)
 {
     uint32_t domains = 0;
     for (uint32_t i = 0; i < map->node_count; i++) {
         const cluster_node *a = &map->node[i];
         bool fresh = true;
-        if (strcmp(a->data, a->control) == 0)
-            return FAIL(INVALID,
-                        "%s: node %s: data and control are both %s; give each its own port", path,
-                        a->name, a->data);
+        TRY(check_addresses(path, a, tcp));
         for (uint32_t j = 0; j < i; j++) {
             const cluster_node *b = &map->node[j];
             if (strcmp(a->name, b->name) == 0)
@@ -394,7 +405,7 @@ static status apply_document(const char *path, const document *text, cluster_con
     if (pems != 0 && pems != 3)
         return FAIL(INVALID, "%s: tls: authority, certificate and key go together; one is missing",
                     path);
-    return check_nodes(path, &config->map);
+    return check_nodes(path, &config->map, config->tcp);
 }
 
 status cluster_config_load(const char *path, cluster_config *out_config)

@@ -45,10 +45,11 @@ typedef struct kv_events {
 
 typedef struct kv_transport_ops {
     /* Accept dials to "host:port" (port 0: any); out_bound gets the real one. At most once.
-     * IO with a sentence when the port is taken. */
+     * IO with a sentence when the port is taken, UNSUPPORTED when this transport cannot carry such
+     * an address. */
     status (*listen)(kv_transport *t, const char *address, char out_bound[CLUSTER_ADDRESS_MAX]);
-    /* OK: `opened` or `closed` follows. UNREACHABLE: the address is nonsense; BUSY: no more room.
-     */
+    /* OK: `opened` or `closed` follows. UNREACHABLE: the address is nonsense, or none that this
+     * transport carries; BUSY: no more room. */
     status (*dial)(kv_transport *t, const char *address, kv_peer *out_peer);
     /* BUSY: this peer has as much in flight as it may; try again after one of its `sent`, or after
      * the next poll. PEER_LOST: `closed` is on its way. What was taken goes with the next flush,

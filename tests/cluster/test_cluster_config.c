@@ -132,6 +132,9 @@ static const struct bad { const char *text, *words; } bad[] = {
     {NODES "- {name: n3, data: 127.0.0.1:0, control: 127.0.0.1:2}\n", "is no address"},
     {NODES "- {name: n3, data: 127.0.0.1:65536, control: 127.0.0.1:2}\n", "is no address"},
     {NODES "- {name: n3, data: '::1:80', control: 127.0.0.1:2}\n", "is no address"},
+    {NODES "- {name: n3, data: '[::1]:80', control: 127.0.0.1:2}\n",
+     "node n3: data: [::1]:80 is an IPv6 address, and UCX carries IPv4 only; set network.tcp: true"},
+    {"network: {tcp: false}\n" NODES "- {name: n3, data: '[fd00::1]:80', control: 127.0.0.1:2}\n", "set network.tcp: true"},
     {NODES "- {name: n3, control: 127.0.0.1:2}\n", "nodes[2] has no data"},
     {NODES "- {data: 127.0.0.1:1, control: 127.0.0.1:2}\n", "nodes[2] has no name"},
     {NODES "- {name: n3, data: 127.0.0.1:1, control: 127.0.0.1:2, weight: 0}\n", "weight: \"0\" is no weight"},
@@ -231,6 +234,18 @@ TEST(beyond_loopback_control_needs_tls_and_plain_data_must_be_allowed)
     EXPECT_OK(cluster_listen_check(&c, far, far));
     EXPECT_STATUS(cluster_listen_check(&c, wide, far), STATUS_REFUSED);
     EXPECT_HAS_STR(log_last_error(), "on no private network");
+}
+
+TEST(ipv6_data_addresses_go_with_plain_tcp_and_control_addresses_with_either)
+{
+    static const char *const good[] = {
+        "network: {tcp: true}\n" NODES "- {name: n3, data: '[::1]:80', control: '[::1]:81'}\n",
+        NODES "- {name: n3, data: 127.0.0.1:80, control: '[::1]:81'}\n"};
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        cluster_config got;
+        EXPECT_OK(cluster_config_load(file_of(good[i], strlen(good[i])), &got));
+        EXPECT_EQ_STR(got.map.node[2].control, "[::1]:81");
+    }
 }
 
 TEST(private_addresses_are_told_from_public_ones)

@@ -59,6 +59,8 @@ expect 2 "names no nodes" shoal cluster up -c bad.yaml
 expect 2 "names no nodes" shoal cluster status -c bad.yaml
 printf 'nodes:\n- {name: n1, data: 0.0.0.0:7101, control: 127.0.0.1:7201}\n' >bad.yaml
 expect 1 "0.0.0.0:7101 is beyond loopback" shoal cluster up -c bad.yaml
+printf 'nodes:\n- {name: n1, data: "[::1]:7101", control: 127.0.0.1:7201}\n' >bad.yaml
+expect 2 "bad.yaml: node n1: data: [::1]:7101 is an IPv6 address, and UCX carries IPv4 only; set network.tcp: true" shoal cluster up -c bad.yaml
 expect 3 "no node answers" shoal cluster status
 expect 3 "no node answers" shoal node drain --all --timeout 200ms
 expect 0 "0 nodes stopped" shoal cluster down

@@ -313,6 +313,7 @@ TEST(a_node_that_cannot_start_says_why_and_ends)
         {"control port in use", "127.0.0.1:0", "@", "32MiB", 1, "the port is in use"},
         {"data beyond loopback", "0.0.0.0:0", "127.0.0.1:0", "32MiB", 1, "beyond loopback"},
         {"control beyond loopback", "127.0.0.1:0", "0.0.0.0:0", "32MiB", 1, "beyond loopback"},
+        {"data on IPv6 over UCX", "[::1]:0", "127.0.0.1:0", "32MiB", 2, "network.tcp: true"},
         {"memory without a unit", "127.0.0.1:0", "127.0.0.1:0", "32", 2, "unit"},
         {"more memory than there is", "127.0.0.1:0", "127.0.0.1:0", "900TiB", 2, "is outside"},
     };

@@ -309,8 +309,32 @@ TEST(the_address_that_is_listened_on_is_told_as_it_can_be_dialled)
     bound_to(UCX, "127.0.0.1:0", "127.0.0.1:");
     bound_to(TCP, "127.0.0.1:0", "127.0.0.1:");
     if (!has_ipv6()) SKIP("no IPv6 on loopback");
-    bound_to(UCX, "[::1]:0", "[::1]:");
     bound_to(TCP, "[::1]:0", "[::1]:");
+}
+
+TEST(ucx_refuses_to_listen_on_or_dial_an_ipv6_address_and_says_what_to_do)
+{
+    static const char *const six[] = {"[::1]:0", "[::1]:7101", "[::ffff:127.0.0.1]:7101"};
+    arena *a = arena_create("network test");
+    kv_transport *t;
+    peer_log l = {0};
+    char bound[CLUSTER_ADDRESS_MAX];
+    kv_peer peer;
+    EXPECT(open_one(UCX, a, &t) == STATUS_OK);
+    kv_transport_bind(t, &log_events, &l);
+    for (size_t i = 0; i < sizeof six / sizeof six[0]; i++) {
+        EXPECT_STATUS(t->ops->listen(t, six[i], bound), STATUS_UNSUPPORTED);
+        EXPECT_HAS_STR(log_last_error(), six[i]);
+        EXPECT_HAS_STR(log_last_error(), "network.tcp: true");
+        LOG(ERROR, "another");
+        EXPECT_STATUS(t->ops->dial(t, six[i], &peer), STATUS_UNREACHABLE);
+        EXPECT_HAS_STR(log_last_error(), six[i]);
+        EXPECT_HAS_STR(log_last_error(), "network.tcp: true");
+    }
+    EXPECT_OK(t->ops->listen(t, "127.0.0.1:0", bound)); /* nothing of it is left behind */
+    kv_transport_close(t);
+    EXPECT_EQ_U64(l.opened + l.closed, 0);
+    arena_destroy(a);
 }
 
 /* ---- plain TCP ------------------------------------------------------------------------------- */
