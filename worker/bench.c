@@ -167,7 +167,9 @@ static status open_model(bench *b)
     uint32_t longest = 0;
     for (uint32_t i = 0; i < o->context_count; i++)
         longest = o->context[i] > longest ? o->context[i] : longest;
-    b->new_tokens = o->warm + o->runs * o->steps + 2 * KERN_BLOCK;
+    b->new_tokens = o->warm + o->runs * o->steps;
+    if (b->team != NULL) b->new_tokens *= 2; /* alone, then together */
+    b->new_tokens += 2 * KERN_BLOCK;
     b->max_len = (longest + b->new_tokens + KERN_BLOCK - 1) / KERN_BLOCK * KERN_BLOCK;
     if (b->max_len > config.positions_max)
         return FAIL(INVALID,
@@ -235,7 +237,7 @@ static status open_engine(bench *b)
                             .hub = b->store != NULL ? bench_store_hub(b->store) : NULL,
                             .hub_thread = b->store != NULL,
                             .clock = clock_monotonic,
-                            .seed = o->seed,
+                            .seed = b->team == NULL ? o->seed : o->seed + bench_team_index(b->team),
                             .hbm_bytes = o->hbm,
                             .prefetch = !o->no_prefetch,
                             .overlap = !o->no_overlap,
@@ -265,6 +267,7 @@ static status measure_ceilings(bench *b)
 
 static status open_all(bench *b)
 {
+    uint64_t begun = clock_now(&clock_monotonic);
     b->weights = ARENA_NEW(b->memory, bench_weights, 1);
     b->stats = ARENA_NEW(b->memory, worker_stats, 1);
     b->stats_before = ARENA_NEW(b->memory, worker_stats, 1);
@@ -274,7 +277,9 @@ static status open_all(bench *b)
     TRY(open_model(b));
     TRY(size_batch(b));
     TRY(measure_ceilings(b));
-    return open_engine(b);
+    TRY(open_engine(b));
+    b->open_ns = clock_now(&clock_monotonic) - begun;
+    return STATUS_OK;
 }
 
 /* ---- real text ------------------------------------------------------------------------------- */
@@ -459,31 +464,43 @@ static status first_fill(bench *b)
     return STATUS_OK;
 }
 
-static status run_all(bench *b)
+status bench_warm(bench *b)
+{
+    for (uint32_t i = 0; i < b->options.warm; i++)
+        TRY(step_once(b, false));
+    return STATUS_OK;
+}
+
+status bench_measure(bench *b, uint32_t run, bench_span *out_span)
 {
     const bench_options *o = &b->options;
-    TRY(o->text != NULL ? fill_text(b) : bench_fill(b));
+    bool last = run + 1 == o->runs;
+    if (run == 1 && b->store != NULL) bench_store_fault(b->store);
+    uint64_t begun = span_open(b), from = positions(b);
+    if (last && b->trace != NULL) trace_switch(b->trace, true);
+    if (o->profile)
+        profile_start(&b->run_profile[run], b->engine->stream, b->engine->side,
+                      b->engine->inline_ops);
+    for (uint32_t i = 0; i < o->steps; i++) {
+        TRY(step_once(b, true));
+        if (last && i + 1 == TRACE_STEPS && b->trace != NULL) trace_switch(b->trace, false);
+    }
+    if (b->trace != NULL) trace_switch(b->trace, false);
+    if (o->profile) profile_stop(&b->run_profile[run]);
+    span_close(b, begun, out_span);
+    out_span->positions = (from + positions(b)) / 2;
+    return STATUS_OK;
+}
+
+static status run_all(bench *b)
+{
+    TRY(b->options.text != NULL ? fill_text(b) : bench_fill(b));
     if (b->store != NULL) bench_store_pace(b->store);
     TRY(first_fill(b));
-    for (uint32_t i = 0; i < o->warm; i++)
-        TRY(step_once(b, false));
-    for (uint32_t run = 0; run < o->runs; run++) {
-        bool last = run + 1 == o->runs;
-        if (run == 1 && b->store != NULL) bench_store_fault(b->store);
-        uint64_t begun = span_open(b), from = positions(b);
-        if (last && b->trace != NULL) trace_switch(b->trace, true);
-        if (o->profile)
-            profile_start(&b->run_profile[run], b->engine->stream, b->engine->side,
-                          b->engine->inline_ops);
-        for (uint32_t i = 0; i < o->steps; i++) {
-            TRY(step_once(b, true));
-            if (last && i + 1 == TRACE_STEPS && b->trace != NULL) trace_switch(b->trace, false);
-        }
-        if (b->trace != NULL) trace_switch(b->trace, false);
-        if (o->profile) profile_stop(&b->run_profile[run]);
-        span_close(b, begun, &b->run[run]);
-        b->run[run].positions = (from + positions(b)) / 2;
-    }
+    TRY(bench_warm(b));
+    if (b->team != NULL) return bench_team_run(b);
+    for (uint32_t run = 0; run < b->options.runs; run++)
+        TRY(bench_measure(b, run, &b->run[run]));
     return STATUS_OK;
 }
 
@@ -498,6 +515,7 @@ static void close_all(bench *b)
     bench_store_close(b->store);
     model_free(b->model);
     if (b->backend != NULL) kern_backend_close(b->backend);
+    bench_team_close(b->team);
     arena_destroy(b->memory);
 }
 
@@ -509,7 +527,7 @@ static status finish(bench *b)
                        kern_backend_describe(b->backend));
         TRY(trace_write(b->trace, b->options.trace, title));
     }
-    bench_report(b, stdout);
+    if (b->team == NULL || bench_team_index(b->team) == 0) bench_report(b, stdout);
     if (fflush(stdout) != 0 || ferror(stdout)) return FAIL(IO, "the result cannot be written");
     return STATUS_OK;
 }
@@ -528,18 +546,22 @@ int worker_bench(int argc, char **argv)
     arena *memory = arena_create("bench");
     bench *b = ARENA_NEW(memory, bench, 1);
     b->memory = memory;
+    int code = 0; /* of workers that are processes of their own */
     status done = bench_options_parse(argc - 1, argv + 1, &b->options);
     if (done == STATUS_OK && !b->options.help) {
         log_config log = {.level = LOG_WARN, .program = "shoal-worker"};
         (void)log_level_from_name(b->options.log_level, &log.level);
         log_setup(&log);
         session_catch_signals();
-        done = open_all(b);
-        if (done == STATUS_OK) done = run_all(b);
-        if (done == STATUS_OK) done = finish(b);
+        if (b->options.workers > 1) done = bench_team_start(memory, &b->options, &b->team, &code);
+        if (done == STATUS_OK && (b->options.workers == 1 || b->team != NULL)) {
+            done = open_all(b);
+            if (done == STATUS_OK) done = run_all(b);
+            if (done == STATUS_OK) done = finish(b);
+        }
     } else if (done == STATUS_OK) {
         bench_help(stdout);
     }
     close_all(b);
-    return status_exit_code(done);
+    return code != 0 ? code : status_exit_code(done);
 }

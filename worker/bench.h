@@ -6,6 +6,7 @@
  *   bench_walk.c     how fast that walk must go to see a given churn
  *   bench_fill.c     contexts that were never computed: distinct blocks, sealed and put as any
  *   bench_store.c    nodes of a store in this process, on threads of their own, and their faults
+ *   bench_team.c     several workers at a time, a process each
  *   bench_report.c   spans of steps -> rows, table
  *
  * Threads: one, but for the nodes' (bench_store.c) and short-lived helpers (bench_parallel). */
@@ -17,7 +18,13 @@
 #include "worker/text.h"
 #include "worker/trace.h"
 
-enum { BENCH_CONTEXTS_MAX = 64, BENCH_RUNS_MAX = 32, BENCH_NODES_MAX = 8 };
+enum {
+    BENCH_CONTEXTS_MAX = 64,
+    BENCH_RUNS_MAX = 32,
+    BENCH_NODES_MAX = 8,
+    BENCH_WORKERS_MAX = 16,
+    BENCH_DEVICE_MAX = 16 /* "cuda:12" */
+};
 
 typedef enum bench_fault { FAULT_NONE, FAULT_KILL, FAULT_FLIP, FAULT_PAUSE } bench_fault;
 
@@ -25,6 +32,8 @@ typedef struct bench_options {
     const char *model, *cluster, *text;
     const char *selector, *budget, *lookahead, *device, *trace, *commit, *label, *fault_name;
     const char *batch_text, *contexts_text, *format, *log_level;
+    char devices[BENCH_WORKERS_MAX][BENCH_DEVICE_MAX]; /* --device, a worker each */
+    uint32_t workers;
     uint32_t context[BENCH_CONTEXTS_MAX], context_count; /* tokens; sequence i takes i % count */
     uint32_t batch;                                      /* 0: as many as the memory holds */
     uint32_t runs, steps, warm;                          /* steps: of one run */
@@ -121,8 +130,11 @@ typedef struct bench_ceilings {
     const char *link;            /* what link_gbs is of */
 } bench_ceilings;
 
+typedef struct bench_team bench_team;
+
 typedef struct bench {
     bench_options options;
+    bench_team *team; /* NULL: one worker, this process */
     arena *memory;
     cluster_config cluster;
     bool with_store, made;
@@ -140,6 +152,7 @@ typedef struct bench {
     bench_ceilings ceilings;
     walk walk;
     bench_span first, run[BENCH_RUNS_MAX];
+    uint64_t open_ns; /* model, kernels, memory */
     uint64_t fill_bytes, fill_ns;
     uint64_t off_walk; /* tokens that did not follow the walk */
     uint64_t host_bytes;
@@ -154,6 +167,32 @@ status bench_fill(bench *b);
 void bench_release(bench *b); /* lets them go */
 /* --resident: every block into the pool. */
 status bench_bring_all(bench *b);
+status bench_warm(bench *b);
+status bench_measure(bench *b, uint32_t run, bench_span *out_span);
+
+/* ---- several workers ------------------------------------------------------------------------- */
+
+/* What a worker tells the others, complete when bench_team_run returns. */
+typedef struct bench_member {
+    bench_span alone[BENCH_RUNS_MAX]; /* of worker 0 */
+    bench_span run[BENCH_RUNS_MAX];
+    uint64_t begun_ns[BENCH_RUNS_MAX]; /* of each run, on the clock that all share */
+    uint64_t host_bytes, off_walk;
+    uint32_t batch;
+} bench_member;
+
+/* Forks. Returns in the parent when all workers have ended, with *out_code to exit with and no
+ * team; in worker i with its team, and options->device its own. */
+status bench_team_start(arena *a, bench_options *options, bench_team **out_team, int *out_code);
+uint32_t bench_team_index(const bench_team *t);
+/* Runs of worker 0 alone, then of all at the same time. CANCELED: another one failed and said so.
+ */
+status bench_team_run(bench *b);
+const bench_member *bench_team_members(const bench_team *t); /* [options.workers] */
+void bench_team_close(bench_team *t);                        /* NULL is fine */
+
+/* ---- report ---------------------------------------------------------------------------------- */
+
 /* Bytes the steps of a span had to read: weights, KV, summaries. */
 typedef struct bench_bound {
     double weights, kv, summaries; /* bytes a step */

@@ -10,7 +10,7 @@
 /* clang-format off */
 static const flag_row rows[] = {
     {"--model", "DIR", "folder with config.json; weights are made from --seed where it has none", AT(model), FLAG_TYPE_TEXT, 0, 0},
-    {"--device", "cpu|ref|cuda", "where the step runs (default cpu)", AT(device), FLAG_TYPE_WORD, 0, 0},
+    {"--device", "NAME", "cpu (default), ref, cuda, cuda:N; several with commas: a worker on each, of --batch", AT(device), FLAG_TYPE_TEXT, 0, 0},
     {"--batch", "N|max", "sequences; max: as many as the memory holds (default 4)", AT(batch_text), FLAG_TYPE_TEXT, 0, 0},
     {"--contexts", "LIST", "tokens of each sequence, as 16K or 4K,16K,2000, repeated (default 4K)", AT(contexts_text), FLAG_TYPE_TEXT, 0, 0},
     {"--text", "FILE", "JSONL of {\"text\"}: real contexts by prefill, then forced on token by token", AT(text), FLAG_TYPE_TEXT, 0, 0},
@@ -92,6 +92,35 @@ static status parse_batch(bench_options *o)
     return STATUS_OK;
 }
 
+static bool is_device(const char *name)
+{
+    if (strcmp(name, "cpu") == 0 || strcmp(name, "ref") == 0 || strcmp(name, "cuda") == 0)
+        return true;
+    char *end = NULL;
+    if (strncmp(name, "cuda:", 5) != 0 || name[5] < '0' || name[5] > '9') return false;
+    (void)strtoul(name + 5, &end, 10);
+    return *end == '\0';
+}
+
+static status parse_devices(bench_options *o)
+{
+    o->workers = 0;
+    for (const char *at = o->device, *end = at; end != NULL; at = end + 1) {
+        end = strchr(at, ',');
+        size_t count = end != NULL ? (size_t)(end - at) : strlen(at);
+        if (o->workers == BENCH_WORKERS_MAX)
+            return FAIL(INVALID, "--device: at most %d workers", BENCH_WORKERS_MAX);
+        char *to = o->devices[o->workers++];
+        if (count < BENCH_DEVICE_MAX) memcpy(to, at, count); /* the rest is zero */
+        if (!is_device(to))
+            return FAIL(INVALID,
+                        "--device %.60s: must be one of cpu|ref|cuda|cuda:N, or several with "
+                        "commas between",
+                        o->device);
+    }
+    return STATUS_OK;
+}
+
 /* ---- what makes no sense together ------------------------------------------------------------ */
 
 static status refuse(const flag_set *set, const char *flag, const char *why)
@@ -109,6 +138,12 @@ static status check_store(const flag_set *set, const bench_options *o)
         TRY(refuse(set, of_network[i], "the nodes of --cluster are real"));
     if (!simulated) TRY(refuse(set, "--replicas", "there is no store; give --nodes"));
     if (!store) TRY(refuse(set, "--host-tier", "without a store host memory keeps every block"));
+    if (o->workers > 1) {
+        static const char *const of_one[] = {"--nodes", "--rtt-us", "--gbit",
+                                             "--fault", "--trace",  "--profile"};
+        for (size_t i = 0; i < sizeof of_one / sizeof *of_one; i++)
+            TRY(refuse(set, of_one[i], "--device names several, each worker a process of its own"));
+    }
     if (o->resident) {
         static const char *const of_misses[] = {"--churn",     "--victim-margin", "--no-prefetch",
                                                 "--rtt-us",    "--gbit",          "--fault",
@@ -187,6 +222,7 @@ status bench_options_parse(int argc, char **argv, bench_options *out_options)
         settle(&set, &o);
         TRY(parse_batch(&o));
         TRY(parse_contexts(&o));
+        TRY(parse_devices(&o));
         TRY(check_rest(&set, &o));
         TRY(check_store(&set, &o));
     }

@@ -61,17 +61,21 @@ static double median(const double *values, uint32_t count)
     return count % 2 ? sorted[count / 2] : 0.5 * (sorted[count / 2 - 1] + sorted[count / 2]);
 }
 
+static void add_span(bench_span *sum, const bench_span *span)
+{
+    uint64_t *to = (uint64_t *)sum;
+    const uint64_t *from = (const uint64_t *)span;
+    for (size_t k = 0; k < sizeof *sum / sizeof *to; k++)
+        to[k] += from[k];
+}
+
 /* All runs as one; positions: the mean. */
 static bench_span sum_runs(const bench *b)
 {
     bench_span all = {0};
     CHECK(b->options.runs > 0);
-    for (uint32_t i = 0; i < b->options.runs; i++) {
-        uint64_t *to = (uint64_t *)&all;
-        const uint64_t *from = (const uint64_t *)&b->run[i];
-        for (size_t k = 0; k < sizeof all / sizeof *to; k++)
-            to[k] += from[k];
-    }
+    for (uint32_t i = 0; i < b->options.runs; i++)
+        add_span(&all, &b->run[i]);
     all.positions /= b->options.runs;
     return all;
 }
@@ -107,6 +111,7 @@ static double share(uint64_t part, uint64_t whole)
 
 static const char *bench_name(const bench *b)
 {
+    if (b->team != NULL) return "two_gpu";
     return b->options.nosi_like ? "nosi_like" : "decode";
 }
 
@@ -123,6 +128,7 @@ static void case_name(const bench *b, text *out)
     text_format(out, "%s", selector_name(b));
     if (b->selector.total != UINT32_MAX) text_format(out, " %u", b->selector.total);
     text_format(out, ", contexts %s, batch %u", o->contexts_text, b->batch);
+    if (b->team != NULL) text_format(out, " on each of %u workers", o->workers);
     if (o->resident)
         text_add_string(out, ", resident");
     else if (b->selector.total != UINT32_MAX)
@@ -228,6 +234,8 @@ static void decode_row(const bench *b, text *out, const per_run *runs, const ben
     number(out, "parks", (double)all->parks);
     number(out, "host_resident_bytes", (double)b->host_bytes);
     number(out, "first_fill_ms", (double)b->first.ns * 1e-6);
+    number(out, "open_ms", (double)b->open_ns * 1e-6);
+    number(out, "contexts_ms", (double)b->fill_ns * 1e-6);
     number(out, "first_fill_blocks", (double)(b->first.host + b->first.remote));
     if (b->made) number(out, "tokens_off_the_walk", (double)b->off_walk);
     row_end(b, out);
@@ -341,18 +349,117 @@ static void report_text(const bench *b, text *out, const per_run *runs, const be
     }
 }
 
-void bench_report(bench *b, FILE *to)
+/* ---- several workers ------------------------------------------------------------------------- */
+
+typedef struct team_runs {
+    double together[BENCH_RUNS_MAX], alone[BENCH_RUNS_MAX]; /* tokens/s */
+    double overlap; /* share of a run's time in which all were at it; the least of the runs */
+    bench_span all; /* of all workers and runs */
+    uint64_t host_bytes, off_walk;
+} team_runs;
+
+/* A run lasts from the first worker's begin to the last one's end. */
+static void merge_run(const bench *b, const bench_member *m, uint32_t run, team_runs *out)
+{
+    uint64_t first = UINT64_MAX, end = 0, common_from = 0, common_to = UINT64_MAX, rows = 0;
+    for (uint32_t i = 0; i < b->options.workers; i++) {
+        uint64_t from = m[i].begun_ns[run], to = from + m[i].run[run].ns;
+        if (from < first) first = from;
+        if (to > end) end = to;
+        if (from > common_from) common_from = from;
+        if (to < common_to) common_to = to;
+        rows += m[i].run[run].rows;
+        add_span(&out->all, &m[i].run[run]);
+    }
+    double whole = (double)(end - first);
+    double common = common_to > common_from ? (double)(common_to - common_from) : 0;
+    out->together[run] = (double)rows / (whole * 1e-9);
+    out->alone[run] = (double)m[0].alone[run].rows / ((double)m[0].alone[run].ns * 1e-9);
+    if (run == 0 || common / whole < out->overlap) out->overlap = common / whole;
+}
+
+static void team_json(const bench *b, text *out, const team_runs *t)
+{
+    const bench_options *o = &b->options;
+    const bench_member *m = bench_team_members(b->team);
+    double alone = median(t->alone, o->runs), steps = (double)t->all.steps / o->workers;
+    double block = block_layout_bytes(&b->model->layout);
+    row_begin(b, out, &(row){bench_name(b), "tokens/s", t->together, true, 0});
+    text_add_string(out, ",\"peer\":\"one worker alone, in the same call\"");
+    number(out, "peer_value", alone);
+    text_add_string(out, ",\"peer_runs\":[");
+    for (uint32_t i = 0; i < o->runs; i++) {
+        if (i > 0) text_add_string(out, ",");
+        text_number(out, t->alone[i]);
+    }
+    text_add_string(out, "]");
+    number(out, "ratio", median(t->together, o->runs) / alone);
+    number(out, "workers", o->workers);
+    text_add_string(out, ",\"batches\":[");
+    for (uint32_t i = 0; i < o->workers; i++)
+        text_format(out, "%s%u", i > 0 ? "," : "", m[i].batch);
+    text_add_string(out, "]");
+    number(out, "overlap", t->overlap);
+    number(out, "steps_a_worker", steps);
+    number(out, "misses_a_head_and_step", churn_of(b, &t->all));
+    number(out, "host_bytes_a_step", (double)t->all.host * block / steps);
+    number(out, "remote_bytes_a_step", (double)t->all.remote * block / steps);
+    number(out, "exposed_ms_a_worker", (double)t->all.waited_ns * 1e-6 / (double)t->all.steps);
+    number(out, "failed_over", (double)t->all.failed_over);
+    number(out, "corrupt", (double)t->all.corrupt);
+    number(out, "void_rows", (double)t->all.voids);
+    number(out, "host_resident_bytes", (double)t->host_bytes);
+    if (b->made) number(out, "tokens_off_the_walk", (double)t->off_walk);
+    row_end(b, out);
+}
+
+static void team_text(const bench *b, text *out, const team_runs *t)
+{
+    uint32_t runs = b->options.runs;
+    case_name(b, out);
+    text_format(out, "\n%s\n\n", kern_backend_describe(b->backend));
+    spread(out, "all workers together", t->together, runs, "tokens/s");
+    spread(out, "one of them alone", t->alone, runs, "tokens/s");
+    text_format(out, "%-22s %.3g times one; all at work in %.1f %% of the time\n", "together",
+                median(t->together, runs) / median(t->alone, runs), 100 * t->overlap);
+}
+
+static void report_team(const bench *b, text *out)
+{
+    const bench_member *m = bench_team_members(b->team);
+    team_runs *t = ARENA_NEW(b->memory, team_runs, 1);
+    for (uint32_t run = 0; run < b->options.runs; run++)
+        merge_run(b, m, run, t);
+    for (uint32_t i = 0; i < b->options.workers; i++) {
+        t->host_bytes += m[i].host_bytes;
+        t->off_walk += m[i].off_walk;
+    }
+    if (b->options.json)
+        team_json(b, out, t);
+    else
+        team_text(b, out, t);
+}
+
+static void report_one(const bench *b, text *out)
 {
     per_run *runs = ARENA_NEW(b->memory, per_run, 1);
     count_runs(b, runs);
     bench_span all = sum_runs(b);
     bench_bound bound = bench_bound_of(b, &all);
+    if (b->options.json)
+        report_json(b, out, runs, &all, &bound);
+    else
+        report_text(b, out, runs, &all, &bound);
+}
+
+void bench_report(bench *b, FILE *to)
+{
     if (getloadavg(&b->load, 1) != 1) b->load = 0;
     text out;
     text_start(&out, b->memory);
-    if (b->options.json)
-        report_json(b, &out, runs, &all, &bound);
+    if (b->team != NULL)
+        report_team(b, &out);
     else
-        report_text(b, &out, runs, &all, &bound);
+        report_one(b, &out);
     (void)fputs(out.bytes, to);
 }

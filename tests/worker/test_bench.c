@@ -212,6 +212,36 @@ TEST(all_kinds_of_selection_run_resident_and_parked)
     }
 }
 
+TEST(several_workers_run_at_once_beside_one_of_them_alone)
+{
+    PROGRAM_CALL(&run, "bench", "decode", "--model", TINY, "--contexts", "2K", "--device",
+                 "cpu,ref,cpu", "--batch", "2", "--budget", "1,4,10,16", "--threads", "1", "--runs",
+                 "2", "--steps", "6", "--warm", "4", "--quiet", "-o", "json");
+    EXPECT_MSG(run.exit_code == 0, "%s", run.err);
+    cJSON *row = row_of("two_gpu");
+    EXPECT(number_of(row, "workers") == 3);
+    EXPECT(number_of(row, "steps_a_worker") == 12);
+    EXPECT_EQ_I64(cJSON_GetArraySize(json_get(row, "runs")), 2);
+    EXPECT_EQ_I64(cJSON_GetArraySize(json_get(row, "peer_runs")), 2);
+    EXPECT_EQ_I64(cJSON_GetArraySize(json_get(row, "batches")), 3);
+    EXPECT(number_of(row, "tokens_off_the_walk") == 0);
+    EXPECT(number_of(row, "overlap") > 0 && number_of(row, "overlap") <= 1);
+    double ratio = number_of(row, "value") / number_of(row, "peer_value");
+    expect_near(number_of(row, "ratio"), ratio, 0.001, "ratio");
+    EXPECT(strchr(run.out, '\n') == run.out + strlen(run.out) - 1);
+    cJSON_Delete(row);
+}
+
+TEST(a_worker_that_cannot_start_ends_them_all_in_one_sentence)
+{
+    PROGRAM_CALL(&run, "bench", "decode", "--model", TINY, "--contexts", "2K", "--device",
+                 "cpu,cuda:9999", "--runs", "1", "--quiet");
+    EXPECT_MSG(run.exit_code != 0 && run.exit_code != -1, "%s", run.out);
+    EXPECT_EQ_STR(run.out, "");
+    EXPECT_MSG(strchr(run.err, '\n') == run.err + strlen(run.err) - 1, "more than a line: %s",
+               run.err);
+}
+
 TEST(real_weights_decode_real_text)
 {
     arena *memory = arena_create("bench");
@@ -259,6 +289,14 @@ TEST(what_makes_no_sense_is_refused_in_one_sentence)
         {{"--contexts", "200000"}, "exceed the 131072 positions"},
         {{"--text", "some.jsonl"}, "has no weights"},
         {{"--device", "tpu"}, "must be one of cpu|ref|cuda"},
+        {{"--device", "cpu,"}, "--device cpu,: must be one of"},
+        {{"--device", "cuda:"}, "--device cuda:: must be one of"},
+        {{"--device", "cuda:1x"}, "--device cuda:1x: must be one of"},
+        {{"--device", "cpu,cuda:12345678901234"}, "must be one of"},
+        {{"--device", "cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu,cpu"},
+         "--device: at most 16 workers"},
+        {{"--device", "cpu,cpu", "--rtt-us", "5"}, "--rtt-us has no meaning here: --device names"},
+        {{"--device", "cpu,cpu", "--profile"}, "--profile has no meaning here: --device names"},
         {{"--selector", "best"}, "selector \"best\""},
         {{"--gbit"}, "--gbit needs a value"},
         {{"--frob"}, "unknown flag --frob"},
@@ -317,11 +355,9 @@ TEST(the_timeline_names_ops_layers_and_steps)
     EXPECT_HAS_STR(run.err, "/nowhere/trace.json: cannot be written");
 }
 
-TEST(an_interrupt_ends_it_at_once_and_leaves_nothing)
+static void interrupt_at_work(const char *const *argv)
 {
-    pid_t pid = program_start(
-        (const char *const[]){"bench", "decode", "--model", TINY, "--contexts", "4K", "--nodes",
-                              "2", "--steps", "60000", "--runs", "1", "--contexts", "4K", NULL});
+    pid_t pid = program_start(argv);
     for (int i = 0; i < 200; i++) { /* the plan is printed when the engine stands */
         arena *memory = arena_create("err");
         char *err = program_read(memory, "stderr");
@@ -335,6 +371,16 @@ TEST(an_interrupt_ends_it_at_once_and_leaves_nothing)
     EXPECT_EQ_I64(run.exit_code, 130);
     EXPECT_EQ_STR(run.out, "");
     EXPECT_HAS_STR(run.err, "interrupted");
+}
+
+TEST(an_interrupt_ends_it_at_once_and_leaves_nothing)
+{
+    interrupt_at_work((const char *const[]){"bench", "decode", "--model", TINY, "--contexts", "4K",
+                                            "--nodes", "2", "--steps", "60000", "--runs", "1",
+                                            NULL});
+    interrupt_at_work((const char *const[]){"bench", "decode", "--model", TINY, "--contexts", "4K",
+                                            "--device", "cpu,cpu", "--steps", "30000", "--runs",
+                                            "1", NULL});
 }
 
 /* From the root of the sources, as a reader would. */
