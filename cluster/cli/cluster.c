@@ -95,6 +95,7 @@ static status check_addresses(const cluster_config *config, const char *path)
 }
 
 typedef struct launch {
+    const char *file; /* that config is from */
     const cluster_config *config;
     daemon_process process[CLUSTER_NODES_MAX];
     bool ours[CLUSTER_NODES_MAX]; /* started by this call */
@@ -125,7 +126,7 @@ static status start_missing(launch *l)
         if (l->process[i].pid) continue;
         if (cli_interrupted())
             return FAIL(CANCELED, "interrupted; what was started is stopped again");
-        TRY(daemon_start(l->config, &map->node[i], &l->process[i]));
+        TRY(daemon_start(l->file, l->config, &map->node[i], &l->process[i]));
         l->ours[i] = true;
         l->started++;
     }
@@ -198,7 +199,7 @@ status cli_cluster_up(const cli_call *call)
     int lock = -1;
     TRY(open_locked(call->config, &lock));
     cli_catch_signals();
-    launch l = {.config = &config};
+    launch l = {.file = call->config, .config = &config};
     uint64_t epoch = 0;
     status s = make_folders(config.state_dir);
     if (s == STATUS_OK) s = start_missing(&l);

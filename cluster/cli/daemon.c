@@ -98,19 +98,13 @@ static int spawn(const char *program, char **argv, const char *log, pid_t *out_p
     return error;
 }
 
-status daemon_start(const cluster_config *config, const cluster_node *node,
+status daemon_start(const char *file, const cluster_config *config, const cluster_node *node,
                     daemon_process *out_process)
 {
-    char program[640], log[512], memory[32], grace[32], connections[16];
+    char program[640], log[512];
     cli_find_program("shoal-kvstore", program, sizeof program);
     daemon_path(config->state_dir, node->name, "log", log);
-    snprintf(memory, sizeof memory, "%" PRIu64 "B", config->node_memory_bytes);
-    snprintf(grace, sizeof grace, "%" PRIu64 "ns", config->lease_grace_ns);
-    snprintf(connections, sizeof connections, "%" PRIu32, config->node_connections_max);
-    const char *words[] = {
-        "shoal-kvstore", "--name",        node->name,  "--listen", node->data,
-        "--control",     node->control,   "--memory",  memory,     "--lease-grace",
-        grace,           "--connections", connections, NULL};
+    const char *words[] = {"shoal-kvstore", "--name", node->name, "--config", file, NULL};
     char *argv[sizeof words / sizeof *words];
     memcpy(argv, words, sizeof words); /* posix_spawn does not write them */
     unlink(log);

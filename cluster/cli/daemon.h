@@ -18,8 +18,9 @@ typedef struct daemon_process {
 
 /* The node's process while it lives; pid 0 when it does not. A stale pid file is no failure. */
 daemon_process daemon_find(const char *state_dir, const char *name);
-/* Starts shoal-kvstore for the node, with its output in NAME.log, and writes the pid file. */
-status daemon_start(const cluster_config *config, const cluster_node *node,
+/* Starts shoal-kvstore for the node, with its output in NAME.log, and writes the pid file. What the
+ * node is told is the name of `file`, from which `config` is: all of it holds for the node. */
+status daemon_start(const char *file, const cluster_config *config, const cluster_node *node,
                     daemon_process *out_process);
 /* SIGTERM, then SIGKILL after `grace_ns`; removes the pid file. *out_killed: the grace was not
  * enough. An interrupt ends the grace. */

@@ -1,6 +1,7 @@
 #!/bin/bash
 # `shoal cluster` and `shoal node` with real nodes: the examples of their help, what happens to what
 # is in the way, and that nothing stays behind.
+root=$(cd "$(dirname "$0")/../.." && pwd)
 . "$(dirname "$0")/cli.sh" "$1"
 leave() { shoal cluster down --timeout 2s >/dev/null 2>&1; rm -rf "$folder"; }
 
@@ -48,4 +49,11 @@ for i in $(seq 100); do grep -q up held && break; wait_a_little; done
 expect 1 "n2: data: 127.0.0.1:$port is in use by another program" shoal cluster up
 kill "$holder"; wait "$holder" 2>/dev/null
 [ -z "$(pids)" ] && ok || bad "a failed up leaves nodes"
+
+# What the file says of the network holds for the nodes too: a client over plain TCP finds them.
+sed -i 's/^replicas: 2/replicas: 1\nnetwork: {tcp: true}\nclient: {put_deadline: 3s}/' cluster.yaml
+expect 0 "3 of them started now" shoal cluster up
+expect 0 "tokens/s" shoal bench decode --model "$root/tests/bench/geometry/tiny" --contexts 2K --batch 1 \
+    --runs 1 --steps 2 --warm 0 --quiet --cluster cluster.yaml
+expect 0 "3 nodes stopped" shoal cluster down
 finish
