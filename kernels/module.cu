@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <pthread.h>
+#include <unistd.h>
 
 extern "C" {
 #define X(op) status cuda_##op(kern_stream *stream, const kern_##op##_args *args);
@@ -81,6 +83,42 @@ void device_free(kern_backend *backend, void *memory)
     (void)cudaFree(memory);
 }
 
+struct clear_job {
+    uint8_t *memory;
+    uint64_t bytes;
+};
+
+void *clear(void *argument)
+{
+    const clear_job *job = (const clear_job *)argument;
+    memset(job->memory, 0, job->bytes);
+    return nullptr;
+}
+
+/* A host tier is tens of GiB: seconds for one thread. */
+void clear_by_many(void *memory, uint64_t bytes)
+{
+    constexpr uint64_t LEAST = 64 << 20; /* a thread */
+    constexpr uint64_t MOST = 16;        /* threads */
+    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    uint64_t count = bytes / LEAST < MOST ? bytes / LEAST : MOST;
+    if (cores > 0 && count > (uint64_t)cores) count = (uint64_t)cores;
+    if (count == 0) count = 1;
+    clear_job job[MOST];
+    pthread_t thread[MOST];
+    bool started[MOST];
+    for (uint64_t i = 0; i < count; i++) {
+        const uint64_t from = bytes / count * i,
+                       to = i + 1 < count ? bytes / count * (i + 1) : bytes;
+        job[i] = {(uint8_t *)memory + from, to - from};
+        started[i] = i + 1 < count && pthread_create(&thread[i], nullptr, clear, &job[i]) == 0;
+        if (!started[i]) (void)clear(&job[i]);
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        if (started[i]) (void)pthread_join(thread[i], nullptr);
+    }
+}
+
 status device_alloc_shared(kern_backend *backend, uint64_t bytes, void **out_memory)
 {
     (void)backend;
@@ -91,7 +129,7 @@ status device_alloc_shared(kern_backend *backend, uint64_t bytes, void **out_mem
                     "no %llu bytes of pinned host memory (%s): ask for less of it, or raise the "
                     "host's memory or its limit of locked memory (ulimit -l)",
                     (unsigned long long)bytes, cudaGetErrorString(error));
-    memset(memory, 0, bytes);
+    clear_by_many(memory, bytes);
     *out_memory = memory;
     return STATUS_OK;
 }
