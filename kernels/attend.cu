@@ -396,13 +396,18 @@ template <int D, kern_branch BRANCH> struct attend_cta {
         if (r >= p.group_heads - tile * ROWS) return;
         const uint64_t row = p.first_row + list / p.kv_heads;
         const uint32_t head = list % p.kv_heads * p.group_heads + tile * ROWS + r;
-        float *out = p.a.out + (row * p.a.heads + head) * D;
+        const uint64_t to = (row * p.a.heads + head) * D + 4 * c;
         const float by = state.sum > 0.0f ? 1.0f / state.sum : 0.0f;
 #pragma unroll
-        for (int j = 0; j < D / 32; j++)
-            *(float4 *)(out + 32 * j + 4 * c) =
+        for (int j = 0; j < D / 32; j++) {
+            const float4 out =
                 make_float4(state.value[4 * j] * by, state.value[4 * j + 1] * by,
                             state.value[4 * j + 2] * by, state.value[4 * j + 3] * by);
+            if (p.a.out_bf16)
+                *(uint2 *)(p.a.out_bf16 + to + 32 * j) = bf16_pack4(out);
+            else
+                *(float4 *)(p.a.out + to + 32 * j) = out;
+        }
     }
 
     /* Fold `count` partials that stand one after another. */

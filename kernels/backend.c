@@ -60,6 +60,11 @@ bool kern_runs_inline(const kern_backend *backend)
     return backend->host_memory;
 }
 
+bool kern_rounds_operands(const kern_backend *backend)
+{
+    return backend->rounds_operands;
+}
+
 status kern_copy(kern_stream *stream, void *to, const void *from, uint64_t bytes)
 {
     CHECK(stream != NULL && (bytes == 0 || (to != NULL && from != NULL)));

@@ -135,6 +135,16 @@ __device__ __forceinline__ uint16_t float_bf16(float f)
     return __bfloat16_as_ushort(__float2bfloat16_rn(f));
 }
 
+__device__ __forceinline__ uint32_t bf16_pack2(float low, float high)
+{
+    return float_bf16(low) | (uint32_t)float_bf16(high) << 16;
+}
+
+__device__ __forceinline__ uint2 bf16_pack4(float4 v)
+{
+    return make_uint2(bf16_pack2(v.x, v.y), bf16_pack2(v.z, v.w));
+}
+
 __device__ __forceinline__ float fast_exp2(float x)
 {
     float y;

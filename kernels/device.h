@@ -42,6 +42,9 @@ status kern_alloc_shared(kern_backend *backend, uint64_t bytes, void **out_memor
 void kern_free_shared(kern_backend *backend, void *memory);
 /* True: an op has run when its call returns, and device memory is plain memory of the host. */
 bool kern_runs_inline(const kern_backend *backend);
+/* True: kern_linear rounds the rows it is given to bf16, so ops that make such rows may leave them
+ * in bf16, and it then has nothing to round. The bits are the same either way. */
+bool kern_rounds_operands(const kern_backend *backend);
 
 /* Copy and fill in the order of the stream, between any of device, shared and host memory. Host
  * memory that is not shared may be reused when the call returns. to == from: nothing to do. */

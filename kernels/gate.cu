@@ -12,8 +12,12 @@ __global__ void __launch_bounds__(256) gate_kernel(const __grid_constant__ kern_
     for (uint32_t i = blockIdx.x * 256 + threadIdx.x; i < width; i += gridDim.x * 256) {
         const float g = a.gate[row * a.gate_stride + i / a.head_dim];
         const float gate = 1.0f / (1.0f + fast_exp2(-g * CUDA_LOG2E));
-        float *x = a.x + row * width + i;
-        *x = a.add == nullptr ? *x * gate : fmaf(*x, gate, a.add[row * width + i]);
+        const uint64_t at = row * width + i;
+        const float x = a.add == nullptr ? a.x[at] * gate : fmaf(a.x[at], gate, a.add[at]);
+        if (a.out_bf16)
+            a.out_bf16[at] = float_bf16(x);
+        else
+            a.x[at] = x;
     }
 }
 
@@ -26,6 +30,7 @@ extern "C" status cuda_gate(kern_stream *stream, const kern_gate_args *args)
         kern_gate_args part = *args;
         part.x += (uint64_t)row * width;
         if (part.add != nullptr) part.add += (uint64_t)row * width;
+        if (part.out_bf16 != nullptr) part.out_bf16 += (uint64_t)row * width;
         part.gate += row * args->gate_stride;
         part.rows = args->rows - row < 32768 ? args->rows - row : 32768;
         const dim3 grid(cuda_blocks(width, 256), part.rows);

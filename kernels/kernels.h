@@ -95,12 +95,16 @@ typedef struct kern_embed_args {     /* out[r] = scale * table[ids[r]] */
     float scale;
 } kern_embed_args;
 
+/* out_bf16, x_bf16: the rows that a product takes, rounded to bf16 by who makes them, where the
+ * backend's products round them in any case (kern_rounds_operands); INVALID elsewhere. Where one is
+ * set, `out` or `x` is not looked at. Dense, aligned as kern_alloc leaves it. */
 typedef struct kern_rmsnorm_args {   /* out = x * rsqrt(mean(x^2) + eps) * weight, all float32 */
     const float *x;                  /* [R, hidden] */
     const uint16_t *weight;          /* [hidden] bf16 */
     float *out;                      /* [R, hidden], may be x */
     uint32_t rows, hidden;
     float eps;
+    uint16_t *out_bf16;              /* [R, hidden] in place of out, or NULL */
 } kern_rmsnorm_args;
 
 typedef struct kern_rope_args {      /* half-split rotation over D, in place */
@@ -121,6 +125,7 @@ typedef struct kern_linear_args {    /* out[r,n] = residual[r,n] (NULL: 0) + sca
     uint32_t rows;
     uint32_t columns;                /* only the first so many of N; 0: all */
     float scale;
+    const uint16_t *x_bf16;          /* [R, K] in place of x, or NULL; x_stride is K then */
 } kern_linear_args;
 
 typedef struct kern_swiglu_args {    /* out = silu(gate) * up */
@@ -128,6 +133,7 @@ typedef struct kern_swiglu_args {    /* out = silu(gate) * up */
     float *out;                      /* [R, ffn] dense */
     uint64_t in_stride;
     uint32_t rows, ffn;
+    uint16_t *out_bf16;              /* [R, ffn] in place of out, or NULL */
 } kern_swiglu_args;
 
 typedef struct kern_importance_args { /* u = bf16(A[h] * softplus(delta[h] . v)) */
@@ -269,6 +275,7 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     bool prefill;                    /* rows are consecutive tokens of one sequence under one
                                       * selector, and a block has one slot in all their lists */
     kern_branch branch;
+    uint16_t *out_bf16;              /* [R, Hq, D] in place of out, or NULL */
 } kern_attend_args;
 
 typedef struct kern_gate_args {      /* x[r,h,:] = add[r,h,:] + x[r,h,:] / (1 + e^-gate[r,h]), in place
@@ -279,6 +286,7 @@ typedef struct kern_gate_args {      /* x[r,h,:] = add[r,h,:] + x[r,h,:] / (1 + 
     uint64_t gate_stride;
     uint32_t rows, heads, head_dim;
     const float *add;                /* [R, heads, D] dense, or NULL: nothing */
+    uint16_t *out_bf16;              /* [R, heads, D] in place of x, which stays; or NULL */
 } kern_gate_args;
 
 typedef struct kern_install_args {   /* between steps: put arrived blocks (prefetched, resumed, staged

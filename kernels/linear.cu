@@ -1,13 +1,14 @@
 /* kernels/linear.cu - matrix products through cublasLt with one algorithm a weight.
  *
  * Activations are rounded to bf16 first (the stated difference from the CPU backends, whose
- * products take float32), sums and results are float32; residual and scale ride in the epilogue.
+ * products take float32), unless who made them has done so; sums and results are float32; residual
+ * and scale ride in the epilogue.
  *
  * Bits: the algorithm is chosen once, at pack, from the library's own ranking for 64 rows, among
  * those that neither split K nor reduce in another order; it then serves every number of rows. An
  * output is one accumulation along K in one tile, so neither the batch nor a row's place in it
- * shows. The table of algorithms belongs to the numerics id. Rows that do not fit the workspace go
- * in waves. */
+ * shows. The table of algorithms belongs to the numerics id. Rows to round that do not fit the
+ * workspace go in waves. */
 #include "kernels/cuda.cuh"
 
 #include <cstdlib>
@@ -19,6 +20,7 @@ namespace
 
 constexpr uint64_t BLAS_WORKSPACE_BYTES = 32ull << 20;
 constexpr uint32_t ALGO_ROWS = 64;
+constexpr uintptr_t ALIGNMENT = 256; /* of rows, as cublasLt supposes where it is not told */
 
 #define TRY_BLAS(call)                                                                             \
     do {                                                                                           \
@@ -46,10 +48,8 @@ __global__ void __launch_bounds__(128)
     if (i >= k) return;
     const float4 a = *(const float4 *)(x + row * stride + i);
     const float4 b = *(const float4 *)(x + row * stride + i + 4);
-    *(uint4 *)(to + row * k + i) = make_uint4(float_bf16(a.x) | (uint32_t)float_bf16(a.y) << 16,
-                                              float_bf16(a.z) | (uint32_t)float_bf16(a.w) << 16,
-                                              float_bf16(b.x) | (uint32_t)float_bf16(b.y) << 16,
-                                              float_bf16(b.z) | (uint32_t)float_bf16(b.w) << 16);
+    const uint2 low = bf16_pack4(a), high = bf16_pack4(b);
+    *(uint4 *)(to + row * k + i) = make_uint4(low.x, low.y, high.x, high.y);
 }
 
 /* float32 rows to dense bf16 ones; `to` is 16-byte aligned. */
@@ -124,6 +124,23 @@ status choose_algo(cublasLtHandle_t blas, cuda_weight *w)
     }
     return FAIL(GPU, "cublasLt has no algorithm without split K for a weight of %u x %u", w->base.n,
                 w->base.k);
+}
+
+/* Rows [row, row + rows) of the product, with x in bf16. */
+status multiply(kern_stream *stream, const kern_linear_args *args, const uint16_t *x, uint64_t row,
+                uint32_t rows)
+{
+    cuda_stream *s = cuda_stream_of(stream);
+    const cuda_weight *w = reinterpret_cast<const cuda_weight *>(args->weight);
+    layouts l;
+    TRY(l.create(kern_linear_columns(args), w->base.k, rows, args->out_stride));
+    float *out = args->out + row * args->out_stride;
+    const float *add = args->residual ? args->residual + row * args->out_stride : out;
+    const float alpha = args->scale, beta = args->residual ? 1.0f : 0.0f;
+    TRY_BLAS(cublasLtMatmul(cuda_device_of(stream->backend)->blas, w->matmul, &alpha, w->base.data,
+                            l.weight, x, l.x, &beta, add, l.out, out, l.out, &w->algo, s->workspace,
+                            w->workspace_bytes, s->handle));
+    return STATUS_OK;
 }
 
 /* Products now, with and without a sum, of few and of many rows: cublasLt loads a kernel at its
@@ -214,8 +231,13 @@ extern "C" status cuda_weight_pack(kern_backend *backend, const kern_matrix *par
 extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args)
 {
     cuda_stream *s = cuda_stream_of(stream);
-    const cuda_weight *w = reinterpret_cast<const cuda_weight *>(args->weight);
-    const uint32_t n = kern_linear_columns(args), k = w->base.k;
+    const uint32_t k = args->weight->k;
+    if (args->x_bf16) {
+        if ((uintptr_t)args->x_bf16 % ALIGNMENT != 0)
+            return FAIL(INVALID, "linear on CUDA: rows in bf16 that do not begin at %u bytes",
+                        (uint32_t)ALIGNMENT);
+        return args->rows == 0 ? STATUS_OK : multiply(stream, args, args->x_bf16, 0, args->rows);
+    }
     uint16_t *x = (uint16_t *)(s->workspace + BLAS_WORKSPACE_BYTES);
     uint64_t wave = (CUDA_WORKSPACE_BYTES - BLAS_WORKSPACE_BYTES) / ((uint64_t)k * 2);
     if (wave > 32768) wave = 32768;
@@ -224,14 +246,7 @@ extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args)
         const uint32_t rows = (uint32_t)(args->rows - row < wave ? args->rows - row : wave);
         round_rows(s, args->x + row * args->x_stride, args->x_stride, k, rows, x);
         TRY(cuda_launched("linear"));
-        layouts l;
-        TRY(l.create(n, k, rows, args->out_stride));
-        float *out = args->out + row * args->out_stride;
-        const float *add = args->residual ? args->residual + row * args->out_stride : out;
-        const float alpha = args->scale, beta = args->residual ? 1.0f : 0.0f;
-        TRY_BLAS(cublasLtMatmul(cuda_device_of(stream->backend)->blas, w->matmul, &alpha,
-                                w->base.data, l.weight, x, l.x, &beta, add, l.out, out, l.out,
-                                &w->algo, s->workspace, w->workspace_bytes, s->handle));
+        TRY(multiply(stream, args, x, row, rows));
     }
     return STATUS_OK;
 }

@@ -329,11 +329,16 @@ template <int D> struct prefill_cta {
             const uint32_t g = (row + 8 * h) % p.shape.padded_heads;
             if (pos[h] < 0 || g >= p.shape.group_heads) continue;
             const uint64_t r = p.first_row + tile * p.tile_tokens + token[h];
-            float *out = p.a.out + (r * p.a.heads + head * p.shape.group_heads + g) * D;
+            const uint64_t to =
+                (r * p.a.heads + head * p.shape.group_heads + g) * D + 2 * (lane % 4);
 #pragma unroll
-            for (int n = 0; n < D / 8; n++)
-                *(float2 *)(out + 8 * n + 2 * (lane % 4)) =
-                    make_float2(acc[4 * n + 2 * h] * by, acc[4 * n + 2 * h + 1] * by);
+            for (int n = 0; n < D / 8; n++) {
+                const float x = acc[4 * n + 2 * h] * by, y = acc[4 * n + 2 * h + 1] * by;
+                if (p.a.out_bf16)
+                    *(uint32_t *)(p.a.out_bf16 + to + 8 * n) = bf16_pack2(x, y);
+                else
+                    *(float2 *)(p.a.out + to + 8 * n) = make_float2(x, y);
+            }
         }
     }
 

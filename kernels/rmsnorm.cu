@@ -38,7 +38,6 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ float part[THREADS / 32];
     const uint64_t row = blockIdx.x;
     const float *x = a.x + row * a.hidden;
-    float *out = a.out + row * a.hidden;
     float sum = 0.0f, v[HELD];
     uint16_t w[HELD];
     load_weights(w, a.weight, 0, a.hidden); /* under way while the sum is made */
@@ -64,7 +63,12 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (uint32_t i = 0; i < HELD; i++) {
             const uint32_t at = first + i * THREADS + threadIdx.x;
-            if (at < a.hidden) out[at] = v[i] * scale * bf16_float(w[i]);
+            if (at >= a.hidden) continue;
+            const float out = v[i] * scale * bf16_float(w[i]);
+            if (a.out_bf16)
+                a.out_bf16[row * a.hidden + at] = float_bf16(out);
+            else
+                a.out[row * a.hidden + at] = out;
         }
     }
 }

@@ -94,9 +94,16 @@ status kern_validate_embed(const kern_backend *b, const kern_embed_args *a)
     return check_range(b, "token", a->ids, a->rows, a->vocab);
 }
 
+static status check_bf16(const kern_backend *b, const char *op, const uint16_t *rows)
+{
+    REQUIRE(rows == NULL || b->rounds_operands,
+            "%s: rows in bf16, which this backend does not round", op);
+    return STATUS_OK;
+}
+
 status kern_validate_rmsnorm(const kern_backend *b, const kern_rmsnorm_args *a)
 {
-    (void)b;
+    TRY(check_bf16(b, "rmsnorm", a->out_bf16));
     REQUIRE(a->hidden > 0 && a->eps >= 0.0f, "rmsnorm: hidden %u, eps %g", a->hidden,
             (double)a->eps);
     return STATUS_OK;
@@ -117,12 +124,13 @@ status kern_validate_linear(const kern_backend *b, const kern_linear_args *a)
             "linear: strides %llu, %llu and %u columns for a weight of %u x %u",
             (unsigned long long)a->x_stride, (unsigned long long)a->out_stride, a->columns,
             a->weight->n, a->weight->k);
-    return STATUS_OK;
+    REQUIRE(a->x_bf16 == NULL || a->x_stride == a->weight->k, "linear: rows in bf16 are not dense");
+    return check_bf16(b, "linear", a->x_bf16);
 }
 
 status kern_validate_swiglu(const kern_backend *b, const kern_swiglu_args *a)
 {
-    (void)b;
+    TRY(check_bf16(b, "swiglu", a->out_bf16));
     REQUIRE(a->ffn > 0 && a->in_stride >= a->ffn, "swiglu: %u values every %llu", a->ffn,
             (unsigned long long)a->in_stride);
     return STATUS_OK;
@@ -130,7 +138,7 @@ status kern_validate_swiglu(const kern_backend *b, const kern_swiglu_args *a)
 
 status kern_validate_gate(const kern_backend *b, const kern_gate_args *a)
 {
-    (void)b;
+    TRY(check_bf16(b, "gate", a->out_bf16));
     TRY(check_heads("gate", a->heads, a->heads, a->head_dim));
     REQUIRE(a->gate_stride >= a->heads, "gate: %u gates every %llu", a->heads,
             (unsigned long long)a->gate_stride);
@@ -337,6 +345,7 @@ static status check_branch(const kern_attend_args *a)
 status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
 {
     const kern_summary *s = &a->summary;
+    TRY(check_bf16(b, "attend", a->out_bf16));
     TRY(check_heads("attend", a->heads, s->kv_heads, s->head_dim));
     REQUIRE(a->row_stride >= (uint64_t)a->heads * s->head_dim, "attend: rows overlap");
     REQUIRE(a->max_select > 0 && a->block_bytes == 4u * KERN_BLOCK * s->head_dim,

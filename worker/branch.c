@@ -7,24 +7,28 @@
  * both. */
 #include "worker/engine.h"
 
-status branch_attend(worker_engine *e, const kern_attend_args *rows, uint32_t first_row)
+status branch_attend(worker_engine *e, kern_attend_args *rows, uint32_t first_row)
 {
+    size_t at = (size_t)first_row * e->heads * e->head_dim;
+    if (e->attended.bf16 != NULL)
+        rows->out_bf16 = e->attended.bf16 + at;
+    else
+        rows->out = e->attended.f32 + at;
     TRY(kern_attend(e->stream, rows));
     if (e->gates != 3) return STATUS_OK;
-    size_t at = (size_t)first_row * e->heads * e->head_dim;
-    kern_attend_args other = *rows;
-    other.branch = BRANCH_COARSE;
-    other.out = e->coarse_out + at;
-    TRY(kern_attend(e->stream, &other));
-    other.branch = BRANCH_NEAR;
-    other.out = e->near_out + at;
-    return kern_attend(e->stream, &other);
+    rows->branch = BRANCH_COARSE;
+    rows->out = e->coarse_out + at;
+    TRY(kern_attend(e->stream, rows));
+    rows->branch = BRANCH_NEAR;
+    rows->out = e->near_out + at;
+    return kern_attend(e->stream, rows);
 }
 
-/* x = add + x times the branch's gate. */
-static status gate_one(worker_engine *e, uint32_t branch, float *x, const float *add)
+/* x = add + x times the branch's gate; the last one leaves what the output projection takes. */
+static status gate_one(worker_engine *e, uint32_t branch, float *x, const float *add, bool last)
 {
     kern_gate_args a = {.x = x,
+                        .out_bf16 = last ? e->heads_out.bf16 : NULL,
                         .gate = e->out_gate + (size_t)branch * e->heads,
                         .add = add,
                         .gate_stride = (uint64_t)e->gates * e->heads,
@@ -34,11 +38,11 @@ static status gate_one(worker_engine *e, uint32_t branch, float *x, const float 
     return kern_gate(e->stream, &a);
 }
 
-status branch_gate(worker_engine *e, uint32_t layer)
+status branch_gate(worker_engine *e)
 {
-    if (e->config.model->layer[layer].out_gate == NULL) return STATUS_OK;
-    if (e->gates == 1) return gate_one(e, 0, e->heads_out, NULL);
-    TRY(gate_one(e, 0, e->coarse_out, NULL));
-    TRY(gate_one(e, 2, e->near_out, e->coarse_out));
-    return gate_one(e, 1, e->heads_out, e->near_out);
+    if (e->gates == 0) return STATUS_OK;
+    if (e->gates == 1) return gate_one(e, 0, e->attended.f32, NULL, true);
+    TRY(gate_one(e, 0, e->coarse_out, NULL, false));
+    TRY(gate_one(e, 2, e->near_out, e->coarse_out, false));
+    return gate_one(e, 1, e->attended.f32, e->near_out, true);
 }

@@ -215,6 +215,13 @@ static row_lists lists_of(int32_t *at, size_t rows)
                        .misses = (uint32_t *)at + 7 * rows};
 }
 
+static operand take_operand(taking *t, uint64_t count)
+{
+    if (kern_rounds_operands(t->e->backend))
+        return (operand){.bf16 = take(t, count, sizeof(uint16_t))};
+    return (operand){.f32 = take(t, count, sizeof(float))};
+}
+
 static void take_rows(taking *t)
 {
     worker_engine *e = t->e;
@@ -225,14 +232,16 @@ static void take_rows(taking *t)
     e->row = lists_of(take_seen(t, lists, ENGINE_ROW_LISTS * r, sizeof(int32_t)), r);
     e->x = take(t, r * e->hidden, sizeof(float));
     e->x_next = take(t, ends * e->hidden, sizeof(float));
-    e->norm = take(t, ends * e->hidden, sizeof(float));
+    e->norm = take_operand(t, ends * e->hidden);
     e->qkv = take(t, r * e->qkv_stride, sizeof(float));
-    e->heads_out = take(t, r * q, sizeof(float));
+    e->attended = e->heads_out = take_operand(t, r * q);
     if (e->gates > 0) e->out_gate = take(t, r * e->heads * e->gates, sizeof(float));
+    if (e->gates > 0 && kern_rounds_operands(e->backend)) /* no place for what is gated */
+        e->attended = (operand){.f32 = take(t, r * q, sizeof(float))};
     if (e->gates == 3) e->coarse_out = take(t, r * q, sizeof(float));
     if (e->gates == 3) e->near_out = take(t, r * q, sizeof(float));
     e->gate_up = take(t, r * 2 * e->ffn, sizeof(float));
-    e->act = take(t, r * e->ffn, sizeof(float));
+    e->act = take_operand(t, r * e->ffn);
     e->pick_q[0] = take(t, r * q, sizeof(float));
     e->pick_q[1] = take(t, r * q, sizeof(float));
     e->row_u = take(t, r * e->kv_heads, sizeof(uint16_t));

@@ -122,6 +122,12 @@ typedef struct prefetch_group {
     bool resume;
 } prefetch_group;
 
+/* Rows that a product takes: one of the two is set (kern_rounds_operands). */
+typedef struct operand {
+    float *f32;
+    uint16_t *bf16;
+} operand;
+
 /* Decode rows of one selection source, a range; the prefill rows have their own. */
 typedef struct row_range {
     uint32_t first, count;
@@ -178,10 +184,12 @@ struct worker_engine {
     row_range source_rows[4], prefill_rows;
     kern_source early; /* the source all decode rows share, else SOURCE_OWN */
     row_lists row, dev;
-    float *x, *x_next, *norm, *qkv, *heads_out, *gate_up, *act, *pick_q[2];
-    float *out_gate; /* [R, gates, Hq] output gates before their logistic; NULL without one */
-    uint32_t gates;  /* a query head: 0, 1 (SSA), 3 (NSA) */
-    float *coarse_out, *near_out; /* [R, Hq, D] NSA's other branches, beside heads_out */
+    float *x, *x_next, *qkv, *gate_up, *pick_q[2];
+    operand norm, act, heads_out;
+    operand attended; /* heads_out before its gates; the same without any */
+    float *out_gate;  /* [R, gates, Hq] output gates before their logistic; NULL without one */
+    uint32_t gates;   /* a query head: 0, 1 (SSA), 3 (NSA) */
+    float *coarse_out, *near_out; /* [R, Hq, D] NSA's other branches, beside attended */
     uint16_t *row_u;
     int32_t *append_slot;
     /* decode rows: scores by layer parity (a layer ahead may be planned already), picks by layer */
@@ -313,9 +321,10 @@ void ahead_leave(worker_engine *e, uint32_t seq);      /* it has no row in the n
 float *ahead_last_query(const worker_engine *e, uint32_t seq, uint32_t layer);
 
 /* branch.c */
-/* Attention of rows from first_row of the step on, in all branches that the model has. */
-status branch_attend(worker_engine *e, const kern_attend_args *rows, uint32_t first_row);
-status branch_gate(worker_engine *e, uint32_t layer); /* all rows: heads_out is then the sum */
+/* Attention of rows from first_row of the step on, in all branches that the model has, into
+ * e->attended and beside it: `rows` has no output yet. */
+status branch_attend(worker_engine *e, kern_attend_args *rows, uint32_t first_row);
+status branch_gate(worker_engine *e); /* all rows: heads_out is then the sum */
 
 /* prefill.c */
 uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows); /* rows with host slots */

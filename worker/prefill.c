@@ -100,7 +100,6 @@ static status keep_last_pick(worker_engine *e, uint32_t layer, uint32_t tile_row
 static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
 {
     const sequence *s = &e->seq[e->row.seq[rows.first]];
-    size_t width = (size_t)e->heads * e->head_dim;
     pick_buffers *p = &e->prefill;
     TRY(select_tile(e, layer, rows, e->selectors[s->selector].source));
     kern_locate_args locate = {
@@ -127,7 +126,6 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
         .selectors = e->dev_selectors,
         .pool = io_slot_bytes(e->io, 0),
         .summary = engine_summary(e, layer),
-        .out = e->heads_out + (size_t)rows.first * width,
         .row_stride = e->qkv_stride,
         .rows = rows.count,
         .heads = e->heads,

@@ -68,7 +68,8 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
 static status project_query(worker_engine *e, const model_layer *w, uint32_t rows, float *out)
 {
     kern_linear_args q = {.weight = w->qkv,
-                          .x = e->norm,
+                          .x = e->norm.f32,
+                          .x_bf16 = e->norm.bf16,
                           .out = out,
                           .x_stride = e->hidden,
                           .out_stride = (uint64_t)e->heads * e->head_dim,
@@ -90,7 +91,8 @@ status select_query(worker_engine *e, uint32_t layer, row_range rows, const floa
     const model_layer *w = &e->config.model->layer[layer];
     kern_rmsnorm_args norm = {.x = x,
                               .weight = w->input_norm,
-                              .out = e->norm,
+                              .out = e->norm.f32,
+                              .out_bf16 = e->norm.bf16,
                               .rows = rows.count,
                               .hidden = e->hidden,
                               .eps = (float)e->config.model->config.norm_eps};

@@ -92,11 +92,12 @@ static status pull_results(worker_engine *e)
 
 /* ---- a layer --------------------------------------------------------------------------------- */
 
-static status project(worker_engine *e, const kern_weight *w, const float *x, uint64_t x_stride,
+static status project(worker_engine *e, const kern_weight *w, operand x, uint64_t x_stride,
                       float *out, uint64_t out_stride)
 {
     kern_linear_args a = {.weight = w,
-                          .x = x,
+                          .x = x.f32,
+                          .x_bf16 = x.bf16,
                           .out = out,
                           .x_stride = x_stride,
                           .out_stride = out_stride,
@@ -105,11 +106,12 @@ static status project(worker_engine *e, const kern_weight *w, const float *x, ui
     return kern_linear(e->stream, &a);
 }
 
-static status add_residual(worker_engine *e, const kern_weight *w, const float *x,
-                           uint64_t x_stride, const float *residual, float *out)
+static status add_residual(worker_engine *e, const kern_weight *w, operand x, uint64_t x_stride,
+                           const float *residual, float *out)
 {
     kern_linear_args a = {.weight = w,
-                          .x = x,
+                          .x = x.f32,
+                          .x_bf16 = x.bf16,
                           .residual = residual,
                           .out = out,
                           .x_stride = x_stride,
@@ -123,7 +125,8 @@ static status norm(worker_engine *e, const float *x, const uint16_t *weight, uin
 {
     kern_rmsnorm_args a = {.x = x,
                            .weight = weight,
-                           .out = e->norm,
+                           .out = e->norm.f32,
+                           .out_bf16 = e->norm.bf16,
                            .rows = rows,
                            .hidden = e->hidden,
                            .eps = (float)e->config.model->config.norm_eps};
@@ -239,7 +242,6 @@ static status attend_part(worker_engine *e, uint32_t layer, row_range rows)
                           .selectors = e->dev_selectors,
                           .pool = e->pool,
                           .summary = engine_summary(e, layer),
-                          .out = e->heads_out + (size_t)rows.first * e->heads * e->head_dim,
                           .row_stride = e->qkv_stride,
                           .rows = rows.count,
                           .heads = e->heads,
@@ -287,7 +289,8 @@ static status mlp(worker_engine *e, uint32_t layer)
     TRY(project_up(e, w));
     kern_swiglu_args a = {.gate = e->gate_up,
                           .up = e->gate_up + e->ffn,
-                          .out = e->act,
+                          .out = e->act.f32,
+                          .out_bf16 = e->act.bf16,
                           .in_stride = 2 * (uint64_t)e->ffn,
                           .rows = e->rows,
                           .ffn = e->ffn};
@@ -309,7 +312,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     if (e->decode_rows > 0) TRY(append(e, l));
     TRY(prefill_layer(e, l)); /* the prompt's rows compute while blocks arrive */
     TRY(attend(e, l));
-    TRY(branch_gate(e, l));
+    TRY(branch_gate(e));
     TRY(keep_query(e, l));
     TRY(project_out(e, w));
     TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));
@@ -396,7 +399,8 @@ static void take_logits(worker_engine *e, uint32_t r, uint32_t i)
 static status head(worker_engine *e, uint32_t n)
 {
     kern_linear_args a = {.weight = e->config.model->lm_head,
-                          .x = e->norm,
+                          .x = e->norm.f32,
+                          .x_bf16 = e->norm.bf16,
                           .out = e->logits,
                           .x_stride = e->hidden,
                           .out_stride = e->vocab,

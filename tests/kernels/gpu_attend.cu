@@ -118,6 +118,23 @@ kern_attend_args attend_rows(kern_attend_args a, uint32_t first, uint32_t count)
     return a;
 }
 
+/* The same once more, left in bf16: what it left in float32, rounded. */
+void check_narrow(gpu_bench &b, kern_attend_args a, const char *name,
+                  const std::vector<float> &whole)
+{
+    mirror<uint16_t> narrow(whole.size());
+    narrow.poison();
+    a.out = nullptr, a.out_bf16 = narrow.device;
+    expect_ok(kern_attend(b.gpu, &a), name);
+    b.sync();
+    std::vector<uint16_t> want(whole.size());
+    for (size_t i = 0; i < want.size(); i++)
+        want[i] = kern_f32_to_bf16(whole[i]);
+    char text[160];
+    snprintf(text, sizeof text, "attend %s in bf16", name);
+    check_same(text, narrow.down(), want);
+}
+
 /* near: BRANCH_NEAR, with windows of so many tokens; 0: BRANCH_SELECTED. */
 void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
                  uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts,
@@ -141,6 +158,7 @@ void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows
     char text[160];
     snprintf(text, sizeof text, "attend %s against ref", name);
     check_close(text, first, ref.host, 2e-5);
+    check_narrow(b, gpu, name, first);
 
     again.poison(); /* one row at a time: the other split, no neighbours */
     kern_attend_args alone = gpu;
@@ -291,6 +309,7 @@ void coarse_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows
     char text[160];
     snprintf(text, sizeof text, "attend means %s against ref", name);
     check_close(text, first, ref.host, 2e-5);
+    check_narrow(b, gpu, name, first);
     if (!prompt) {
         const size_t each = (size_t)heads * dim;
         bool zero = true;
@@ -329,6 +348,7 @@ void prefill_case(gpu_bench &b, random_source &r, const char *name, uint32_t row
     char text[160];
     snprintf(text, sizeof text, "prefill %s against ref", name);
     check_close(text, first, ref.host, near != 0 ? 2e-5 : 4e-3);
+    check_narrow(b, gpu, name, first);
     again.poison(); /* chunks of 1, 2, 3, ... rows: other tiles, other neighbours */
     kern_attend_args alone = gpu;
     alone.out = again.device;

@@ -15,6 +15,15 @@ void both(gpu_bench &b, const A &host, const A &gpu, F op, const char *name)
     b.sync();
 }
 
+/* An op that left its rows in bf16: the float32 ones it leaves otherwise, rounded. */
+void check_rounded(const char *what, const mirror<uint16_t> &got, const std::vector<float> &whole)
+{
+    std::vector<uint16_t> want(whole.size());
+    for (size_t i = 0; i < want.size(); i++)
+        want[i] = kern_f32_to_bf16(whole[i]);
+    check_same(what, got.down(), want);
+}
+
 void embed_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t hidden)
 {
     const uint32_t vocab = 300;
@@ -39,10 +48,18 @@ void rmsnorm_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t hidden
     fill_normal(r, x.host, 3.0f);
     fill_bf16(r, weight.host, 1.0f);
     x.up(), weight.up(), out.poison();
-    kern_rmsnorm_args h = {x.host.data(), weight.host.data(), out.host.data(), rows, hidden, 1e-6f};
-    kern_rmsnorm_args d = {x.device, weight.device, out.device, rows, hidden, 1e-6f};
+    kern_rmsnorm_args h = {x.host.data(), weight.host.data(), out.host.data(), rows, hidden, 1e-6f,
+                           nullptr};
+    kern_rmsnorm_args d = {x.device, weight.device, out.device, rows, hidden, 1e-6f, nullptr};
     both(b, h, d, kern_rmsnorm, "rmsnorm");
-    check_close("rmsnorm", out.down(), out.host, 1e-6);
+    const std::vector<float> whole = out.down();
+    check_close("rmsnorm", whole, out.host, 1e-6);
+    mirror<uint16_t> narrow(whole.size());
+    narrow.poison();
+    d.out = nullptr, d.out_bf16 = narrow.device;
+    expect_ok(kern_rmsnorm(b.gpu, &d), "rmsnorm");
+    b.sync();
+    check_rounded("rmsnorm in bf16", narrow, whole);
 }
 
 void rope_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t heads, uint32_t dim)
@@ -71,10 +88,18 @@ void swiglu_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t ffn)
     mirror<float> in(rows * stride), out((size_t)rows * ffn);
     fill_normal(r, in.host, 4.0f);
     in.up(), out.poison();
-    kern_swiglu_args h = {in.host.data(), in.host.data() + ffn, out.host.data(), stride, rows, ffn};
-    kern_swiglu_args d = {in.device, in.device + ffn, out.device, stride, rows, ffn};
+    kern_swiglu_args h = {in.host.data(), in.host.data() + ffn, out.host.data(), stride, rows, ffn,
+                          nullptr};
+    kern_swiglu_args d = {in.device, in.device + ffn, out.device, stride, rows, ffn, nullptr};
     both(b, h, d, kern_swiglu, "swiglu");
-    check_close("swiglu", out.down(), out.host, 1e-6);
+    const std::vector<float> whole = out.down();
+    check_close("swiglu", whole, out.host, 1e-6);
+    mirror<uint16_t> narrow(whole.size());
+    narrow.poison();
+    d.out = nullptr, d.out_bf16 = narrow.device;
+    expect_ok(kern_swiglu(b.gpu, &d), "swiglu");
+    b.sync();
+    check_rounded("swiglu in bf16", narrow, whole);
 }
 
 /* A third of a model's gates, each row's after another's, with and without something to add to. */
@@ -84,14 +109,23 @@ void gate_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t heads, ui
     mirror<float> x((size_t)rows * heads * dim), gate(rows * stride), add(x.host.size());
     fill_normal(r, x.host, 1.0f), fill_normal(r, gate.host, 3.0f), fill_normal(r, add.host, 1.0f);
     x.up(), gate.up(), add.up();
-    kern_gate_args h = {x.host.data(), gate.host.data() + heads, stride, rows, heads, dim, nullptr};
-    kern_gate_args d = {x.device, gate.device + heads, stride, rows, heads, dim, nullptr};
+    kern_gate_args h = {x.host.data(), gate.host.data() + heads, stride, rows, heads, dim, nullptr,
+                        nullptr};
+    kern_gate_args d = {x.device, gate.device + heads, stride, rows, heads, dim, nullptr, nullptr};
     both(b, h, d, kern_gate, "gate");
     check_close("gate", x.down(), x.host, 1e-6);
-    x.up();
+    const std::vector<float> before = x.host;
+    mirror<uint16_t> narrow(x.host.size());
+    x.up(), narrow.poison();
     h.add = add.host.data(), d.add = add.device;
+    kern_gate_args rounded = d;
+    rounded.out_bf16 = narrow.device;
+    expect_ok(kern_gate(b.gpu, &rounded), "gate");
+    b.sync();
+    check_same("gate in bf16 leaves x alone", x.down(), before);
     both(b, h, d, kern_gate, "gate");
     check_close("gate, added to what is there", x.down(), x.host, 1e-6);
+    check_rounded("gate in bf16", narrow, x.down());
     check_same("gate: what it adds to is left alone", add.down(), add.host);
 }
 
@@ -177,6 +211,31 @@ void tokens_case(gpu_bench &b, random_source &r, uint32_t window, uint32_t strid
     check_same("append", pool.down(), pool.host);
 }
 
+/* The product `a` of rows that are rounded already: `whole`, as of the same in float32. */
+void linear_narrow(gpu_bench &b, kern_linear_args a, const std::vector<float> &x,
+                   const std::vector<float> &whole)
+{
+    const uint32_t n = a.weight->n, k = a.weight->k, rows = a.rows;
+    mirror<uint16_t> narrow(x.size());
+    mirror<float> out(whole.size());
+    for (size_t i = 0; i < x.size(); i++)
+        narrow.host[i] = kern_f32_to_bf16(x[i]);
+    narrow.up();
+    a.out = out.device, a.x = nullptr, a.x_bf16 = narrow.device;
+    bool same = true;
+    for (uint32_t count = 1; count < 2 * rows; count *= 2) {
+        out.poison();
+        a.rows = std::min(count, rows);
+        expect_ok(kern_linear(b.gpu, &a), "linear");
+        b.sync();
+        same &= memcmp(out.down().data(), whole.data(), (size_t)a.rows * n * 4) == 0;
+    }
+    check_that(same, "linear %u x %u: rows in bf16 have the bits of the same in float32", n, k);
+    a.x_bf16++;
+    check_that(kern_linear(b.gpu, &a) == STATUS_INVALID,
+               "linear: rows in bf16 that begin anywhere are refused");
+}
+
 /* Against products of the rounded activations in double; then the bits of rows elsewhere. */
 void linear_case(gpu_bench &b, random_source &r, uint32_t n0, uint32_t n1, uint32_t k,
                  uint32_t rows)
@@ -238,6 +297,7 @@ void linear_case(gpu_bench &b, random_source &r, uint32_t n0, uint32_t n1, uint3
     for (uint32_t i = 0; i < rows; i++)
         same &= memcmp(&now[(size_t)i * n], &got[(size_t)i * n], n0 * sizeof(float)) == 0;
     check_that(same, "linear %u x %u: its first %u columns alone have the same bits", n, k, n0);
+    linear_narrow(b, a, x.host, got);
     kern_weight_free(packed);
 }
 
@@ -281,32 +341,37 @@ void sample_case(gpu_bench &b, random_source &r, uint32_t vocab)
 }
 
 /* Small ops that each need all of the one before: a kernel that did not wait for that one, or wrote
- * over what it still read, shows in the bits. */
+ * over what it still read, shows in the bits. in_bf16: so the product's rows come to it. */
 std::vector<float> run_chain(gpu_bench &b, random_source r, uint32_t rows, uint32_t rounds,
-                             bool alone)
+                             bool alone, bool in_bf16)
 {
     const uint32_t hidden = 512, heads = 8, dim = hidden / heads, ffn = hidden / 2, tokens = 500;
     mirror<float> x((size_t)rows * hidden), norm(x.host.size()), mid((size_t)rows * ffn);
     mirror<float> cosine((size_t)tokens * dim / 2), sine(cosine.host.size());
     mirror<uint16_t> weight(hidden), w((size_t)hidden * ffn);
+    mirror<uint16_t> narrow(mid.host.size());
     mirror<int32_t> pos(rows);
     fill_normal(r, x.host, 1.0f), fill_normal(r, cosine.host, 1.0f);
     fill_normal(r, sine.host, 1.0f);
     fill_bf16(r, weight.host, 1.0f), fill_bf16(r, w.host, 0.1f);
     for (int32_t &p : pos.host)
         p = (int32_t)r.below(tokens);
-    x.up(), cosine.up(), sine.up(), weight.up(), pos.up(), norm.poison(), mid.poison();
+    x.up(), cosine.up(), sine.up(), weight.up(), pos.up(), norm.poison(), mid.poison(),
+        narrow.poison();
     const kern_matrix matrix = {w.host.data(), hidden};
     kern_linear_args out = {};
     kern_weight *packed = nullptr;
     expect_ok(kern_weight_pack(b.gpu_backend, &matrix, 1, ffn, &packed), "pack");
     out.weight = packed, out.x = mid.device, out.out = x.device;
     out.x_stride = ffn, out.out_stride = hidden, out.rows = rows, out.scale = 1.0f;
-    const kern_rmsnorm_args first = {x.device, weight.device, norm.device, rows, hidden, 1e-6f};
+    const kern_rmsnorm_args first = {x.device, weight.device, norm.device, rows,
+                                     hidden,   1e-6f,         nullptr};
     const kern_rope_args turn = {norm.device, pos.device, cosine.device, sine.device, rows,
                                  heads,       dim,        tokens,        hidden};
-    const kern_swiglu_args both = {norm.device, norm.device + ffn, mid.device, hidden, rows, ffn};
-    const kern_gate_args gate = {mid.device, norm.device, hidden, rows, ffn / dim, dim, nullptr};
+    const kern_swiglu_args both = {norm.device, norm.device + ffn, mid.device, hidden, rows, ffn,
+                                   nullptr};
+    kern_gate_args gate = {mid.device, norm.device, hidden, rows, ffn / dim, dim, nullptr, nullptr};
+    if (in_bf16) gate.out_bf16 = narrow.device, out.x_bf16 = narrow.device;
     for (uint32_t i = 0; i < rounds; i++) {
         for (uint32_t op = 0; op < 5; op++) {
             status done = op == 0   ? kern_rmsnorm(b.gpu, &first)
@@ -325,12 +390,12 @@ std::vector<float> run_chain(gpu_bench &b, random_source r, uint32_t rows, uint3
 
 void chain_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t rounds)
 {
-    const std::vector<float> alone = run_chain(b, r, rows, rounds, true);
+    const std::vector<float> alone = run_chain(b, r, rows, rounds, true, false);
     bool finite = true, same = true;
     for (float v : alone)
         finite &= std::isfinite(v);
-    for (int i = 0; i < 5; i++)
-        same &= memcmp(run_chain(b, r, rows, rounds, false).data(), alone.data(),
+    for (int i = 0; i < 6; i++)
+        same &= memcmp(run_chain(b, r, rows, rounds, false, i % 2).data(), alone.data(),
                        alone.size() * 4) == 0;
     check_that(finite && same, "%u ops of %u rows back to back: bits as one at a time", 5 * rounds,
                rows);

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/backend.h"
@@ -54,6 +55,7 @@ static struct {
         uint64_t bytes;
     } range[RANGES];
     void (*linear_seen)(const kern_linear_args *args);
+    bool rounds; /* products do */
 } apart;
 
 void apart_watch_linear(void (*seen)(const kern_linear_args *args))
@@ -72,6 +74,57 @@ void apart_watch_linear(void (*seen)(const kern_linear_args *args))
         return done;                                                                               \
     }
 KERN_OPS(X)
+#undef X
+
+/* ---- products of rows in bf16 ---- */
+
+static float *floats(uint64_t count)
+{
+    float *p = malloc((count + 1) * sizeof *p);
+    EXPECT(p != NULL);
+    return p;
+}
+
+static status run_product(apart_stream *s, const command_args *args)
+{
+    if (!apart.rounds) return run_linear(s, args);
+    command_args inner = *args;
+    kern_linear_args *a = &inner.linear;
+    const uint32_t k = a->weight->k;
+    float *x = floats((uint64_t)a->rows * k);
+    for (uint64_t i = 0; i < (uint64_t)a->rows * k; i++)
+        x[i] = kern_bf16_to_f32(
+            a->x_bf16 != NULL ? a->x_bf16[i] : kern_f32_to_bf16(a->x[i / k * a->x_stride + i % k]));
+    a->x = x;
+    a->x_bf16 = NULL;
+    a->x_stride = k;
+    const status done = run_linear(s, &inner);
+    free(x);
+    return done;
+}
+
+/* An op that makes `count` such rows' values. */
+#define X(op, out, count)                                                                          \
+    static status run_##op##_given(apart_stream *s, const command_args *args)                      \
+    {                                                                                              \
+        const kern_##op##_args *asked = &args->op;                                                 \
+        if (asked->out_bf16 == NULL) return run_##op(s, args);                                     \
+        EXPECT(kern_rounds_operands(s->base.backend));                                             \
+        const uint64_t n = (count);                                                                \
+        command_args inner = *args;                                                                \
+        inner.op.out_bf16 = NULL;                                                                  \
+        inner.op.out = floats(n);                                                                  \
+        if (KERN_OP_##op == KERN_OP_gate) memcpy(inner.op.out, args->gate.x, n * sizeof(float));   \
+        const status done = run_##op(s, &inner);                                                   \
+        for (uint64_t i = 0; i < n; i++)                                                           \
+            asked->out_bf16[i] = kern_f32_to_bf16(inner.op.out[i]);                                \
+        free(inner.op.out);                                                                        \
+        return done;                                                                               \
+    }
+X(rmsnorm, out, (uint64_t)asked->rows * asked->hidden)
+X(swiglu, out, (uint64_t)asked->rows * asked->ffn)
+X(attend, out, (uint64_t)asked->rows * asked->heads * asked->summary.head_dim)
+X(gate, x, (uint64_t)asked->rows * asked->heads * asked->head_dim)
 #undef X
 
 static status run_copy(apart_stream *s, const command_args *args)
@@ -189,8 +242,23 @@ static status apart_watch(kern_stream *stream, const kern_wait_args *args)
 static status apart_product(kern_stream *stream, const kern_linear_args *args)
 {
     if (apart.linear_seen != NULL) apart.linear_seen(args);
-    return apart_linear(stream, args);
+    next_args(of(stream), run_product)->linear = *args;
+    hand_over(of(stream), false);
+    return STATUS_OK;
 }
+
+#define X(op)                                                                                      \
+    static status apart_##op##_given(kern_stream *stream, const kern_##op##_args *args)            \
+    {                                                                                              \
+        next_args(of(stream), run_##op##_given)->op = *args;                                       \
+        hand_over(of(stream), false);                                                              \
+        return STATUS_OK;                                                                          \
+    }
+X(rmsnorm)
+X(swiglu)
+X(attend)
+X(gate)
+#undef X
 
 static status apart_sync(kern_stream *stream)
 {
@@ -367,10 +435,29 @@ kern_backend *apart_open(kern_backend *inner)
     EXPECT(pthread_mutex_init(&apart.ops, NULL) == 0);
     ops.wait = apart_watch;
     ops.linear = apart_product;
+    ops.rmsnorm = apart_rmsnorm_given;
+    ops.swiglu = apart_swiglu_given;
+    ops.attend = apart_attend_given;
+    ops.gate = apart_gate_given;
     apart.inner = inner;
+    apart.rounds = false;
     apart.backend = *inner;
     apart.backend.ops = &ops;
     apart.backend.device = &apart_device;
     apart.backend.host_memory = false;
     return &apart.backend;
+}
+
+kern_backend *apart_open_rounding(kern_backend *inner)
+{
+    kern_backend *backend = apart_open(inner);
+    apart.rounds = true;
+    return backend;
+}
+
+kern_backend *apart_open_given(kern_backend *inner)
+{
+    kern_backend *backend = apart_open_rounding(inner);
+    backend->rounds_operands = true;
+    return backend;
 }

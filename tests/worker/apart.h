@@ -11,6 +11,10 @@
 #include "kernels/kernels.h"
 
 kern_backend *apart_open(kern_backend *inner);
+/* The same with products that round the rows they are given to bf16, as a GPU's do; `given`: they
+ * also take rows that are rounded (kern_rounds_operands). */
+kern_backend *apart_open_rounding(kern_backend *inner);
+kern_backend *apart_open_given(kern_backend *inner);
 /* Told of every product when it is asked for. */
 void apart_watch_linear(void (*seen)(const kern_linear_args *args));
 

@@ -40,10 +40,11 @@ static void submit(run *r, uint64_t id, uint32_t new_tokens)
 {
     int32_t tokens[LONG];
     const uint32_t count = run_engine(r)->max_len > LONG ? LONG : PROMPT;
+    const uint32_t known = run_engine(r)->vocab - 1;
     rng g;
     rng_seed(&g, 200 + id);
     for (uint32_t i = 0; i < count; i++)
-        tokens[i] = (int32_t)(1 + rng_below(&g, 4000));
+        tokens[i] = (int32_t)(1 + rng_below(&g, known < 4000 ? known : 4000));
     worker_request request = {.id = id,
                               .prompt = tokens,
                               .prompt_count = count - 3 * (uint32_t)id,
@@ -253,6 +254,59 @@ TEST(what_prefetch_had_brought_is_counted_a_step_later_as_at_once)
     EXPECT_EQ_U64(s->prefetch.used, at_once.used);
     EXPECT(s->prefetch.used + s->prefetch.wasted <= s->prefetch.issued);
     EXPECT_EQ_U64(there.blocks.resident, s->blocks.resident);
+}
+
+/* Each value is rounded once either way; without rounding there are other bits. */
+static void same_given(run_setup setup)
+{
+    setup.wrap = apart_open;
+    const outcome exact = outcome_of(&setup);
+    setup.wrap = apart_open_rounding;
+    const outcome rounded = outcome_of(&setup);
+    setup.wrap = apart_open_given;
+    const outcome given = outcome_of(&setup);
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        EXPECT_EQ_U64(given.tokens[i], NEW);
+        EXPECT_EQ_X64(given.digest[i], rounded.digest[i]);
+        EXPECT(exact.digest[i] != rounded.digest[i]);
+    }
+}
+
+TEST(rows_that_their_maker_rounds_have_the_bits_of_rows_that_the_product_rounds)
+{
+    same_given(setup_of("own", 0));
+    same_given(setup_of("mid", 0));
+}
+
+TEST(so_they_have_behind_one_gate_and_behind_three)
+{
+    const char *const kind[] = {"ssa", "nsa"};
+    for (uint32_t i = 0; i < 2; i++) {
+        char dir[256];
+        run_setup setup = setup_of("own", 0);
+        (void)snprintf(dir, sizeof dir, TEST_SOURCE_DIR "/tests/golden/selectors/%s", kind[i]);
+        setup.model_dir = dir;
+        setup.selector = (selector_choice){.name = kind[i], .budget = "6"};
+        same_given(setup);
+    }
+}
+
+TEST(a_backend_that_does_not_round_refuses_rows_in_bf16)
+{
+    kern_backend *backend;
+    kern_stream *stream;
+    EXPECT(kern_backend_open(&(kern_config){.backend = "cpu", .threads = 1}, &backend) ==
+           STATUS_OK);
+    EXPECT(kern_stream_create(backend, &stream) == STATUS_OK);
+    EXPECT(!kern_rounds_operands(backend));
+    float x[32] = {1}, out[32] = {0};
+    uint16_t weight[32] = {0}, narrow[32] = {0};
+    kern_rmsnorm_args a = {.x = x, .weight = weight, .out = out, .rows = 1, .hidden = 32, .eps = 1};
+    EXPECT(kern_rmsnorm(stream, &a) == STATUS_OK);
+    a.out_bf16 = narrow;
+    EXPECT(kern_rmsnorm(stream, &a) == STATUS_INVALID);
+    kern_stream_destroy(stream);
+    kern_backend_close(backend);
 }
 
 /* Products by shape, strides, sum and number of rows, seen while the engine is made or later. */
