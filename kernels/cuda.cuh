@@ -34,11 +34,24 @@ enum {
     CUDA_MARKS = 8192, /* a step has about 900 ops, two marks each */
 };
 
+/* Whose bits matrix products have (linear.cu). */
+enum cuda_products {
+    PRODUCTS_LIBRARY, /* one algorithm of cublasLt's a weight */
+    PRODUCTS_FUSED,   /* the definition's; scale and residual in one fused operation */
+    PRODUCTS_APART,   /* the definition's; scaled, rounded, then added */
+};
+
+struct cuda_shape;
+
 struct cuda_device {
     int ordinal, sms, major, minor;
     bool early; /* kernels may begin before the one ahead of them has ended: cuda_launch */
     int64_t timer_offset_ns; /* device's global timer minus the host's monotonic clock */
     cublasLtHandle_t blas;
+    cublasLtMatmulDescOpaque_t matmul; /* of every product */
+    cuda_products products;
+    cuda_shape *shapes; /* of weights packed so far */
+    bool slow_told;     /* that a product goes by the kernel that defines its bits */
     char numerics_id[64];
 };
 
@@ -59,12 +72,10 @@ struct cuda_stream {
     cuda_marks marks;
 };
 
-/* A kern_weight's `data` is device memory [n, k] row-major bf16; the algorithm is pinned here. */
+/* A kern_weight's `data` is device memory [n, k] row-major bf16. */
 struct cuda_weight {
     kern_weight base;
-    cublasLtMatmulDesc_t matmul;
-    cublasLtMatmulAlgo_t algo;
-    uint64_t workspace_bytes;
+    const cuda_shape *shape;
 };
 
 static inline cuda_stream *cuda_stream_of(kern_stream *stream)

@@ -1,33 +1,27 @@
-/* kernels/linear.cu - matrix products through cublasLt with one algorithm a weight.
+/* kernels/linear.cu - matrix products through cublasLt, with bits of our own definition.
  *
  * Activations are rounded to bf16 first (the stated difference from the CPU backends, whose
  * products take float32), unless who made them has done so; sums and results are float32; residual
  * and scale ride in the epilogue.
  *
- * Bits: the algorithm is chosen once, at pack, from the library's own ranking for 64 rows, among
- * those that neither split K nor reduce in another order; it then serves every number of rows. An
- * output is one accumulation along K in one tile, so neither the batch nor a row's place in it
- * shows. The table of algorithms belongs to the numerics id. Rows to round that do not fit the
- * workspace go in waves. */
-#include "kernels/cuda.cuh"
-
-#include <cstdlib>
+ * Bits: a product is one chain over ascending K of tensor-core steps of 16 (mma.m16n8k16, float32
+ * sum, the last step filled with zeros), then scale and residual. own_kernel is that definition.
+ * Every algorithm of cublasLt that leaves K whole was seen to have the same bits (H200, cublasLt
+ * 13.1, 2026-11-30), so which of them runs is a matter of speed alone: linear_algo.cu measures them
+ * by classes of rows when a shape of weights is first packed, and takes none that does not match
+ * own_kernel bit by bit; where none does, own_kernel itself runs. So neither the batch, nor a row's
+ * place in it, nor what was measured, shows, and the numerics id names the definition. On a device
+ * or library where none matches at open, a weight keeps the library's first choice for 64 rows at
+ * every number of rows, and the id names the library. Rows to round that do not fit the workspace,
+ * and more rows than a shape was tried with, go in waves. */
+#include "kernels/linear.cuh"
 
 extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args);
 
 namespace
 {
 
-constexpr uint64_t BLAS_WORKSPACE_BYTES = 32ull << 20;
-constexpr uint32_t ALGO_ROWS = 64;
 constexpr uintptr_t ALIGNMENT = 256; /* of rows, as cublasLt supposes where it is not told */
-
-#define TRY_BLAS(call)                                                                             \
-    do {                                                                                           \
-        cublasStatus_t try_blas_ = (call);                                                         \
-        if (try_blas_ != CUBLAS_STATUS_SUCCESS)                                                    \
-            return FAIL(GPU, "%s: %s", #call, cublasLtGetStatusString(try_blas_));                 \
-    } while (0)
 
 __global__ void __launch_bounds__(256)
     round_kernel(const float *x, uint64_t stride, uint32_t k, uint16_t *to)
@@ -63,124 +57,97 @@ void round_rows(cuda_stream *stream, const float *x, uint64_t stride, uint32_t k
         cuda_launch(stream, {dim3(cuda_blocks(k, 256), rows), 256}, round_kernel, x, stride, k, to);
 }
 
-/* Column-major views: out^T [n, rows] = weight^T [k, n] transposed times x^T [k, rows]. */
-struct layouts {
-    cublasLtMatrixLayout_t weight = nullptr, x = nullptr, out = nullptr;
-    ~layouts()
-    {
-        if (weight) cublasLtMatrixLayoutDestroy(weight);
-        if (x) cublasLtMatrixLayoutDestroy(x);
-        if (out) cublasLtMatrixLayoutDestroy(out);
-    }
-    status create(uint32_t n, uint32_t k, uint64_t rows, uint64_t out_stride)
-    {
-        TRY_BLAS(cublasLtMatrixLayoutCreate(&weight, CUDA_R_16BF, k, n, k));
-        TRY_BLAS(cublasLtMatrixLayoutCreate(&x, CUDA_R_16BF, k, rows, k));
-        TRY_BLAS(cublasLtMatrixLayoutCreate(&out, CUDA_R_32F, n, rows, (int64_t)out_stride));
-        return STATUS_OK;
-    }
-};
-
-/* Split-K or a reduction across tiles would order sums by what else is in flight. */
-bool whole_k(const cublasLtMatmulAlgo_t *algo)
+/* Elements i and i + 1 of a row, zeros beyond the matrix. */
+__device__ __forceinline__ uint32_t pair_at(const uint16_t *m, uint32_t rows, uint32_t k,
+                                            uint32_t row, uint32_t i)
 {
-    int32_t split = 0;
-    uint32_t scheme = 0;
-    size_t written = 0;
-    if (cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split,
-                                             sizeof split, &written) != CUBLAS_STATUS_SUCCESS)
-        return false;
-    if (cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme,
-                                             sizeof scheme, &written) != CUBLAS_STATUS_SUCCESS)
-        return false;
-    return split <= 1 && scheme == CUBLASLT_REDUCTION_SCHEME_NONE;
+    if (row >= rows || i >= k) return 0;
+    const uint16_t *p = m + (uint64_t)row * k + i;
+    return p[0] | (i + 1 < k ? (uint32_t)p[1] << 16 : 0u);
 }
 
-status choose_algo(cublasLtHandle_t blas, cuda_weight *w)
+constexpr uint32_t OWN_WARPS = 4;
+
+/* The definition: 16 rows x 8 columns a warp, straight from memory. */
+__global__ void __launch_bounds__(32 * OWN_WARPS)
+    own_kernel(cuda_product p, cuda_products form, uint32_t row_tiles)
 {
-    layouts l;
-    TRY(l.create(w->base.n, w->base.k, ALGO_ROWS, w->base.n));
-    cublasLtMatmulPreference_t preference;
-    TRY_BLAS(cublasLtMatmulPreferenceCreate(&preference));
-    const uint64_t bytes = BLAS_WORKSPACE_BYTES;
-    const uint32_t scheme = CUBLASLT_REDUCTION_SCHEME_NONE;
-    (void)cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                               &bytes, sizeof bytes);
-    (void)cublasLtMatmulPreferenceSetAttribute(
-        preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme, sizeof scheme);
-    cublasLtMatmulHeuristicResult_t found[16];
-    int count = 0;
-    const cublasStatus_t asked = cublasLtMatmulAlgoGetHeuristic(
-        blas, w->matmul, l.weight, l.x, l.out, l.out, preference, 16, found, &count);
-    cublasLtMatmulPreferenceDestroy(preference);
-    if (asked != CUBLAS_STATUS_SUCCESS)
-        return FAIL(GPU, "cublasLt ranks no algorithm for a weight of %u x %u: %s", w->base.n,
-                    w->base.k, cublasLtGetStatusString(asked));
-    for (int i = 0; i < count; i++) {
-        if (found[i].state != CUBLAS_STATUS_SUCCESS || !whole_k(&found[i].algo)) continue;
-        w->algo = found[i].algo;
-        w->workspace_bytes = found[i].workspaceSize;
-        return STATUS_OK;
+    cuda_begin();
+    const uint32_t g = threadIdx.x % 32 / 4, t = 2 * (threadIdx.x % 4);
+    const uint32_t row = blockIdx.x % row_tiles * 16;
+    const uint32_t column = (blockIdx.x / row_tiles * OWN_WARPS + threadIdx.x / 32) * 8;
+    float c[4] = {};
+    for (uint32_t i = 0; i < p.k; i += 16) {
+        const uint32_t a[4] = {pair_at(p.x, p.rows, p.k, row + g, i + t),
+                               pair_at(p.x, p.rows, p.k, row + 8 + g, i + t),
+                               pair_at(p.x, p.rows, p.k, row + g, i + 8 + t),
+                               pair_at(p.x, p.rows, p.k, row + 8 + g, i + 8 + t)};
+        mma_16x8x16(c, a, pair_at(p.weight, p.n, p.k, column + g, i + t),
+                    pair_at(p.weight, p.n, p.k, column + g, i + 8 + t));
     }
-    return FAIL(GPU, "cublasLt has no algorithm without split K for a weight of %u x %u", w->base.n,
-                w->base.k);
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t r = row + g + (i & 2 ? 8 : 0), n = column + t + (i & 1);
+        if (r >= p.rows || n >= p.n) continue;
+        const uint64_t at = r * p.stride + n;
+        p.out[at] = cuda_product_end(form, p.scale, c[i], p.residual ? p.residual + at : nullptr);
+    }
 }
 
-/* Rows [row, row + rows) of the product, with x in bf16. */
-status multiply(kern_stream *stream, const kern_linear_args *args, const uint16_t *x, uint64_t row,
-                uint32_t rows)
+status run_product(cuda_stream *stream, const cuda_product &p, const cuda_algo &algo)
 {
-    cuda_stream *s = cuda_stream_of(stream);
-    const cuda_weight *w = reinterpret_cast<const cuda_weight *>(args->weight);
-    layouts l;
-    TRY(l.create(kern_linear_columns(args), w->base.k, rows, args->out_stride));
-    float *out = args->out + row * args->out_stride;
-    const float *add = args->residual ? args->residual + row * args->out_stride : out;
-    const float alpha = args->scale, beta = args->residual ? 1.0f : 0.0f;
-    TRY_BLAS(cublasLtMatmul(cuda_device_of(stream->backend)->blas, w->matmul, &alpha, w->base.data,
-                            l.weight, x, l.x, &beta, add, l.out, out, l.out, &w->algo, s->workspace,
-                            w->workspace_bytes, s->handle));
-    return STATUS_OK;
-}
-
-/* Products now, with and without a sum, of few and of many rows: cublasLt loads a kernel at its
- * first use, which must not be in a step (see module.cu). */
-status load_algo(kern_backend *backend, const cuda_weight *w)
-{
-    kern_stream *stream = nullptr;
-    float *x = nullptr;
-    TRY(backend->device->stream_create(backend, &stream));
-    const uint32_t most = 256;
-    const uint64_t bytes = ((uint64_t)w->base.k + w->base.n) * most * sizeof(float);
-    status done = cudaMalloc((void **)&x, bytes) == cudaSuccess
-                      ? STATUS_OK
-                      : FAIL(NO_MEMORY, "no device memory to try a weight");
-    if (done == STATUS_OK && cudaMemset(x, 0, bytes) != cudaSuccess)
-        done = FAIL(GPU, "cudaMemset failed");
-    kern_linear_args args = {};
-    args.weight = &w->base;
-    args.x = x;
-    args.out = x + (uint64_t)w->base.k * most;
-    args.x_stride = w->base.k;
-    args.out_stride = w->base.n;
-    args.scale = 1.0f;
-    for (int i = 0; i < 4 && done == STATUS_OK; i++) {
-        args.rows = i & 1 ? most : 1;
-        args.residual = i & 2 ? args.out : nullptr;
-        done = cuda_linear(stream, &args);
+    if (algo.own) {
+        cuda_product_own(stream, p);
+        return cuda_launched("linear");
     }
-    if (done == STATUS_OK) done = backend->device->stream_sync(stream);
-    (void)cudaFree(x);
-    backend->device->stream_destroy(stream);
-    return done;
+    const cublasStatus_t done = cuda_product_library(stream, p, &algo.algo);
+    if (done == CUBLAS_STATUS_SUCCESS) return STATUS_OK;
+    cuda_device *d = cuda_device_of(stream->base.backend);
+    const bool refused = done == CUBLAS_STATUS_NOT_SUPPORTED || done == CUBLAS_STATUS_INVALID_VALUE;
+    if (refused &&
+        d->products != PRODUCTS_LIBRARY) { /* columns or a stride it was not tried with */
+        cuda_product_slow(d, p.n, p.k);
+        cuda_product_own(stream, p);
+        return cuda_launched("linear");
+    }
+    return FAIL(GPU, "a product of %u rows with a weight of %u x %u: %s", p.rows, p.n, p.k,
+                cublasLtGetStatusString(done));
 }
 
 } // namespace
 
+cublasStatus_t cuda_product_library(cuda_stream *stream, const cuda_product &p,
+                                    const cublasLtMatmulAlgo_t *algo)
+{
+    cuda_device *d = cuda_device_of(stream->base.backend);
+    cuda_layouts l;
+    const cublasStatus_t laid = l.init(p.n, p.k, p.rows, p.stride);
+    if (laid != CUBLAS_STATUS_SUCCESS) return laid;
+    const float beta = p.residual ? 1.0f : 0.0f;
+    return cublasLtMatmul(d->blas, &d->matmul, &p.scale, p.weight, &l.weight, p.x, &l.x, &beta,
+                          p.residual ? p.residual : p.out, &l.out, p.out, &l.out, algo,
+                          stream->workspace, LINEAR_WORKSPACE_BYTES, stream->handle);
+}
+
+void cuda_product_own(cuda_stream *stream, const cuda_product &p)
+{
+    const uint32_t row_tiles = cuda_blocks(p.rows, 16);
+    cuda_launch(stream, {dim3(cuda_blocks(p.n, 8 * OWN_WARPS) * row_tiles), 32 * OWN_WARPS},
+                own_kernel, p, cuda_device_of(stream->base.backend)->products, row_tiles);
+}
+
+void cuda_product_slow(cuda_device *d, uint32_t n, uint32_t k)
+{
+    if (d->slow_told) return;
+    d->slow_told = true;
+    LOG(WARN,
+        "cublasLt %zu has no algorithm with the bits of numerics %s for a weight of %u x %u at "
+        "some numbers of rows: such products go by a slow kernel",
+        cublasLtGetVersion(), d->numerics_id, n, k);
+}
+
 extern "C" void cuda_weight_free(kern_weight *weight)
 {
     cuda_weight *w = reinterpret_cast<cuda_weight *>(weight);
-    if (w->matmul) cublasLtMatmulDescDestroy(w->matmul);
     (void)cudaFree(w->base.data);
     delete w;
 }
@@ -200,6 +167,7 @@ extern "C" status cuda_weight_pack(kern_backend *backend, const kern_matrix *par
         done = FAIL(NO_MEMORY, "no %llu bytes of device memory for a weight of %u x %u",
                     (unsigned long long)w->base.bytes, w->base.n, k);
     }
+    if (done == STATUS_OK) done = cuda_linear_shape(backend, w->base.n, k, w->base.data, &w->shape);
     uint64_t at = 0;
     for (uint32_t i = 0; i < part_count && done == STATUS_OK; i++) {
         const uint64_t count = (uint64_t)parts[i].n * k;
@@ -211,15 +179,6 @@ extern "C" status cuda_weight_pack(kern_backend *backend, const kern_matrix *par
     }
     if (done == STATUS_OK && cudaStreamSynchronize(cudaStreamLegacy) != cudaSuccess)
         done = FAIL(GPU, "the copy of a weight failed"); /* our streams do not wait for that one */
-    const cublasOperation_t transposed = CUBLAS_OP_T;
-    if (done == STATUS_OK &&
-        (cublasLtMatmulDescCreate(&w->matmul, CUBLAS_COMPUTE_32F, CUDA_R_32F) !=
-             CUBLAS_STATUS_SUCCESS ||
-         cublasLtMatmulDescSetAttribute(w->matmul, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
-                                        sizeof transposed) != CUBLAS_STATUS_SUCCESS))
-        done = FAIL(GPU, "cublasLt describes no product for a weight of %u x %u", w->base.n, k);
-    if (done == STATUS_OK) done = choose_algo(cuda_device_of(backend)->blas, w);
-    if (done == STATUS_OK) done = load_algo(backend, w);
     if (done != STATUS_OK) {
         cuda_weight_free(&w->base);
         return done;
@@ -231,22 +190,28 @@ extern "C" status cuda_weight_pack(kern_backend *backend, const kern_matrix *par
 extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args)
 {
     cuda_stream *s = cuda_stream_of(stream);
-    const uint32_t k = args->weight->k;
-    if (args->x_bf16) {
-        if ((uintptr_t)args->x_bf16 % ALIGNMENT != 0)
-            return FAIL(INVALID, "linear on CUDA: rows in bf16 that do not begin at %u bytes",
-                        (uint32_t)ALIGNMENT);
-        return args->rows == 0 ? STATUS_OK : multiply(stream, args, args->x_bf16, 0, args->rows);
-    }
-    uint16_t *x = (uint16_t *)(s->workspace + BLAS_WORKSPACE_BYTES);
-    uint64_t wave = (CUDA_WORKSPACE_BYTES - BLAS_WORKSPACE_BYTES) / ((uint64_t)k * 2);
-    if (wave > 32768) wave = 32768;
+    const cuda_weight *w = reinterpret_cast<const cuda_weight *>(args->weight);
+    const uint32_t k = w->base.k;
+    const bool rounded = args->x_bf16 != nullptr;
+    uint16_t *room = (uint16_t *)(s->workspace + LINEAR_WORKSPACE_BYTES);
+    uint64_t wave = (CUDA_WORKSPACE_BYTES - LINEAR_WORKSPACE_BYTES) / ((uint64_t)k * 2);
+    if (rounded || wave > w->shape->rows_most) wave = w->shape->rows_most;
     if (wave == 0) return FAIL(UNSUPPORTED, "linear on CUDA: rows of %u do not fit", k);
+    if ((uintptr_t)args->x_bf16 % ALIGNMENT != 0)
+        return FAIL(INVALID, "linear on CUDA: rows in bf16 that do not begin at %u bytes",
+                    (uint32_t)ALIGNMENT);
     for (uint64_t row = 0; row < args->rows; row += wave) {
         const uint32_t rows = (uint32_t)(args->rows - row < wave ? args->rows - row : wave);
-        round_rows(s, args->x + row * args->x_stride, args->x_stride, k, rows, x);
-        TRY(cuda_launched("linear"));
-        TRY(multiply(stream, args, x, row, rows));
+        if (!rounded) {
+            round_rows(s, args->x + row * args->x_stride, args->x_stride, k, rows, room);
+            TRY(cuda_launched("linear"));
+        }
+        cuda_product p = {};
+        p.weight = w->base.data, p.x = rounded ? args->x_bf16 + row * k : room;
+        p.residual = args->residual ? args->residual + row * args->out_stride : nullptr;
+        p.out = args->out + row * args->out_stride, p.stride = args->out_stride;
+        p.n = kern_linear_columns(args), p.k = k, p.rows = rows, p.scale = args->scale;
+        TRY(run_product(s, p, w->shape->algo[linear_class(rows)]));
     }
     return STATUS_OK;
 }

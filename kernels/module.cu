@@ -3,7 +3,7 @@
  *
  * The module links nothing of the program that loads it: log lines and failed checks go out through
  * kern_module_host, which is given at open. */
-#include "kernels/cuda.cuh"
+#include "kernels/linear.cuh"
 #include "kernels/module.h"
 
 #include <cstdarg>
@@ -256,6 +256,7 @@ status stream_after(kern_stream *stream, kern_stream *of)
 void backend_close(kern_backend *backend)
 {
     cuda_device *d = cuda_device_of(backend);
+    cuda_linear_forget(backend);
     if (d->blas) (void)cublasLtDestroy(d->blas);
     delete d;
     delete backend;
@@ -318,11 +319,22 @@ status describe_device(const char *name, kern_backend *b, cuda_device *d)
         return FAIL(UNSUPPORTED, "%s has architecture %d.%d, the CUDA backend needs 8.0 or newer",
                     prop.name, prop.major, prop.minor);
     TRY_CUDA(cudaFree(nullptr)); /* the context, now rather than in the first step */
-    (void)snprintf(d->numerics_id, sizeof d->numerics_id, "cuda/%d/sm_%d%d/lt%zu", KERNELS_VERSION,
-                   prop.major, prop.minor, cublasLtGetVersion());
     (void)snprintf(b->describe, sizeof b->describe, "cuda %.31s %d SMs", prop.name, d->sms);
     b->numerics_id = d->numerics_id;
     return STATUS_OK;
+}
+
+/* Products have bits of our definition, or those of this library on this device. */
+void name_numerics(cuda_device *d)
+{
+    char products[32];
+    if (d->products == PRODUCTS_LIBRARY)
+        (void)snprintf(products, sizeof products, "lt%zu/%d", cublasLtGetVersion(), d->sms);
+    else
+        (void)snprintf(products, sizeof products, "%s",
+                       d->products == PRODUCTS_FUSED ? "chain" : "chain-add");
+    (void)snprintf(d->numerics_id, sizeof d->numerics_id, "cuda/%d/sm_%d%d/%s", KERNELS_VERSION,
+                   d->major, d->minor, products);
 }
 
 status backend_open(const kern_config *config, kern_backend **out_backend)
@@ -343,10 +355,12 @@ status backend_open(const kern_config *config, kern_backend **out_backend)
         done = FAIL(GPU, "cublasLt does not start on %s", b->describe);
     }
     if (done == STATUS_OK) done = measure_timer(d);
+    if (done == STATUS_OK) done = cuda_linear_probe(b);
     if (done != STATUS_OK) {
         backend_close(b);
         return done;
     }
+    name_numerics(d);
     *out_backend = b;
     return STATUS_OK;
 }

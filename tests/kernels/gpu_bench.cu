@@ -455,7 +455,7 @@ void bench_digest(bench &k)
 
 #define BLAS(call) NEED((call) == CUBLAS_STATUS_SUCCESS, "cublasLt")
 
-/* cublasLt's fastest of its 16 best-ranked algorithms, split K allowed, rounded activations given.
+/* cublasLt's fastest of its 64 best-ranked algorithms, split K allowed, rounded activations given.
  */
 double best_product(bench &k, const uint16_t *const *w, int copies, uint32_t n, uint32_t kk,
                     uint32_t rows)
@@ -478,9 +478,9 @@ double best_product(bench &k, const uint16_t *const *w, int copies, uint32_t n, 
     BLAS(cublasLtMatmulPreferenceCreate(&pref));
     BLAS(cublasLtMatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                               &space, sizeof space));
-    cublasLtMatmulHeuristicResult_t found[16];
+    cublasLtMatmulHeuristicResult_t found[64];
     int count = 0;
-    BLAS(cublasLtMatmulAlgoGetHeuristic(blas, d, lw, lx, lo, lo, pref, 16, found, &count));
+    BLAS(cublasLtMatmulAlgoGetHeuristic(blas, d, lw, lx, lo, lo, pref, 64, found, &count));
     double best = 1e30;
     const float one = 1.0f, zero = 0.0f;
     for (int i = 0; i < count; i++) {
@@ -521,12 +521,17 @@ void bench_linear(bench &k)
             uint8_t *source = random_bytes(k, bytes);
             CUDA(cudaStreamSynchronize(k.stream));
             const kern_matrix part = {(const uint16_t *)source, s.n};
+            const uint64_t began = clock_now(&clock_monotonic);
             expect_ok(kern_weight_pack(k.b.gpu_backend, &part, 1, s.k, &weights[(size_t)i]),
                       "pack");
+            if (i == 0) /* which chooses the algorithms of all */
+                report(k, {"linear", std::string(s.name) + " first pack", "us", 0.0, 0.0},
+                       {(double)(clock_now(&clock_monotonic) - began) * 1e-3});
             data[(size_t)i] = weights[(size_t)i]->data;
             CUDA(cudaFree(source));
         }
-        for (uint32_t rows : {1u, 8u, 16u, 32u, 45u, 64u}) {
+        for (uint32_t rows : {1u, 16u, 45u, 64u, 256u, 2048u}) {
+            if (rows > 64 && s.n > 65536) break; /* logits are of few rows */
             mirror<float> x((size_t)rows * s.k), out((size_t)rows * s.n);
             fill_normal(k.r, x.host, 1.0f);
             x.up();
@@ -534,15 +539,21 @@ void bench_linear(bench &k)
             a.x = x.device, a.out = out.device, a.x_stride = s.k, a.out_stride = s.n;
             a.rows = rows, a.scale = 1.0f;
             const double best = best_product(k, data.data(), copies, s.n, s.k, rows);
+            const double operations = 2.0 * s.n * s.k * rows;
+            const std::vector<double> us = time_calls(k, copies, [&](int i) {
+                kern_linear_args one = a;
+                one.weight = weights[(size_t)(i % copies)];
+                expect_ok(kern_linear(k.b.gpu, &one), "linear");
+            });
             row w = {"linear", std::string(s.name) + " rows=" + std::to_string(rows), "us", 0.0,
-                     (double)bytes / k.read_ceiling * 1e-3};
-            w.peer = "cublasLt best of 16";
+                     rows > 256 ? 0.0 : (double)bytes / k.read_ceiling * 1e-3};
+            w.peer = "cublasLt best of 64";
             w.peer_value = best;
-            report(k, w, time_calls(k, copies, [&](int i) {
-                       kern_linear_args one = a;
-                       one.weight = weights[(size_t)(i % copies)];
-                       expect_ok(kern_linear(k.b.gpu, &one), "linear");
-                   }));
+            report(k, w, us);
+            if (rows <= 256) continue; /* arithmetic, no longer the weights, takes the time */
+            w.name += " rate", w.unit = "TFLOP/s", w.amount = operations;
+            w.peer_value = operations / best * 1e-6;
+            report(k, w, us);
         }
         for (kern_weight *w : weights)
             kern_weight_free(w);

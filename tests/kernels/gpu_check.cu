@@ -1,7 +1,7 @@
 /* tests/kernels/gpu_check.cu - every op of the CUDA backend against `ref`, and its bits against
  * themselves.
  *
- *   gpu_check [--small] [--seed N] [--only model|blocks|table|attention]
+ *   gpu_check [--small] [--seed N] [--only model|linear|blocks|table|attention]
  *
  * Prints one line a check and last "N passed, N failed". Exit 0, 1, or 77 without a usable GPU.
  * --small: the rows that compute-sanitizer can afford. */
@@ -43,6 +43,7 @@ int main(int count, char **words)
     random_source r = {seed};
     const auto wanted = [&only](const char *part) { return only.empty() || only == part; };
     if (wanted("model")) check_model(b, r, small);
+    if (wanted("linear")) check_linear(b, r, small);
     if (wanted("blocks")) check_blocks(b, r, small);
     if (wanted("table")) check_table(b, r, small);
     if (wanted("attention")) check_attention(b, r, small);

@@ -9,6 +9,7 @@ void check_attention(gpu_bench &b, random_source &r, bool small);
 void check_far_slots(gpu_bench &b, random_source &r);
 void check_table(gpu_bench &b, random_source &r, bool small);
 void check_blocks(gpu_bench &b, random_source &r, bool small);
+void check_linear(gpu_bench &b, random_source &r, bool small);
 void check_model(gpu_bench &b, random_source &r, bool small);
 
 #endif

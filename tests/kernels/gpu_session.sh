@@ -11,7 +11,7 @@ for part in "$@"; do
     check) "$bin/tests/gpu_check" >"$out/check.log" 2>&1 || result=1
       grep -v '^ok ' "$out/check.log" | tail -60 ;;
     sanitize) for tool in memcheck racecheck; do
-        timeout 200 compute-sanitizer --tool $tool --error-exitcode 1 "$bin/tests/gpu_check" --small \
+        timeout 280 compute-sanitizer --tool $tool --error-exitcode 1 "$bin/tests/gpu_check" --small \
           >"$out/$tool.log" 2>&1 || result=1
         echo "$tool:"; grep -E 'FAILED|passed|ERROR SUMMARY|RACECHECK SUMMARY|=========' "$out/$tool.log" | tail -12
       done ;;
