@@ -208,6 +208,8 @@ void client_node_timer(kv_client *c, uint32_t node);
 void client_node_lease(kv_client *c, uint32_t node);
 void client_node_suspect(kv_client *c, uint32_t node, bool by_puts_too);
 bool client_node_connecting(const kv_client *c, uint32_t node);
+/* So for the first time, and nothing is known against it. */
+bool client_node_new(const kv_client *c, uint32_t node);
 bool client_node_in_map(const kv_client *c, uint32_t node); /* alive in it */
 uint64_t client_nodes_ready(const kv_client *c);            /* as a set */
 const placement *client_place(kv_client *c, context_id context, uint32_t layer);

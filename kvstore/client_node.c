@@ -171,6 +171,12 @@ bool client_node_connecting(const kv_client *c, uint32_t node)
     return s == NODE_IDLE || s == NODE_DIALING || s == NODE_GREETING;
 }
 
+bool client_node_new(const kv_client *c, uint32_t node)
+{
+    const client_node *n = &c->node[node];
+    return !n->was_ready && n->backoff_ns == 0 && client_node_connecting(c, node);
+}
+
 uint32_t client_node_pick(const kv_client *c, const placement *p, kv_kind kind, uint64_t not_these,
                           bool *out_wait)
 {

@@ -1,11 +1,12 @@
 /* kvstore/client_put.c - write a block to R nodes in distinct failure domains; drop a context.
  *
- * A PUT asks the first R fit nodes of the block's ranks at once, suspects last, and walks down for
- * each that fails or is late. Late is a matter of the put's own deadline, not of hedge_after. It is
- * OK when R of them, no two in one domain, have verified the bytes and none of these was restarted
- * meanwhile. When nobody is left to ask it ends: NO_SPACE if a store was full, else DEGRADED.
- * REFUSED (another block under this id) and STALE (a dropped context) end it at once. A DROP tells
- * every node; one that cannot be told now will learn from the lease. */
+ * A PUT asks the first R fit nodes of the block's ranks at once, suspects last, waits for one that
+ * is being connected for the first time, and walks down for each that fails or is late. Late is a
+ * matter of the put's own deadline, not of hedge_after. It is OK when R of them, no two in one
+ * domain, have verified the bytes and none of these was restarted meanwhile. When nobody is left to
+ * ask it ends: NO_SPACE if a store was full, else DEGRADED. REFUSED (another block under this id)
+ * and STALE (a dropped context) end it at once. A DROP tells every node; one that cannot be told
+ * now will learn from the lease. */
 #include "kvstore/client.h"
 
 static uint64_t bit(uint32_t node)
@@ -36,6 +37,26 @@ static uint64_t put_patience(const kv_client *c, const client_request *r)
     uint64_t late = c->cluster.hedge_after_ns * CLIENT_LATE_FACTOR + 1;
     uint64_t whole = r->deadline_ns > r->submit_ns ? r->deadline_ns - r->submit_ns : 0;
     return whole / CLIENT_PUT_SHARE > late ? whole / CLIENT_PUT_SHARE : late;
+}
+
+/* As many nodes of better ranks as copies are missing are being connected for the first time: who
+ * puts at once when a client opens would send every copy to the node that greets first. Their end,
+ * or this timer, brings the next dispatch. */
+static bool put_waits(kv_client *c, client_request *r, const placement *p, uint32_t node,
+                      uint64_t not_these)
+{
+    uint64_t until = r->submit_ns + put_patience(c, r);
+    uint64_t domains = domains_of(c, r->acked | (r->open & ~r->late));
+    if (clock_now(&c->config.clock) >= until) return false;
+    for (uint32_t k = 0; k < p->count && p->rank[k] != node; k++) {
+        uint32_t i = p->rank[k];
+        if ((not_these & bit(i)) != 0 || !client_node_new(c, i)) continue;
+        domains |= bit(c->node[i].domain);
+        if (count_of(domains) < c->cluster.map.replicas) continue;
+        if (r->retry.place == 0) kv_timer_set(&c->timers, &r->retry, until);
+        return true;
+    }
+    return false;
 }
 
 /* PENDING: the transport or the table of asks has no room now. */
@@ -113,6 +134,10 @@ void client_put_dispatch(kv_client *c, uint32_t request)
         if (node == CLIENT_NONE) {
             r->pending = wait; /* being connected: that event brings the next dispatch */
             if (!wait && r->open == 0) put_exhausted(c, request, p);
+            return;
+        }
+        if (put_waits(c, r, p, node, not_these)) {
+            r->pending = 1;
             return;
         }
         status sent = put_send(c, request, node);

@@ -105,7 +105,7 @@ static bool io_turn(worker_io *io)
     }
     if (io->store) {
         io_fetch_submit(io);
-        io_host_put_some(io);
+        moved |= io_host_put_some(io);
         kv_client_poll(io->client);
         kv_done done;
         while (kv_client_next(io->client, &done)) {

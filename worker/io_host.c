@@ -120,12 +120,13 @@ void io_host_unpin(worker_io *io, int32_t s)
     slot_settle(io, s);
 }
 
-/* Hand dirty slots to the client while it has credit. */
-void io_host_put_some(worker_io *io)
+/* Hand dirty slots to the client while it has credit, some at a time. */
+bool io_host_put_some(worker_io *io)
 {
     uint64_t now = clock_now(&io->clock);
-    if (!io->store || now < io->retry_ns) return;
-    while (io->dirty.head != IO_NONE) {
+    if (!io->store || now < io->retry_ns) return false;
+    for (uint32_t puts = 0; io->dirty.head != IO_NONE; puts++) {
+        if (puts == IO_PUTS_A_TURN) return true;
         int32_t s = io->dirty.head;
         host_slot *slot = &io->slot[s];
         if (slot->orphan && slot->pins == 0) {
@@ -140,14 +141,15 @@ void io_host_put_some(worker_io *io)
             .deadline_ns = now + io->put_deadline_ns,
         };
         status result = kv_put_submit(io->client, &put, &slot->ticket);
-        if (result == STATUS_BUSY) return;
+        if (result == STATUS_BUSY) return false;
         list_remove(io, &io->dirty, s);
         list_push(io, &io->putting, s);
         slot->state = SLOT_PUT;
         io->seq_busy[slot->seq]++;
         if (result != STATUS_OK) io_host_put_done(io, s, result);
-        if (clock_now(&io->clock) < io->retry_ns) return;
+        if (clock_now(&io->clock) < io->retry_ns) return false;
     }
+    return false;
 }
 
 void io_host_put_done(worker_io *io, int32_t s, status result)

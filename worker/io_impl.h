@@ -13,6 +13,9 @@ enum {
     IO_EVENTS = 1 << 12,
     IO_GETS_MAX = 512, /* get requests under way */
     IO_PUT_TRIES = 3,  /* before a sequence is told that its block cannot be stored */
+    /* Handed to the client before it is polled again: answers and demands wait behind no more
+     * copying than that. */
+    IO_PUTS_A_TURN = 32,
     IO_NONE = -1,
 };
 
@@ -121,7 +124,7 @@ kern_home *io_home(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_h
 void io_host_sealed(worker_io *io, const io_command *command);
 void io_host_unhold(worker_io *io, int32_t seq);
 void io_host_forget(worker_io *io, int32_t seq);
-void io_host_put_some(worker_io *io);
+bool io_host_put_some(worker_io *io); /* true: there are more, and credit */
 void io_host_put_done(worker_io *io, int32_t slot, status result);
 void io_host_unpin(worker_io *io, int32_t slot);
 void io_host_forgotten_check(worker_io *io, int32_t seq);

@@ -305,7 +305,8 @@ def group_prefill(bench):
 def group_fetch(bench):
     for rtt in (0, 50, 200, 1000):
         exposed = {}
-        for how, flags in (('no prefetch', ['--no-prefetch']), ('prefetch', []), ('lookahead mid', ['--lookahead', 'mid'])):
+        for how, flags in (('no prefetch', ['--no-prefetch']), ('prefetch', []), ('lookahead mid', ['--lookahead', 'mid']),
+                           ('lookahead step', ['--lookahead', 'step'])):
             for row in worker_bench(bench, '--batch', 1, '--contexts', '8K', '--runs', RUNS, '--steps', 48, '--warm', 8,
                                     '--budget', 16, '--nodes', 3, '--rtt-us', rtt, *flags):
                 if row['bench'] == 'exposed':
@@ -313,7 +314,7 @@ def group_fetch(bench):
                     row['case'] = f'small model, 8K, batch 1, nosa16, RTT {rtt} us, {how}'
                     bench.keep('fetch', row)
         base = exposed.get('no prefetch')
-        for how in ('prefetch', 'lookahead mid'):
+        for how in ('prefetch', 'lookahead mid', 'lookahead step'):
             if base and how in exposed and base['value'] > 0:
                 hidden = [100 * (1 - ms / base['value']) for ms in exposed[how]['runs']]
                 row = bench.row('fetch', 'fetch_hidden', f'RTT {rtt} us, {how}: of what steps wait without it', hidden, '%')

@@ -273,6 +273,60 @@ TEST(a_short_lease_that_could_not_be_renewed_is_tried_again_within_its_third)
     client_close();
 }
 
+/* Two nodes that were dialled and a block that belongs on the second of them that `greets`. */
+static kv_peer open_half(block_id *out_id)
+{
+    cluster_map map = map_of(EPOCH, 2, 1);
+    client_open(&map);
+    ready(1);
+    uint32_t home = 0;
+    for (uint64_t context = 1; context < 100; context++) {
+        *out_id = id_of(context, 0);
+        home = client_place(client, out_id->context, 0)->rank[0];
+        if (home != node_behind(1)) break;
+    }
+    EXPECT(home == node_behind(2));
+    return 2;
+}
+
+TEST(a_put_waits_for_the_first_connection_to_the_node_that_it_belongs_on)
+{
+    block_id id;
+    kv_peer home = open_half(&id);
+    put(id, 5000 * (uint64_t)MS);
+    run(50 * MS);
+    EXPECT_EQ_U64(peer_count(&p, 0, WIRE_PUT, 0), 0);
+    ready(home);
+    kv_client_poll(client);
+    EXPECT_EQ_U64(peer_count(&p, home, WIRE_PUT, 0), 1);
+    peer_closed(&p, home); /* known now: while it is dialled again copies go elsewhere */
+    run(5 * MS);
+    EXPECT(client_node_connecting(client, node_behind(home)));
+    put(id_of(id.context.hi, 1), 5000 * (uint64_t)MS);
+    EXPECT_EQ_U64(peer_count(&p, 1, WIRE_PUT, 0), 2); /* and the first put went on there */
+    client_close();
+}
+
+TEST(a_put_waits_for_a_first_connection_no_longer_than_it_lasts_or_its_patience)
+{
+    block_id id;
+    kv_peer home = open_half(&id);
+    put(id, 5000 * (uint64_t)MS);
+    peer_closed(&p, home);
+    kv_client_poll(client);
+    EXPECT_EQ_U64(peer_count(&p, 1, WIRE_PUT, 0), 1);
+    client_close();
+
+    home = open_half(&id); /* it takes the dial and does not greet */
+    put(id, 400 * MS);
+    run(400 * MS / CLIENT_PUT_SHARE - MS);
+    EXPECT_EQ_U64(peer_count(&p, 0, WIRE_PUT, 0), 0);
+    run(2 * MS);
+    EXPECT(client_node_new(client, node_behind(home)));
+    EXPECT_EQ_U64(peer_count(&p, 1, WIRE_PUT, 0), 1);
+    client_close();
+}
+
 TEST(a_late_put_is_waited_for_twice_as_long_as_its_patience_at_least)
 {
     open_ready(1, 1);

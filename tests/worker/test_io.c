@@ -1,11 +1,11 @@
 /* The io side of a worker against a real client and a real node in one thread: what a demand that
  * waits for a prefetch may rely on. */
-#include "worker/io.h"
+#include "worker/io_impl.h"
 
 #include "tests/kvstore/rig.h"
 #include "worker/model.h"
 
-enum { LAYERS = 4, HEADS = 2, BLOCKS = 8, GROUPS = LAYERS + 2, CAPACITY = 8, AHEAD = LAYERS };
+enum { LAYERS = 4, HEADS = 2, BLOCKS = 16, GROUPS = LAYERS + 2, CAPACITY = 8, AHEAD = LAYERS };
 
 typedef struct bench {
     rig *r;
@@ -56,7 +56,7 @@ static bench *bench_open(uint32_t prefetch_credit)
                         .kv_heads = HEADS,
                         .max_blocks = BLOCKS,
                         .block_bytes = b->r->block_bytes,
-                        .slots = 32,
+                        .slots = LAYERS * HEADS * BLOCKS,
                         .groups = GROUPS,
                         .group_capacity = CAPACITY,
                         .exchange = b->exchange};
@@ -81,16 +81,22 @@ static void run_for(bench *b, uint64_t ns)
 }
 
 /* Blocks of layer 0 and head 0 are sealed and in the store, and nowhere else. */
+static void seal(bench *b, int32_t layer, int32_t head, int32_t k)
+{
+    io_command c = {.op = IO_SEALED, .layer = layer, .kv_head = head, .block = k};
+    block_id id = io_block_id(b->io, 0, layer, head, k);
+    kern_home *home = io_home(b->io, 0, layer, head, k);
+    c.slot = io_slot_take(b->io);
+    rig_fill(b->r, &id, io_slot_bytes(b->io, c.slot));
+    home->seed = block_id_hash(&id);
+    home->digest = rig_digest(b->r, &id);
+    io_send(b->io, &c);
+}
+
 static void seal_all(bench *b)
 {
-    for (int32_t k = 0; k < BLOCKS; k++) {
-        io_command c = {.op = IO_SEALED, .block = k, .slot = io_slot_take(b->io)};
-        block_id id = io_block_id(b->io, 0, 0, 0, k);
-        rig_fill(b->r, &id, io_slot_bytes(b->io, c.slot));
-        b->home[k].seed = block_id_hash(&id);
-        b->home[k].digest = rig_digest(b->r, &id);
-        io_send(b->io, &c);
-    }
+    for (int32_t k = 0; k < BLOCKS; k++)
+        seal(b, 0, 0, k);
     run_for(b, 100 * RIG_MS);
     io_stats stats;
     io_stats_read(b->io, &stats);
@@ -177,6 +183,26 @@ TEST(a_demand_outlives_a_prefetch_that_was_never_sent)
     fetch(b, 0, 3, 100 * RIG_MS);
     run_for(b, 60 * RIG_MS);
     EXPECT(state(b, 0) == STATUS_OK);
+    bench_close(b);
+}
+
+/* ---- puts ------------------------------------------------------------------------------------ */
+
+TEST(many_sealed_blocks_are_put_some_at_a_time_and_all_of_them)
+{
+    enum { SOME = 3 * IO_PUTS_A_TURN + 1 };
+    bench *b = bench_open(64);
+    kv_client_stats stats;
+    run_for(b, 5 * RIG_MS); /* connected */
+    for (int32_t i = 0; i < SOME; i++)
+        seal(b, i / BLOCKS / HEADS, i / BLOCKS % HEADS, i % BLOCKS);
+    io_pause(b->io, b->r->now_ns); /* two turns */
+    kv_client_stats_read(b->io->client, &stats);
+    EXPECT_EQ_U64(stats.class[KV_WRITE_BACK].submitted, 2 * IO_PUTS_A_TURN);
+    run_for(b, 5 * RIG_MS);
+    io_stats all;
+    io_stats_read(b->io, &all);
+    EXPECT_EQ_U64(all.stored_blocks, SOME);
     bench_close(b);
 }
 
