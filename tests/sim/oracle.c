@@ -181,8 +181,12 @@ static void tap_delivered(void *self, uint32_t from, uint32_t to, const kv_messa
     if (server == NULL) return;
     uint32_t c = from - SIM_NODES;
     sim_watch w = {.node = to, .client = c, .since_ns = s->now_ns};
-    if (kind == WIRE_LEASE || kind == WIRE_HELLO) {
+    if (kind == WIRE_LEASE) {
         heard(s, to, c);
+    } else if (kind == WIRE_HELLO) { /* one of an older epoch is refused, and renews nothing */
+        wire_hello hello;
+        memcpy(&hello, m->head, sizeof hello);
+        if (hello.epoch >= server->map.epoch) heard(s, to, c);
     } else if (kind == WIRE_PUT) {
         wire_put put;
         memcpy(&put, m->head, sizeof put);
