@@ -60,6 +60,8 @@ static void a_node_killed(bool tcp)
     uint64_t late = 0;
     spawn_over(n, 3, NULL, tcp);
     store_open(&s, n, 3, 2, true);
+    s.config.fetch_deadline_ns = s.config.put_deadline_ns =
+        10000000000u; /* however busy it is here */
     EXPECT_EQ_U64(store_put_all(&s, 1, BLOCKS), BLOCKS);
     EXPECT_EQ_U64(store_get_all(&s, 1, 200, 32, NULL), 200);
     node_signal(&n[1], SIGKILL); /* not reaped yet: reads begin while the connection breaks */
@@ -68,7 +70,13 @@ static void a_node_killed(bool tcp)
     /* Restarted empty on its old address, it is found again and holds new blocks. */
     char address[CLUSTER_ADDRESS_MAX];
     snprintf(address, sizeof address, "%s", n[1].data);
-    node_spawn(&n[1], "n1", address, NULL);
+    node_spawn_over(&n[1], "n1", address, NULL, tcp);
+    kv_client_stats stats = {.reconnects = 0};
+    for (uint64_t end = clock_now(&clock_monotonic) + UINT64_C(10000000000);
+         stats.reconnects == 0 && clock_now(&clock_monotonic) < end;
+         kv_client_stats_read(s.client, &stats))
+        EXPECT_EQ_U64(store_get_all(&s, 1, 100, 32, NULL), 100);
+    EXPECT_EQ_U64(stats.reconnects, 1);
     EXPECT_EQ_U64(store_put_all(&s, 2, BLOCKS), BLOCKS);
     EXPECT_EQ_U64(store_get_all(&s, 1, BLOCKS, 32, NULL), BLOCKS);
     EXPECT_EQ_U64(store_get_all(&s, 2, BLOCKS, 32, NULL), BLOCKS);
