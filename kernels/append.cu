@@ -1,6 +1,6 @@
 /* kernels/append.cu - a row's K and V, rounded to bf16, into row_pos % 64 of its slot.
  * Bound: launch; one CTA a (row, KV head). */
-#include "kernels/cuda.cuh"
+#include "kernels/rows.cuh"
 
 namespace
 {
@@ -8,18 +8,8 @@ namespace
 __global__ void __launch_bounds__(128) append_kernel(const __grid_constant__ kern_append_args a)
 {
     cuda_begin_short();
-    const uint64_t row = blockIdx.x;
-    const uint32_t head = blockIdx.y, d = a.head_dim;
-    const int32_t slot = a.slot[row * a.kv_heads + head];
-    if (slot < 0) return;
-    uint16_t *to = (uint16_t *)a.pool + (uint64_t)slot * 2 * KERN_BLOCK * d +
-                   (uint64_t)(a.row_pos[row] % KERN_BLOCK) * d;
-    const float *k = a.k + row * a.row_stride + (uint64_t)head * d;
-    const float *v = a.v + row * a.row_stride + (uint64_t)head * d;
-    for (uint32_t i = threadIdx.x; i < d; i += 128) {
-        to[i] = float_bf16(k[i]);
-        to[(uint64_t)KERN_BLOCK * d + i] = float_bf16(v[i]);
-    }
+    const uint32_t row = blockIdx.x, head = blockIdx.y;
+    append_row(a, row, head, a.slot[(uint64_t)row * a.kv_heads + head], 128);
 }
 
 } // namespace

@@ -175,7 +175,7 @@ const char *kern_op_name(uint32_t op)
 {
     static const char *const names[] = {
 #define X(name) #name,
-        KERN_OPS(X)
+        KERN_ALL_OPS(X)
 #undef X
     };
     CHECK(op < KERN_OP_COUNT);
@@ -212,7 +212,11 @@ static void mark(kern_stream *stream, const kern_watch *watch, uint32_t op)
         mark(stream, watch, KERN_OP_COUNT);                                                        \
         watch->end(watch->self, KERN_OP_##op, args);                                               \
         return done;                                                                               \
-    }                                                                                              \
+    }
+KERN_ALL_OPS(X)
+#undef X
+
+#define X(op)                                                                                      \
     status kern_##op(kern_stream *stream, const kern_##op##_args *args)                            \
     {                                                                                              \
         CHECK(stream != NULL && args != NULL);                                                     \
@@ -221,3 +225,46 @@ static void mark(kern_stream *stream, const kern_watch *watch, uint32_t op)
     }
 KERN_OPS(X)
 #undef X
+
+/* ---- joined ops ------------------------------------------------------------------------------ */
+
+status kern_qkv(kern_stream *stream, const kern_qkv_args *args)
+{
+    CHECK(stream != NULL && args != NULL);
+    TRY(kern_validate_qkv(stream->backend, args));
+    if (stream->backend->ops->qkv == NULL) {
+        TRY(kern_rope(stream, &args->rope));
+        TRY(kern_importance(stream, &args->importance));
+        return args->compress.rows == 0 ? STATUS_OK : kern_compress(stream, &args->compress);
+    }
+    TRY(kern_validate_rope(stream->backend, &args->rope));
+    TRY(kern_validate_importance(stream->backend, &args->importance));
+    if (args->compress.rows > 0) TRY(kern_validate_compress(stream->backend, &args->compress));
+    return run_qkv(stream, args);
+}
+
+status kern_enter(kern_stream *stream, const kern_enter_args *args)
+{
+    CHECK(stream != NULL && args != NULL);
+    TRY(kern_validate_enter(stream->backend, args));
+    if (stream->backend->ops->enter == NULL) {
+        TRY(kern_locate(stream, &args->locate));
+        return kern_append(stream, &args->append);
+    }
+    TRY(kern_validate_locate(stream->backend, &args->locate));
+    TRY(kern_validate_append(stream->backend, &args->append));
+    return run_enter(stream, args);
+}
+
+status kern_pick(kern_stream *stream, const kern_pick_args *args)
+{
+    CHECK(stream != NULL && args != NULL);
+    TRY(kern_validate_pick(stream->backend, args));
+    if (stream->backend->ops->pick == NULL) {
+        TRY(kern_pool(stream, &args->pool));
+        return kern_select(stream, &args->select);
+    }
+    TRY(kern_validate_pool(stream->backend, &args->pool));
+    TRY(kern_validate_select(stream->backend, &args->select));
+    return run_pick(stream, args);
+}

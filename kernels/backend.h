@@ -40,9 +40,10 @@ void kern_team_run(kern_team *team, uint32_t count, bool parallel, kern_task tas
 
 /* ---- backend --------------------------------------------------------------------------------- */
 
+/* NULL in a joined op's place: it is made of its parts. */
 typedef struct kern_ops {
 #define X(op) status (*op)(kern_stream * stream, const kern_##op##_args *args);
-    KERN_OPS(X)
+    KERN_ALL_OPS(X)
 #undef X
 } kern_ops;
 
@@ -110,7 +111,7 @@ static inline uint32_t kern_linear_columns(const kern_linear_args *a)
 /* ---- validation: INVALID with a sentence, before anything is written ------------------------- */
 
 #define X(op) status kern_validate_##op(const kern_backend *backend, const kern_##op##_args *args);
-KERN_OPS(X)
+KERN_ALL_OPS(X) /* of a joined op: that its parts belong together */
 #undef X
 
 /* ---- op tables of the host backends ---------------------------------------------------------- */

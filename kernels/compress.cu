@@ -4,9 +4,8 @@
  *
  * Two launches, so that all rows work at once: first the means, which read tokens of this launch
  * from its rows and older ones from the ring; then the rows enter the ring (the last KERN_KEY_RING
- * of a sequence) and u. A mean is one chain of additions over its tokens, ascending, as on the CPU.
- */
-#include "kernels/cuda.cuh"
+ * of a sequence) and u. Rows of different sequences need no more than one (qkv.cu). */
+#include "kernels/rows.cuh"
 
 namespace
 {
@@ -25,34 +24,24 @@ __global__ void __launch_bounds__(128) window_kernel(const __grid_constant__ ker
     const kern_summary &s = a.summary;
     const uint32_t r = blockIdx.x, head = blockIdx.y, d = s.head_dim;
     const uint32_t pos = (uint32_t)a.row_pos[r];
-    if (pos + 1 < s.window || (pos + 1 - s.window) % s.stride != 0) return;
-    const uint32_t index = (pos + 1 - s.window) / s.stride, first = pos + 1 - s.window;
-    if (index >= s.max_windows) return;
+    const window_row w = window_of(s, pos);
     const uint64_t place = (uint64_t)a.row_seq[r] * s.kv_heads + head;
-    const float scale = 1.0f / (float)s.window;
-    const uint32_t end = s.vc == nullptr ? d + 1 : 2 * d + 1;
-    for (uint32_t i = threadIdx.x; i < end; i += 128) { /* i == d: the mean of u; above: of v */
-        const bool value = i > d;
-        const uint32_t c = value ? i - d - 1 : i;
-        const float *rows = value ? a.v : a.k;
-        const uint16_t *ring = value ? s.value_ring : s.key_ring;
+    for (uint32_t i = threadIdx.x; w.complete && i < w.values; i += 128) {
+        const window_value is(s, i);
+        const float *rows = is.of_v ? a.v : a.k;
         float sum = 0.0f;
-        for (uint32_t t = first; t <= pos; t++) {
+        for (uint32_t t = w.first; t <= pos; t++) {
             const int64_t row = row_of(a, r, t);
             uint16_t x;
-            if (i == d)
+            if (is.of_u)
                 x = row >= 0 ? a.u[row * s.kv_heads + head] : s.u[place * s.max_tokens + t];
             else if (row >= 0)
-                x = float_bf16(rows[row * a.row_stride + (uint64_t)head * d + c]);
+                x = float_bf16(rows[row * a.row_stride + (uint64_t)head * d + is.c]);
             else
-                x = ring[(place * KERN_KEY_RING + t % KERN_KEY_RING) * d + c];
+                x = is.ring[(place * KERN_KEY_RING + t % KERN_KEY_RING) * d + is.c];
             sum += bf16_float(x);
         }
-        if (i == d)
-            s.uc[place * s.max_windows + index] = float_bf16(sum * scale);
-        else
-            (value ? s.vc : s.kc)[(place * s.max_windows + index) * d + c] =
-                float_bf16(sum * scale);
+        is.store(s, place * s.max_windows + w.index, sum);
     }
 }
 

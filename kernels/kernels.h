@@ -178,6 +178,19 @@ typedef struct kern_locate_args {    /* pool slots of blocks, -1: not there. By 
     uint32_t rows, max_select;
 } kern_locate_args;
 
+typedef struct kern_qkv_args {       /* rope, importance, then compress, of the rows [q | k | v] of one
+                                      * projection: k are the last heads of rope, v lie behind them;
+                                      * the first rows go on to compress, each of another sequence */
+    kern_rope_args rope;
+    kern_importance_args importance;
+    kern_compress_args compress;     /* rows 0: none do */
+} kern_qkv_args;
+
+typedef struct kern_enter_args {     /* locate the rows' own blocks, then append to them */
+    kern_locate_args locate;
+    kern_append_args append;
+} kern_enter_args;
+
 typedef struct kern_score_args {     /* out[r,h,j] = sum over G heads of softmax_j(q . Kc[j] / sqrt(D))
                                       * over visible windows, 0 elsewhere. Rows whose
                                       * selector has query == 0 or selects everything may be left out */
@@ -215,6 +228,11 @@ typedef struct kern_select_args {    /* top-k, ties to the smaller block, as sto
     int32_t *count, *settled;        /* [R, Hk] entries, and how many belong to the first part */
     uint32_t rows, kv_heads, max_select_blocks, max_select; /* N, M */
 } kern_select_args;
+
+typedef struct kern_pick_args {      /* pool, then select from what it wrote */
+    kern_pool_args pool;
+    kern_select_args select;
+} kern_pick_args;
 
 typedef struct kern_plan_args {      /* diff the selection against the table, choose victims (least
                                       * recently used, then least important, then lowest entry; never a
@@ -364,8 +382,13 @@ typedef struct kern_digest_args {    /* XXH3-64 of each row's bytes, seed 0: one
     X(score) X(pool) X(select) X(plan) X(wait) X(gather) X(attend) X(install) X(candidates)        \
     X(seal) X(sample) X(gate) X(digest)
 
+/* Ops that are others one after the other, with the bits of those: a backend that makes them of one
+ * piece has status <backend>_<op> here too, the others are called for the parts (backend.c). */
+#define KERN_JOINED_OPS(X) X(qkv) X(enter) X(pick)
+#define KERN_ALL_OPS(X)    KERN_OPS(X) KERN_JOINED_OPS(X)
+
 #define X(op) status kern_##op(kern_stream *stream, const kern_##op##_args *args);
-KERN_OPS(X)
+KERN_ALL_OPS(X)
 #undef X
 
 /* clang-format on */

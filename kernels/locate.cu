@@ -1,6 +1,6 @@
 /* kernels/locate.cu - pool slots of blocks, by the block table or by a prompt's list of homes.
  * Bound: launch; one thread an entry of the selection. */
-#include "kernels/cuda.cuh"
+#include "kernels/rows.cuh"
 
 namespace
 {
@@ -14,13 +14,7 @@ __global__ void __launch_bounds__(128) locate_kernel(const __grid_constant__ ker
     for (uint32_t i = threadIdx.x; i < count; i += 128) {
         const uint64_t at = (uint64_t)list * a.max_select + i;
         const int32_t block = a.block ? a.block[at] : a.row_pos[row] / KERN_BLOCK;
-        if (a.home) {
-            a.slot[at] = a.home[(uint64_t)head * a.table.max_blocks + block];
-            continue;
-        }
-        const uint64_t place = (uint64_t)a.row_seq[row] * heads + head;
-        const int32_t entry = a.table.entry_of[place * a.table.max_blocks + block];
-        a.slot[at] = entry < 0 ? -1 : a.table.slot_of[place * a.table.max_entries + entry];
+        a.slot[at] = slot_of(a, row, head, block);
     }
 }
 

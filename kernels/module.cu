@@ -15,7 +15,7 @@
 
 extern "C" {
 #define X(op) status cuda_##op(kern_stream *stream, const kern_##op##_args *args);
-KERN_OPS(X)
+KERN_ALL_OPS(X)
 #undef X
 status cuda_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
                         uint32_t k, kern_weight **out_weight);
@@ -264,7 +264,7 @@ void backend_close(kern_backend *backend)
 
 const kern_ops ops = {
 #define X(op) cuda_##op,
-    KERN_OPS(X)
+    KERN_ALL_OPS(X)
 #undef X
 };
 

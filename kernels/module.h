@@ -23,7 +23,7 @@ static inline uint64_t kern_module_layout(void)
 {
     const uint64_t sizes[] = {
 #define X(op) sizeof(kern_##op##_args),
-        KERN_OPS(X)
+        KERN_ALL_OPS(X)
 #undef X
             sizeof(kern_selector),
         sizeof(kern_exchange),
@@ -38,7 +38,7 @@ static inline uint64_t kern_module_layout(void)
     };
     static const char names[] =
 #define X(op) #op " "
-        KERN_OPS(X);
+        KERN_ALL_OPS(X);
 #undef X
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
     for (uint64_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)

@@ -5,7 +5,8 @@
  * row that sees no more than it may hold takes all. The search by chunks, as SSA's released kernel
  * makes it (arXiv 2511.20102), is three such choices over ranges of blocks. NSA's sliding window
  * (arXiv 2502.11089) adds its storage blocks to the list's first part, some with an empty mask.
- * Floats are only compared: the outcome is the CPU's.
+ * Floats are only compared: the outcome is the CPU's. With `pick` pool's work is the CTA's first,
+ * where blocks are few.
  *
  * Bound: latency. Top-k is a search for the k-th largest key, two bits a round below those that all
  * keys share: each thread counts its keys at or above three bounds, the counts meet by one barrier.
@@ -13,13 +14,18 @@
  * the bounds are few, they are ranked against each other in one step, smaller blocks first among
  * equals. Importance is bf16 and full of ties: when bits run out before, ties at the bound are
  * taken in ascending order by a scan. */
-#include "kernels/cuda.cuh"
-#include "kernels/selector.h"
+#include "kernels/pool.cuh"
+
+extern "C" {
+status cuda_pool(kern_stream *stream, const kern_pool_args *args);
+status cuda_select(kern_stream *stream, const kern_select_args *args);
+}
 
 namespace
 {
 
 constexpr uint32_t BLOCKS_MAX = 40000, CANDIDATES = 128;
+constexpr uint32_t FEW_BLOCKS = 512; /* a small CTA's work */
 
 enum part : uint8_t { PART_NONE, PART_SETTLED, PART_QUERY, PART_KEPT };
 
@@ -239,7 +245,9 @@ template <uint32_t THREADS> struct select_cta {
         __syncthreads();
     }
 
-    __device__ static void run(const kern_select_args &a)
+    /* pool: NULL, or what leaves a.query and a.importance here. */
+    __device__ __forceinline__ static void run(const kern_select_args &a,
+                                               const kern_pool_args *pool)
     {
         extern __shared__ __align__(16) uint8_t shared_bytes[];
         __shared__ select_shared s;
@@ -251,6 +259,9 @@ template <uint32_t THREADS> struct select_cta {
         const int32_t pos = a.row_pos[row];
         const uint32_t current = selector_current(&selector, pos);
         const bool all = selector_takes_all(&selector, pos);
+        for (uint32_t b = threadIdx.x; pool && b <= current && b < a.max_select_blocks;
+             b += THREADS) /* read behind the barriers of cta_sum */
+            pool_block(*pool, selector, row, (uint32_t)(list % a.kv_heads), b);
         uint32_t turn = 0, mine = 0;
         for (uint32_t b = threadIdx.x; b <= current; b += THREADS) {
             parts[b] = all || selector_forced(&selector, b, current) ? PART_SETTLED : PART_NONE;
@@ -309,16 +320,28 @@ template <uint32_t THREADS>
 __global__ void __launch_bounds__(THREADS) select_kernel(const __grid_constant__ kern_select_args a)
 {
     cuda_begin_short();
-    select_cta<THREADS>::run(a);
+    select_cta<THREADS>::run(a, nullptr);
+}
+
+template <uint32_t THREADS>
+__global__ void __launch_bounds__(THREADS) pick_kernel(const __grid_constant__ kern_pick_args a)
+{
+    cuda_begin_short();
+    select_cta<THREADS>::run(a.select, &a.pool);
+}
+
+size_t shared_bytes_of(const kern_select_args &a)
+{
+    return (size_t)a.max_select_blocks * (sizeof(uint32_t) + sizeof(part));
 }
 
 template <uint32_t THREADS> status launch(cuda_stream *stream, const kern_select_args &a)
 {
-    const size_t bytes = (size_t)a.max_select_blocks * (sizeof(uint32_t) + sizeof(part));
     TRY_CUDA(cudaFuncSetAttribute(select_kernel<THREADS>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)(BLOCKS_MAX * (sizeof(uint32_t) + sizeof(part)))));
-    cuda_launch(stream, {a.rows * a.kv_heads, THREADS, bytes}, select_kernel<THREADS>, a);
+    cuda_launch(stream, {a.rows * a.kv_heads, THREADS, shared_bytes_of(a)}, select_kernel<THREADS>,
+                a);
     return cuda_launched("select");
 }
 
@@ -331,5 +354,18 @@ extern "C" status cuda_select(kern_stream *stream, const kern_select_args *args)
         return FAIL(UNSUPPORTED, "select on CUDA has up to %u selection blocks, not %u", BLOCKS_MAX,
                     args->max_select_blocks);
     cuda_stream *s = cuda_stream_of(stream);
-    return args->max_select_blocks <= 512 ? launch<128>(s, *args) : launch<512>(s, *args);
+    return args->max_select_blocks <= FEW_BLOCKS ? launch<128>(s, *args) : launch<512>(s, *args);
+}
+
+extern "C" status cuda_pick(kern_stream *stream, const kern_pick_args *args)
+{
+    const kern_select_args &a = args->select;
+    if (a.max_select_blocks > FEW_BLOCKS) {
+        TRY(cuda_pool(stream, &args->pool));
+        return cuda_select(stream, &a);
+    }
+    if (a.rows == 0) return STATUS_OK;
+    cuda_launch(cuda_stream_of(stream), {a.rows * a.kv_heads, 128, shared_bytes_of(a)},
+                pick_kernel<128>, *args);
+    return cuda_launched("pick");
 }

@@ -193,6 +193,34 @@ status kern_validate_locate(const kern_backend *b, const kern_locate_args *a)
     return check_range(b, "position", a->row_pos, a->rows, a->table.max_blocks * KERN_BLOCK);
 }
 
+status kern_validate_enter(const kern_backend *b, const kern_enter_args *a)
+{
+    (void)b;
+    REQUIRE(a->locate.block == NULL && a->locate.slot == a->append.slot &&
+                a->locate.row_pos == a->append.row_pos && a->locate.rows == a->append.rows &&
+                a->locate.table.kv_heads == a->append.kv_heads,
+            "enter: %u rows are located and %u others appended", a->locate.rows, a->append.rows);
+    return STATUS_OK;
+}
+
+status kern_validate_qkv(const kern_backend *b, const kern_qkv_args *a)
+{
+    (void)b;
+    const kern_rope_args *r = &a->rope;
+    const kern_importance_args *u = &a->importance;
+    const kern_compress_args *c = &a->compress;
+    REQUIRE(r->rows == u->rows && r->row_stride == u->row_stride && r->head_dim == u->head_dim &&
+                r->heads > u->kv_heads && u->v == r->x + (uint64_t)r->heads * r->head_dim,
+            "qkv: rope of %u heads and u of %u heads behind them", r->heads, u->kv_heads);
+    REQUIRE(c->rows == 0 ||
+                (c->rows <= r->rows && c->row_stride == r->row_stride &&
+                 c->k == u->v - (uint64_t)u->kv_heads * u->head_dim && c->u == u->out &&
+                 (c->v == u->v || c->v == NULL) && c->row_pos == r->row_pos &&
+                 c->summary.kv_heads == u->kv_heads && c->summary.head_dim == u->head_dim),
+            "qkv: summaries of other rows");
+    return STATUS_OK;
+}
+
 status kern_validate_score(const kern_backend *b, const kern_score_args *a)
 {
     const kern_summary *s = &a->summary;
@@ -242,6 +270,19 @@ status kern_validate_select(const kern_backend *b, const kern_select_args *a)
         REQUIRE(most <= a->max_select, "select: row %u may select %u blocks, there is room for %u",
                 r, most, a->max_select);
     }
+    return STATUS_OK;
+}
+
+status kern_validate_pick(const kern_backend *b, const kern_pick_args *a)
+{
+    (void)b;
+    const kern_pool_args *p = &a->pool;
+    const kern_select_args *s = &a->select;
+    REQUIRE(p->rows == s->rows && p->summary.kv_heads == s->kv_heads &&
+                p->max_select_blocks == s->max_select_blocks && p->query == s->query &&
+                p->importance == s->importance && p->row_pos == s->row_pos &&
+                p->row_selector == s->row_selector && p->selectors == s->selectors,
+            "pick: %u rows are pooled and %u others selected from", p->rows, s->rows);
     return STATUS_OK;
 }
 

@@ -8,7 +8,7 @@
 /* KERN_OP_linear ...: what a watch is told. */
 enum kern_op {
 #define X(op) KERN_OP_##op,
-    KERN_OPS(X)
+    KERN_ALL_OPS(X)
 #undef X
         KERN_OP_COUNT
 };

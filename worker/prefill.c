@@ -149,13 +149,6 @@ status prefill_layer(worker_engine *e, uint32_t layer)
     size_t q_width = (size_t)e->heads * e->head_dim, kv_width = (size_t)e->kv_heads * e->head_dim;
     const float *k = e->qkv + (size_t)all.first * e->qkv_stride + q_width;
     int32_t *slots = e->append_slot + (size_t)all.first * e->kv_heads;
-    kern_locate_args locate = {.row_seq = e->dev.seq + all.first,
-                               .row_pos = e->dev.pos + all.first,
-                               .home = homes_of(e, layer),
-                               .table = engine_table(e, layer),
-                               .slot = slots,
-                               .rows = all.count,
-                               .max_select = 1};
     kern_compress_args compress = {.k = k,
                                    .v = k + kv_width,
                                    .u = e->row_u + (size_t)all.first * e->kv_heads,
@@ -164,18 +157,24 @@ status prefill_layer(worker_engine *e, uint32_t layer)
                                    .summary = engine_summary(e, layer),
                                    .row_stride = e->qkv_stride,
                                    .rows = all.count};
-    kern_append_args append = {.k = k,
-                               .v = k + kv_width,
-                               .slot = slots,
-                               .row_pos = e->dev.pos + all.first,
-                               .pool = io_slot_bytes(e->io, 0),
-                               .row_stride = e->qkv_stride,
-                               .rows = all.count,
-                               .kv_heads = e->kv_heads,
-                               .head_dim = e->head_dim};
+    kern_enter_args enter = {.locate = {.row_seq = e->dev.seq + all.first,
+                                        .row_pos = e->dev.pos + all.first,
+                                        .home = homes_of(e, layer),
+                                        .table = engine_table(e, layer),
+                                        .slot = slots,
+                                        .rows = all.count,
+                                        .max_select = 1},
+                             .append = {.k = k,
+                                        .v = k + kv_width,
+                                        .slot = slots,
+                                        .row_pos = e->dev.pos + all.first,
+                                        .pool = io_slot_bytes(e->io, 0),
+                                        .row_stride = e->qkv_stride,
+                                        .rows = all.count,
+                                        .kv_heads = e->kv_heads,
+                                        .head_dim = e->head_dim}};
     TRY(kern_compress(e->stream, &compress));
-    TRY(kern_locate(e->stream, &locate));
-    TRY(kern_append(e->stream, &append));
+    TRY(kern_enter(e->stream, &enter));
     for (uint32_t done = 0; done < all.count; done += ENGINE_PREFILL_TILE) {
         row_range tile = {all.first + done, all.count - done};
         if (tile.count > ENGINE_PREFILL_TILE) tile.count = ENGINE_PREFILL_TILE;

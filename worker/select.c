@@ -33,7 +33,8 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .heads = e->heads,
         .prefill = rows->prefill,
     };
-    kern_pool_args pool = {
+    kern_pick_args pick;
+    pick.pool = (kern_pool_args){
         .scores = score.out,
         .row_seq = rows->seq,
         .row_pos = rows->pos,
@@ -45,9 +46,9 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .rows = rows->count,
         .max_select_blocks = e->max_select_blocks,
     };
-    kern_select_args select = {
-        .query = pool.query,
-        .importance = pool.importance,
+    pick.select = (kern_select_args){
+        .query = pick.pool.query,
+        .importance = pick.pool.importance,
         .row_pos = rows->pos,
         .row_selector = rows->selector,
         .selectors = e->dev_selectors,
@@ -61,8 +62,7 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .max_select = e->max_select,
     };
     TRY(kern_score(e->stream, &score));
-    TRY(kern_pool(e->stream, &pool));
-    return kern_select(e->stream, &select);
+    return kern_pick(e->stream, &pick);
 }
 
 static status project_query(worker_engine *e, const model_layer *w, uint32_t rows, float *out)

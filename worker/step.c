@@ -133,21 +133,6 @@ static status norm(worker_engine *e, const float *x, const uint16_t *weight, uin
     return kern_rmsnorm(e->stream, &a);
 }
 
-static status rotate_rows(worker_engine *e, float *x, uint32_t heads)
-{
-    const model *m = e->config.model;
-    kern_rope_args a = {.x = x,
-                        .row_pos = e->dev.pos,
-                        .cos = m->cos,
-                        .sin = m->sin,
-                        .rows = e->rows,
-                        .heads = heads,
-                        .head_dim = e->head_dim,
-                        .max_tokens = m->max_tokens,
-                        .row_stride = e->qkv_stride};
-    return kern_rope(e->stream, &a);
-}
-
 static status project_in(worker_engine *e, const model_layer *w)
 {
     TRY(project(e, w->qkv, e->norm, e->hidden, e->qkv, e->qkv_stride));
@@ -170,61 +155,66 @@ static status project_down(worker_engine *e, const model_layer *w)
     return add_residual(e, w->down, e->act, e->ffn, e->x_next, e->x);
 }
 
+/* q, k and v of all rows, q and k turned, u; k and u of decode rows into the summaries, and the
+ * windows that they complete. */
 static status qkv_u(worker_engine *e, uint32_t layer)
 {
-    const model_layer *w = &e->config.model->layer[layer];
-    size_t q = (size_t)e->heads * e->head_dim, kv = (size_t)e->kv_heads * e->head_dim;
+    const model *m = e->config.model;
+    const model_layer *w = &m->layer[layer];
+    float *k = e->qkv + (size_t)e->heads * e->head_dim, *v = k + (size_t)e->kv_heads * e->head_dim;
+    kern_qkv_args a = {
+        .rope = {.x = e->qkv,
+                 .row_pos = e->dev.pos,
+                 .cos = m->cos,
+                 .sin = m->sin,
+                 .rows = e->rows,
+                 .heads = e->heads + e->kv_heads, /* k lies behind q */
+                 .head_dim = e->head_dim,
+                 .max_tokens = m->max_tokens,
+                 .row_stride = e->qkv_stride},
+        .importance = {.v = v,
+                       .a = w->a,
+                       .delta = w->delta,
+                       .out = e->row_u,
+                       .row_stride = e->qkv_stride,
+                       .rows = e->rows,
+                       .kv_heads = e->kv_heads,
+                       .head_dim = e->head_dim},
+        .compress = {.k = k,
+                     .v = v,
+                     .u = e->row_u,
+                     .row_seq = e->dev.seq,
+                     .row_pos = e->dev.pos,
+                     .summary = engine_summary(e, layer),
+                     .row_stride = e->qkv_stride,
+                     .rows = e->decode_rows},
+    };
     TRY(norm(e, e->x, w->input_norm, e->rows));
     TRY(project_in(e, w));
-    TRY(rotate_rows(e, e->qkv, e->heads + e->kv_heads)); /* k lies behind q */
-    kern_importance_args u = {.v = e->qkv + q + kv,
-                              .a = w->a,
-                              .delta = w->delta,
-                              .out = e->row_u,
-                              .row_stride = e->qkv_stride,
-                              .rows = e->rows,
-                              .kv_heads = e->kv_heads,
-                              .head_dim = e->head_dim};
-    return kern_importance(e->stream, &u);
-}
-
-/* Keys and u of decode rows; windows that they complete. */
-static status summarise(worker_engine *e, uint32_t layer)
-{
-    const float *k = e->qkv + (size_t)e->heads * e->head_dim;
-    kern_compress_args a = {.k = k,
-                            .v = k + (size_t)e->kv_heads * e->head_dim,
-                            .u = e->row_u,
-                            .row_seq = e->dev.seq,
-                            .row_pos = e->dev.pos,
-                            .summary = engine_summary(e, layer),
-                            .row_stride = e->qkv_stride,
-                            .rows = e->decode_rows};
-    return kern_compress(e->stream, &a);
+    return kern_qkv(e->stream, &a);
 }
 
 /* K and V into the open block, whose entry the plan has made sure of. */
 static status append(worker_engine *e, uint32_t layer)
 {
     int32_t *slot = e->open_slot + (size_t)layer * e->seqs * e->kv_heads;
-    kern_locate_args open = {.row_seq = e->dev.seq,
-                             .row_pos = e->dev.pos,
-                             .table = engine_table(e, layer),
-                             .slot = slot,
-                             .rows = e->decode_rows,
-                             .max_select = 1};
-    TRY(kern_locate(e->stream, &open));
     const float *k = e->qkv + (size_t)e->heads * e->head_dim;
-    kern_append_args a = {.k = k,
-                          .v = k + (size_t)e->kv_heads * e->head_dim,
-                          .slot = slot,
-                          .row_pos = e->dev.pos,
-                          .pool = e->pool,
-                          .row_stride = e->qkv_stride,
-                          .rows = e->decode_rows,
-                          .kv_heads = e->kv_heads,
-                          .head_dim = e->head_dim};
-    return kern_append(e->stream, &a);
+    kern_enter_args a = {.locate = {.row_seq = e->dev.seq,
+                                    .row_pos = e->dev.pos,
+                                    .table = engine_table(e, layer),
+                                    .slot = slot,
+                                    .rows = e->decode_rows,
+                                    .max_select = 1},
+                         .append = {.k = k,
+                                    .v = k + (size_t)e->kv_heads * e->head_dim,
+                                    .slot = slot,
+                                    .row_pos = e->dev.pos,
+                                    .pool = e->pool,
+                                    .row_stride = e->qkv_stride,
+                                    .rows = e->decode_rows,
+                                    .kv_heads = e->kv_heads,
+                                    .head_dim = e->head_dim}};
+    return kern_enter(e->stream, &a);
 }
 
 static status attend_part(worker_engine *e, uint32_t layer, row_range rows)
@@ -307,7 +297,6 @@ static status layer_run(worker_engine *e, uint32_t l)
     TRY(queries_ahead(e, l, SOURCE_INPUT, e->source_rows[SOURCE_INPUT], e->x));
     if (next_early && e->early != SOURCE_MID) TRY(plan_layer(e, l + 1)); /* input, step */
     TRY(qkv_u(e, l));
-    if (e->decode_rows > 0) TRY(summarise(e, l));
     if (!early || (l == 0 && e->early != SOURCE_STEP)) TRY(plan_layer(e, l));
     if (e->decode_rows > 0) TRY(append(e, l));
     TRY(prefill_layer(e, l)); /* the prompt's rows compute while blocks arrive */

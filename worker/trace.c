@@ -79,10 +79,16 @@ int32_t trace_layer_of(const worker_engine *e, uint32_t op, const void *args)
         return layer_of_norm(e, ((const kern_rmsnorm_args *)args)->weight);
     case KERN_OP_compress:
         return layer_of_summary(e, &((const kern_compress_args *)args)->summary);
+    case KERN_OP_qkv:
+        return layer_of_summary(e, &((const kern_qkv_args *)args)->compress.summary);
+    case KERN_OP_enter:
+        return layer_of_table(e, &((const kern_enter_args *)args)->locate.table);
     case KERN_OP_score:
         return layer_of_summary(e, &((const kern_score_args *)args)->summary);
     case KERN_OP_pool:
         return layer_of_summary(e, &((const kern_pool_args *)args)->summary);
+    case KERN_OP_pick:
+        return layer_of_summary(e, &((const kern_pick_args *)args)->pool.summary);
     case KERN_OP_attend:
         return layer_of_summary(e, &((const kern_attend_args *)args)->summary);
     case KERN_OP_candidates:

@@ -301,8 +301,8 @@ void bench_select(bench &k, uint32_t rows, uint32_t tokens, const char *name)
         {"plan", [&] { expect_ok(kern_plan(k.b.gpu, &a), "plan"); }},
         {"pool + select + plan",
          [&] {
-             expect_ok(kern_pool(k.b.gpu, &p), "pool");
-             expect_ok(kern_select(k.b.gpu, &c), "select");
+             const kern_pick_args both = {p, c};
+             expect_ok(kern_pick(k.b.gpu, &both), "pick");
              expect_ok(kern_plan(k.b.gpu, &a), "plan");
          }},
     };

@@ -236,6 +236,70 @@ void linear_narrow(gpu_bench &b, kern_linear_args a, const std::vector<float> &x
                "linear: rows in bf16 that begin anywhere are refused");
 }
 
+/* Everything that qkv writes. */
+struct qkv_bits {
+    std::vector<float> x;
+    std::vector<uint16_t> out, kc, uc, u, ring, vc, value_ring;
+    bool operator==(const qkv_bits &o) const
+    {
+        return memcmp(x.data(), o.x.data(), x.size() * sizeof(float)) == 0 && out == o.out &&
+               kc == o.kc && uc == o.uc && u == o.u && ring == o.ring && vc == o.vc &&
+               value_ring == o.value_ring;
+    }
+};
+
+/* rope, importance and compress in one op and one after the other. `summarised` rows are
+ * compressed; every third row completes a window, where its position allows one. */
+void qkv_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t summarised, uint32_t heads,
+              uint32_t kv_heads, uint32_t dim, uint32_t window, uint32_t step, bool values)
+{
+    const uint32_t tokens = 700, all = heads + kv_heads;
+    const uint64_t stride = (uint64_t)(all + kv_heads) * dim;
+    scene s;
+    s.window = window, s.stride = step, s.values = values;
+    make_scene(s, r, rows, heads, kv_heads, dim, tokens);
+    mirror<float> x(rows * stride), cosine((size_t)tokens * dim / 2), sine(cosine.host.size());
+    mirror<uint16_t> a(kv_heads), delta((size_t)kv_heads * kv_heads * dim), u(rows * kv_heads);
+    for (uint32_t i = 0; i < rows; i++)
+        s.row_pos.host[i] =
+            (int32_t)(i % 3 == 0 ? window - 1 + step * r.below(4) : r.below(tokens));
+    fill_normal(r, x.host, 1.0f), fill_normal(r, cosine.host, 1.0f);
+    fill_normal(r, sine.host, 1.0f), fill_bf16(r, a.host, 1.0f), fill_bf16(r, delta.host, 0.3f);
+    s.row_pos.up(), cosine.up(), sine.up(), a.up(), delta.up();
+    kern_qkv_args q = {};
+    q.rope = {x.device, s.row_pos.device, cosine.device, sine.device, rows, all,
+              dim,      tokens,           stride};
+    q.importance = {
+        x.device + all * dim, a.device, delta.device, u.device, stride, rows, kv_heads, dim};
+    q.compress = {x.device + heads * dim, u.device, s.row_seq.device, s.row_pos.device,
+                  s.view(true),           stride,   summarised,       x.device + all * dim};
+    auto run = [&](bool joined) {
+        x.up(), s.kc.up(), s.uc.up(), s.u.up(), s.ring.up(), u.poison();
+        if (values) s.vc.up(), s.value_ring.up();
+        if (joined) {
+            expect_ok(kern_qkv(b.gpu, &q), "qkv");
+        } else {
+            expect_ok(kern_rope(b.gpu, &q.rope), "rope");
+            expect_ok(kern_importance(b.gpu, &q.importance), "importance");
+            if (summarised > 0) expect_ok(kern_compress(b.gpu, &q.compress), "compress");
+        }
+        b.sync();
+        qkv_bits bits = {x.down(),   u.down(),      s.kc.down(), s.uc.down(),
+                         s.u.down(), s.ring.down(), {},          {}};
+        if (values) bits.vc = s.vc.down(), bits.value_ring = s.value_ring.down();
+        return bits;
+    };
+    check_that(run(true) == run(false),
+               "qkv of %u rows, %u of them summarised, windows of %u%s: "
+               "bits as of its parts",
+               rows, summarised, window, values ? ", with values" : "");
+    q.importance.a = nullptr;
+    check_that(run(true) == run(false), "qkv without A: bits as of its parts");
+    q.compress.k += dim;
+    check_that(summarised == 0 || kern_qkv(b.gpu, &q) == STATUS_INVALID,
+               "qkv of rows that do not belong together is refused");
+}
+
 /* Against products of the rounded activations in double; then the bits of rows elsewhere. */
 void linear_case(gpu_bench &b, random_source &r, uint32_t n0, uint32_t n1, uint32_t k,
                  uint32_t rows)
@@ -418,7 +482,13 @@ void check_model(gpu_bench &b, random_source &r, bool small)
     sample_case(b, r, 1000);
     linear_case(b, r, 96, 32, 128, 5);
     chain_case(b, r, 3, 10);
+    qkv_case(b, r, 3, 2, 4, 2, 64, 32, 16, false);
+    qkv_case(b, r, 5, 5, 6, 3, 128, 16, 16, true);
     if (small) return;
+    qkv_case(b, r, 45, 45, 32, 2, 128, 32, 16, false);
+    qkv_case(b, r, 300, 64, 8, 8, 64, 128, 128, false);
+    qkv_case(b, r, 130, 130, 16, 1, 128, 32, 16, true);
+    qkv_case(b, r, 33, 0, 12, 4, 256, 64, 64, true);
     chain_case(b, r, 64, 200);
     chain_case(b, r, 2000, 200);
     rmsnorm_case(b, r, 64, 4096);

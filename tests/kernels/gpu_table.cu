@@ -66,7 +66,8 @@ struct step_buffers {
     }
 };
 
-void run_select(gpu_bench &b, scene &s, step_buffers &x, bool gpu)
+/* joined: as one op. */
+void run_select(gpu_bench &b, scene &s, step_buffers &x, bool gpu, bool joined)
 {
     kern_stream *stream = gpu ? b.gpu : b.ref;
     auto at = [gpu](auto &m) { return gpu ? m.device : m.host.data(); };
@@ -77,12 +78,17 @@ void run_select(gpu_bench &b, scene &s, step_buffers &x, bool gpu)
     p.summary = s.view(gpu);
     p.query = at(x.query), p.importance = at(x.importance);
     p.rows = s.rows, p.max_select_blocks = x.n;
-    expect_ok(kern_pool(stream, &p), "pool");
     kern_select_args c = {};
     c.query = p.query, c.importance = p.importance;
     c.row_pos = p.row_pos, c.row_selector = p.row_selector, c.selectors = p.selectors;
     c.block = at(x.block), c.mask = at(x.mask), c.count = at(x.count), c.settled = at(x.settled);
     c.rows = s.rows, c.kv_heads = s.kv_heads, c.max_select_blocks = x.n, c.max_select = x.m;
+    const kern_pick_args both = {p, c};
+    if (joined) {
+        expect_ok(kern_pick(stream, &both), "pick");
+        return;
+    }
+    expect_ok(kern_pool(stream, &p), "pool");
     expect_ok(kern_select(stream, &c), "select");
 }
 
@@ -213,8 +219,9 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
     for (uint32_t step = 0; step < steps; step++) {
         draw_scores(r, s, x, step);
         x.block.poison(), x.mask.poison(), x.slot.poison();
-        run_select(b, s, x, false);
-        run_select(b, s, x, true);
+        x.query.poison(), x.importance.poison();
+        run_select(b, s, x, false, false);
+        run_select(b, s, x, true, step % 2 == 0);
         kern_plan_args p = plan_args(s, x, t, host.x, step + 1, false);
         if (step % 4 != 3) p.homes = homes.view;
         expect_ok(kern_plan(b.ref, &p), "plan");
@@ -229,7 +236,7 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
                    x.hits.down() == x.hits.host && x.misses.down() == x.misses.host;
         published &= same_misses(host.x, gpu.x) && same_own(gpu.x);
     }
-    check_that(selected, "pool and select %s: %u steps as ref", name, steps);
+    check_that(selected, "pool and select %s, as two ops and as one: %u steps as ref", name, steps);
     check_that(planned, "plan %s: table, slots and counters as ref over %u steps", name, steps);
     check_that(published, "plan %s: the same misses in the same order, the same of them answered",
                name);
@@ -259,6 +266,49 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
     check_same(text, block.down(), block.host);
 }
 
+/* Rows enter the blocks that they are in, some of which have no slot: by the table, or, with
+ * `home`, as tokens of one prompt. */
+void enter_case(gpu_bench &b, random_source &r, uint32_t rows, uint32_t dim, bool home)
+{
+    const uint32_t kv_heads = 2;
+    const uint64_t stride = 2 * kv_heads * dim + 32;
+    scene s;
+    make_scene(s, r, rows, 4, kv_heads, dim, 700);
+    table_pair t(s, 3);
+    mirror<int32_t> homes((size_t)kv_heads * t.max_blocks), slot((size_t)rows * kv_heads);
+    mirror<float> kv(rows * stride);
+    const size_t slots = std::max(homes.host.size(), t.slot_of.host.size());
+    mirror<uint16_t> pool(slots * 2 * KERN_BLOCK * dim);
+    for (uint32_t i = 0; i < rows * kv_heads; i++) {
+        const uint32_t row = i / kv_heads;
+        const size_t place = (size_t)s.row_seq.host[row] * kv_heads + i % kv_heads;
+        if (home) s.row_pos.host[row] = (int32_t)(55 + row);
+        if (r.below(4) != 0)
+            t.entry_of.host[place * t.max_blocks + s.row_pos.host[row] / KERN_BLOCK] =
+                (int32_t)r.below(3);
+    }
+    for (size_t i = 0; i < homes.host.size(); i++)
+        homes.host[i] = i % 3 == 2 ? -1 : (int32_t)(slots - 1 - i);
+    fill_normal(r, kv.host, 1.0f);
+    s.row_pos.up(), t.entry_of.up(), homes.up(), kv.up(), pool.up(), slot.poison();
+    for (bool gpu : {false, true}) {
+        auto at = [gpu](auto &m) { return gpu ? m.device : m.host.data(); };
+        kern_enter_args a = {};
+        a.locate.row_seq = at(s.row_seq), a.locate.row_pos = a.append.row_pos = at(s.row_pos);
+        a.locate.home = home ? at(homes) : nullptr;
+        a.locate.table = t.view(gpu);
+        a.locate.slot = at(slot), a.append.slot = at(slot);
+        a.locate.rows = a.append.rows = rows, a.locate.max_select = 1;
+        a.append.k = at(kv), a.append.v = a.append.k + kv_heads * dim;
+        a.append.pool = (uint8_t *)at(pool), a.append.row_stride = stride;
+        a.append.kv_heads = kv_heads, a.append.head_dim = dim;
+        expect_ok(kern_enter(gpu ? b.gpu : b.ref, &a), "enter");
+    }
+    b.sync();
+    check_same(home ? "enter, a prompt: slots" : "enter: slots", slot.down(), slot.host);
+    check_same(home ? "enter, a prompt: pool" : "enter: pool", pool.down(), pool.host);
+}
+
 /* Two rows of one sequence, and a table too small for the second: it is void, the first is not. */
 void plan_full(gpu_bench &b, random_source &r)
 {
@@ -274,7 +324,7 @@ void plan_full(gpu_bench &b, random_source &r)
     table_pair t(s, 18);
     shared_exchange exchange(64);
     draw_scores(r, s, x, 0);
-    run_select(b, s, x, true);
+    run_select(b, s, x, true, true);
     const kern_plan_args p = plan_args(s, x, t, exchange.x, 1, true);
     expect_ok(kern_plan(b.gpu, &p), "plan");
     b.sync();
@@ -294,6 +344,8 @@ void check_table(gpu_bench &b, random_source &r, bool small)
     kern_selector wide = nosa_selector();
     wide.block = 128, wide.local = 2, wide.query = 6, wide.total = 9;
     plan_full(b, r);
+    enter_case(b, r, 5, 64, false);
+    enter_case(b, r, 20, 128, true);
     table_case(b, r, "small budget", wide, 3, 3000, 40, small ? 4 : 70);
     table_case(b, r, "MoBA 256", moba_selector(256, 3), 3, 3000, 20, small ? 4 : 300);
     table_case(b, r, "SSA by chunks", chunked_selector(16, 16), 3, small ? 1500 : 4000, 24,

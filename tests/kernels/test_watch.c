@@ -25,6 +25,49 @@ static void on_end(void *self, uint32_t op, const void *args)
     EXPECT(args == s->args);
 }
 
+/* What has no op of its own here is its parts, which have to belong together. */
+TEST(a_watch_is_told_of_the_parts_of_a_joined_op)
+{
+    kern_backend *backend;
+    kern_stream *stream;
+    EXPECT(kern_backend_open(&(kern_config){.backend = "cpu", .threads = 1}, &backend) ==
+           STATUS_OK);
+    EXPECT(kern_stream_create(backend, &stream) == STATUS_OK);
+    static uint16_t pool[2 * KERN_BLOCK * 32];
+    float row[64] = {[0] = 1.0f, [32] = 2.0f};
+    const int32_t seq = 0, pos = 3, home = 0;
+    int32_t slot = -1;
+    kern_enter_args a = {.locate = {.row_seq = &seq,
+                                    .row_pos = &pos,
+                                    .home = &home,
+                                    .table = {.kv_heads = 1, .max_blocks = 1},
+                                    .slot = &slot,
+                                    .rows = 1,
+                                    .max_select = 1},
+                         .append = {.k = row,
+                                    .v = row + 32,
+                                    .slot = &slot,
+                                    .row_pos = &pos,
+                                    .pool = (uint8_t *)pool,
+                                    .row_stride = 64,
+                                    .rows = 1,
+                                    .kv_heads = 1,
+                                    .head_dim = 32}};
+    seen s = {0};
+    kern_watch watch = {.begin = on_begin, .end = on_end, .self = &s};
+    kern_stream_watch(stream, &watch);
+    EXPECT(kern_enter(stream, &a) == STATUS_OK);
+    EXPECT_EQ_U64(s.begun, 2);
+    EXPECT_EQ_U64(s.ended, 2);
+    EXPECT_EQ_STR(kern_op_name(s.op), "append");
+    EXPECT(slot == 0 && pool[3 * 32] == 0x3f80 && pool[(KERN_BLOCK + 3) * 32] == 0x4000);
+    a.append.rows = 2;
+    EXPECT(kern_enter(stream, &a) == STATUS_INVALID);
+    EXPECT_EQ_U64(s.begun, 2);
+    kern_stream_destroy(stream);
+    kern_backend_close(backend);
+}
+
 TEST(a_watch_is_told_of_every_op_until_it_is_taken_away)
 {
     kern_backend *backend;
