@@ -137,11 +137,18 @@ status kern_stream_poll(kern_stream *stream)
     return stream->backend->device->stream_poll(stream);
 }
 
-status kern_stream_after(kern_stream *stream, kern_stream *of)
+status kern_stream_place(kern_stream *stream, uint32_t place)
+{
+    CHECK(stream != NULL && place < KERN_STREAM_PLACES);
+    return stream->backend->device->stream_place(stream, place);
+}
+
+status kern_stream_after(kern_stream *stream, kern_stream *of, uint32_t place)
 {
     CHECK(stream != NULL && of != NULL && stream->backend == of->backend);
+    CHECK(place < KERN_STREAM_PLACES);
     if (stream == of) return STATUS_OK;
-    return stream->backend->device->stream_after(stream, of);
+    return stream->backend->device->stream_after(stream, of, place);
 }
 
 status kern_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,

@@ -59,7 +59,8 @@ typedef struct kern_device_ops {
     void (*stream_destroy)(kern_stream *stream);
     status (*stream_sync)(kern_stream *stream);
     status (*stream_poll)(kern_stream *stream);
-    status (*stream_after)(kern_stream *stream, kern_stream *of); /* two different streams */
+    status (*stream_place)(kern_stream *stream, uint32_t place);
+    status (*stream_after)(kern_stream *stream, kern_stream *of, uint32_t place); /* two streams */
     status (*weight_pack)(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
                           uint32_t k, kern_weight **out_weight);
     void (*weight_free)(kern_weight *weight);

@@ -65,10 +65,10 @@ struct cuda_marks {
 struct cuda_stream {
     kern_stream base; /* first: a kern_stream * is a cuda_stream * */
     cudaStream_t handle;
-    uint8_t *workspace;  /* CUDA_WORKSPACE_BYTES */
-    uint32_t *counters;  /* CUDA_COUNTERS */
-    uint32_t *scalars;   /* CUDA_SCALARS: totals one launch leaves for the next */
-    cudaEvent_t reached; /* what another stream waits for */
+    uint8_t *workspace;                    /* CUDA_WORKSPACE_BYTES */
+    uint32_t *counters;                    /* CUDA_COUNTERS */
+    uint32_t *scalars;                     /* CUDA_SCALARS: totals one launch leaves for the next */
+    cudaEvent_t place[KERN_STREAM_PLACES]; /* what another stream waits for */
     cuda_marks marks;
 };
 

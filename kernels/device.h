@@ -23,15 +23,21 @@ status kern_selector_check(const kern_backend *backend, const kern_selector *sel
 const char *kern_numerics_id(const kern_backend *backend);
 const char *kern_backend_describe(const kern_backend *backend); /* "cpu avx512 2 threads" */
 
+enum { KERN_STREAM_PLACES = 2 };
+
 /* Ops of one stream run in the order they were called; its results are visible after a sync. */
 status kern_stream_create(kern_backend *backend, kern_stream **out_stream);
 void kern_stream_destroy(kern_stream *stream);
 status kern_stream_sync(kern_stream *stream);
 /* OK: at rest; PENDING: ops under way; else what went wrong with one. */
 status kern_stream_poll(kern_stream *stream);
-/* What `stream` is given from here on begins when all that `of` has been given until now is over.
- * Both of one backend; the same one: nothing to do. */
-status kern_stream_after(kern_stream *stream, kern_stream *of);
+/* Notes as `place` (below KERN_STREAM_PLACES) how far `stream` will have come when all that it has
+ * been given until now is over. */
+status kern_stream_place(kern_stream *stream, uint32_t place);
+/* What `stream` is given from here on begins when `of` has come to the place it noted last as
+ * `place`, whatever else it has been given since. Both of one backend; the same one: nothing to do.
+ */
+status kern_stream_after(kern_stream *stream, kern_stream *of, uint32_t place);
 
 /* Device memory, zeroed, 64-byte aligned. NO_MEMORY. */
 status kern_alloc(kern_backend *backend, uint64_t bytes, void **out_memory);

@@ -129,10 +129,18 @@ static status host_stream_sync(kern_stream *stream)
     return STATUS_OK;
 }
 
-static status host_stream_after(kern_stream *stream, kern_stream *of)
+static status host_stream_place(kern_stream *stream, uint32_t place)
 {
     (void)stream; /* what a stream was given is over */
+    (void)place;
+    return STATUS_OK;
+}
+
+static status host_stream_after(kern_stream *stream, kern_stream *of, uint32_t place)
+{
+    (void)stream;
     (void)of;
+    (void)place;
     return STATUS_OK;
 }
 
@@ -192,6 +200,7 @@ static const kern_device_ops host_device = {
     .stream_destroy = host_stream_destroy,
     .stream_sync = host_stream_sync,
     .stream_poll = host_stream_sync, /* always at rest */
+    .stream_place = host_stream_place,
     .stream_after = host_stream_after,
     .weight_pack = host_weight_pack,
     .weight_free = host_weight_free,

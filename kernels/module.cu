@@ -170,7 +170,8 @@ void stream_destroy(kern_stream *stream)
 {
     cuda_stream *s = cuda_stream_of(stream);
     if (s->handle) (void)cudaStreamDestroy(s->handle);
-    if (s->reached) (void)cudaEventDestroy(s->reached);
+    for (cudaEvent_t place : s->place)
+        if (place) (void)cudaEventDestroy(place);
     for (uint32_t i = 0; i < s->marks.made; i++)
         (void)cudaEventDestroy(s->marks.event[i]);
     (void)cudaFree(s->workspace);
@@ -178,12 +179,19 @@ void stream_destroy(kern_stream *stream)
     delete s;
 }
 
+bool create_places(cuda_stream *s)
+{
+    for (cudaEvent_t &place : s->place)
+        if (cudaEventCreateWithFlags(&place, cudaEventDisableTiming) != cudaSuccess) return false;
+    return true;
+}
+
 status stream_create(kern_backend *backend, kern_stream **out_stream)
 {
     cuda_stream *s = new cuda_stream();
     s->base.backend = backend;
     if (cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking) != cudaSuccess ||
-        cudaEventCreateWithFlags(&s->reached, cudaEventDisableTiming) != cudaSuccess ||
+        !create_places(s) ||
         cudaMalloc((void **)&s->workspace, CUDA_WORKSPACE_BYTES) != cudaSuccess ||
         cudaMalloc((void **)&s->counters, CUDA_COUNTERS * sizeof(uint32_t)) != cudaSuccess ||
         cudaMemset(s->counters, 0, CUDA_COUNTERS * sizeof(uint32_t)) != cudaSuccess ||
@@ -245,11 +253,17 @@ status stream_poll(kern_stream *stream)
     return STATUS_OK;
 }
 
-status stream_after(kern_stream *stream, kern_stream *of)
+status stream_place(kern_stream *stream, uint32_t place)
 {
-    cuda_stream *first = cuda_stream_of(of);
-    TRY_CUDA(cudaEventRecord(first->reached, first->handle));
-    TRY_CUDA(cudaStreamWaitEvent(cuda_stream_of(stream)->handle, first->reached, 0));
+    cuda_stream *s = cuda_stream_of(stream);
+    TRY_CUDA(cudaEventRecord(s->place[place], s->handle));
+    return STATUS_OK;
+}
+
+status stream_after(kern_stream *stream, kern_stream *of, uint32_t place)
+{
+    const cudaEvent_t first = cuda_stream_of(of)->place[place];
+    TRY_CUDA(cudaStreamWaitEvent(cuda_stream_of(stream)->handle, first, 0));
     return STATUS_OK;
 }
 
@@ -270,10 +284,10 @@ const kern_ops ops = {
 
 /* In the order of kern_device_ops. */
 const kern_device_ops device_ops = {
-    device_alloc,     device_free,   device_alloc_shared, device_free_shared,
-    stream_copy,      stream_fill,   stream_create,       stream_destroy,
-    stream_sync,      stream_poll,   stream_after,        cuda_weight_pack,
-    cuda_weight_free, backend_close, cuda_probe,          stream_mark,
+    device_alloc, device_free,   device_alloc_shared, device_free_shared, stream_copy,
+    stream_fill,  stream_create, stream_destroy,      stream_sync,        stream_poll,
+    stream_place, stream_after,  cuda_weight_pack,    cuda_weight_free,   backend_close,
+    cuda_probe,   stream_mark,
 };
 
 /* "cuda" is device 0, "cuda:N" device N. */

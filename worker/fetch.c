@@ -186,6 +186,8 @@ static status wait_for(worker_engine *e, kern_stream *stream, uint32_t layer, ui
     return kern_wait(stream, &wait);
 }
 
+/* Where a layer's part has been gathered is a place of its own: with an early plan the side stream
+ * has by then been given the next layer's wait, which this layer's attention must not stand for. */
 static status gather_part(worker_engine *e, uint32_t layer, uint32_t part)
 {
     row_range rows = fetch_part(e, part);
@@ -197,12 +199,14 @@ static status gather_part(worker_engine *e, uint32_t layer, uint32_t part)
                                .rows = fetch_parts(e) > 1 ? rows.count : 0,
                                .block_bytes = e->block_bytes,
                                .verify = e->config.verify};
-    return kern_gather(e->side, &gather);
+    TRY(kern_gather(e->side, &gather));
+    return kern_stream_place(e->side, layer % KERN_STREAM_PLACES);
 }
 
 static status gather_begin(worker_engine *e, uint32_t layer)
 {
-    TRY(kern_stream_after(e->side, e->stream));
+    TRY(kern_stream_place(e->stream, 0));
+    TRY(kern_stream_after(e->side, e->stream, 0));
     TRY(wait_for(e, e->side, layer, e->side == e->stream ? e->wait_ns : NULL));
     return gather_part(e, layer, 0);
 }
@@ -233,7 +237,7 @@ status fetch_finish(worker_engine *e, uint32_t layer, uint32_t part)
 {
     uint64_t before = e->inline_ops ? *e->wait_ns : 0; /* else the device's until the step ends */
     if (part == 0) TRY(fetch_first(e, layer));
-    TRY(kern_stream_after(e->stream, e->side));
+    TRY(kern_stream_after(e->stream, e->side, layer % KERN_STREAM_PLACES));
     if (part + 1 < fetch_parts(e)) TRY(gather_part(e, layer, part + 1));
     if (!e->inline_ops) return STATUS_OK;
     uint64_t waited = *e->wait_ns - before;

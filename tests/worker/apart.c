@@ -41,7 +41,8 @@ struct apart_stream {
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
-    uint64_t asked, done, waits; /* waits: asked for and not over. Under the mutex */
+    uint64_t asked, done, waits;        /* waits: asked for and not over. Under the mutex */
+    uint64_t place[KERN_STREAM_PLACES]; /* what had been asked for there: the caller's */
     bool stop;
     status failed;
 };
@@ -280,13 +281,20 @@ static status apart_poll(kern_stream *stream)
     return result;
 }
 
-static status apart_after(kern_stream *stream, kern_stream *other)
+static status apart_place(kern_stream *stream, uint32_t place)
+{
+    apart_stream *s = of(stream);
+    pthread_mutex_lock(&s->mutex);
+    s->place[place] = s->asked;
+    pthread_mutex_unlock(&s->mutex);
+    return STATUS_OK;
+}
+
+static status apart_after(kern_stream *stream, kern_stream *other, uint32_t place)
 {
     command_args *args = next_args(of(stream), run_after);
-    pthread_mutex_lock(&of(other)->mutex);
     args->after.of = of(other);
-    args->after.until = of(other)->asked;
-    pthread_mutex_unlock(&of(other)->mutex);
+    args->after.until = of(other)->place[place];
     hand_over(of(stream), false);
     return STATUS_OK;
 }
@@ -417,6 +425,7 @@ static const kern_device_ops apart_device = {
     .stream_destroy = apart_stream_destroy,
     .stream_sync = apart_sync,
     .stream_poll = apart_poll,
+    .stream_place = apart_place,
     .stream_after = apart_after,
     .weight_pack = apart_weight_pack,
     .weight_free = apart_weight_free,
