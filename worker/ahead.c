@@ -130,6 +130,16 @@ static status select_run(worker_engine *e, uint32_t layer, row_range rows)
     ahead.count = e->ahead.count + to;
     ahead.settled = e->ahead.settled + to;
     TRY(select_rows(e, layer, &next, &ahead, 0));
+    if (!ahead_asks(e)) return STATUS_OK;
+    kern_locate_args there = {.block = ahead.block,
+                              .count = ahead.count,
+                              .row_seq = next.seq,
+                              .row_pos = next.pos,
+                              .table = engine_table(e, layer),
+                              .slot = e->seen_ahead_slot + to * m,
+                              .rows = rows.count,
+                              .max_select = e->max_select};
+    TRY(kern_locate(e->stream, &there));
     if (e->inline_ops) return STATUS_OK;
     TRY(kern_copy(e->stream, e->seen_ahead_block + to * m, ahead.block,
                   lists * m * sizeof(int32_t)));
@@ -160,35 +170,37 @@ uint32_t ahead_launches(const worker_engine *e)
     return RUN_LAUNCHES * (loads + selects);
 }
 
-/* Ask for what those picks need and the pool lacks: the layer's table is read for all rows at once.
- * Without a store all of it is as near as it can be. */
-status ahead_ask(worker_engine *e, uint32_t layer)
+/* Without a store all is as near as it can be. */
+bool ahead_asks(const worker_engine *e)
+{
+    return e->config.prefetch && e->config.with_store;
+}
+
+/* Ask for what those picks need and the pool lacks. A device works on the step meanwhile: whether a
+ * row of it is void turns out later, and does no harm here. */
+void ahead_ask(worker_engine *e, uint32_t layer)
 {
     row_range rows = e->source_rows[SOURCE_STEP];
-    size_t m = e->max_select, heads = e->kv_heads, homes = heads * e->max_blocks;
+    size_t m = e->max_select, heads = e->kv_heads;
     int32_t *wanted = e->resume_list; /* idle here */
-    if (!e->config.prefetch || !e->config.with_store) return STATUS_OK;
-    TRY(kern_copy(e->stream, e->seen_entry_of, engine_table(e, layer).entry_of,
-                  e->seqs * homes * sizeof(int32_t)));
-    TRY(kern_stream_sync(e->stream));
+    if (!ahead_asks(e)) return;
     for (uint32_t r = rows.first; r < rows.first + rows.count; r++) {
         if (e->row.status[r] != STATUS_OK || !goes_on(e, r)) continue;
-        uint32_t seq = (uint32_t)e->row.seq[r];
         size_t from = row_lists_at(e, layer, r);
         for (size_t h = 0; h < heads; h++) {
+            size_t count = (size_t)e->seen_ahead_count[from + h], at = (from + h) * m;
             for (size_t i = 0; i < m; i++) {
-                bool there = (int32_t)i < e->seen_ahead_count[from + h];
-                wanted[h * m + i] = there ? e->seen_ahead_block[(from + h) * m + i] : -1;
+                bool lacks = i < count && e->seen_ahead_slot[at + i] < 0;
+                wanted[h * m + i] = lacks ? e->seen_ahead_block[at + i] : -1;
             }
         }
-        fetch_wish wish = {.seq = seq,
+        fetch_wish wish = {.seq = (uint32_t)e->row.seq[r],
                            .layer = layer,
                            .per_head = e->max_select,
                            .block = wanted,
-                           .resident = e->seen_entry_of + seq * homes};
-        fetch_ahead(e, &wish);
+                           .stay = true};
+        if (!fetch_ahead(e, &wish)) return;
     }
-    return STATUS_OK;
 }
 
 /* ---- put aside ------------------------------------------------------------------------------- */

@@ -257,6 +257,7 @@ static void take_rows(taking *t)
     }
     e->seen_ahead_block = take_seen(t, e->ahead.block, heads * e->max_select, sizeof(int32_t));
     e->seen_ahead_count = take_seen(t, e->ahead.count, heads, sizeof(int32_t));
+    e->seen_ahead_slot = take_shared(t, heads * e->max_select, sizeof(int32_t));
     uint64_t logits = (uint64_t)ENGINE_LOGIT_ROWS * e->vocab;
     e->logits = take(t, logits, sizeof(float));
     e->seen_logits = take_seen(t, e->logits, logits, sizeof(float));
@@ -286,8 +287,8 @@ static void take_summaries(taking *t)
     e->used_step = take(t, heads * e->max_entries, sizeof(uint32_t));
     e->entries = take(t, e->seqs, sizeof(int32_t));
     e->dev_selectors = take(t, KERN_SELECTORS_MAX, sizeof(kern_selector));
-    uint64_t places = (uint64_t)(e->layers > e->seqs ? e->layers : e->seqs) * e->kv_heads;
-    e->seen_entry_of = take_shared(t, places * e->max_blocks, sizeof(int32_t));
+    uint64_t lists = (uint64_t)e->layers * e->kv_heads;
+    e->seen_entry_of = take_shared(t, lists * e->max_blocks, sizeof(int32_t));
     e->stage_home = take_absent(t, per_seq * e->max_blocks);
     e->open_slot = take(t, heads, sizeof(int32_t));
     e->seen_open = take_seen(t, e->open_slot, heads, sizeof(int32_t));
@@ -340,13 +341,16 @@ static void take_exchanges(taking *t)
     uint64_t demand = (uint64_t)e->seqs * e->kv_heads * e->max_select;
     uint64_t ahead = (uint64_t)e->kv_heads * e->max_entries;
     uint32_t capacity = (uint32_t)(demand > ahead ? demand : ahead);
-    e->groups = e->layers + e->layers * (e->seqs < 8 ? e->seqs + 1 : 9);
-    uint64_t all = e->groups;
+    /* With lookahead `step` a sequence has groups of two steps: whose blocks it uses in this one,
+     * and whose it will use in the next. */
+    uint32_t each = e->seqs < 32 ? 2 * e->seqs + 1 : 65;
+    e->groups = e->layers * (1 + each);
+    uint64_t all = e->layers * (capacity + each * ahead);
     e->shared.home = take_shared(t, (uint64_t)e->seqs * e->layers * e->kv_heads * e->max_blocks,
                                  sizeof(kern_home));
-    e->exchange = take_shared(t, all, sizeof(kern_exchange));
-    kern_miss *miss = take_shared(t, all * capacity, sizeof(kern_miss));
-    kern_arrival *arrival = take_shared(t, all * capacity, sizeof(kern_arrival));
+    e->exchange = take_shared(t, e->groups, sizeof(kern_exchange));
+    kern_miss *miss = take_shared(t, all, sizeof(kern_miss));
+    kern_arrival *arrival = take_shared(t, all, sizeof(kern_arrival));
     /* A plan may run one layer ahead of attention. */
     uint64_t own = e->inline_ops ? 0 : 2;
     kern_miss *own_miss = own > 0 ? take(t, own * capacity, sizeof(kern_miss)) : NULL;
@@ -357,9 +361,11 @@ static void take_exchanges(taking *t)
     e->arrived = ARENA_NEW(e->memory, int32_t, e->groups);
     for (uint32_t g = 0; g < e->groups; g++) {
         kern_exchange *x = &e->exchange[g];
-        x->capacity = capacity;
-        x->miss = miss + (size_t)g * capacity;
-        x->arrival = arrival + (size_t)g * capacity;
+        x->capacity = g < e->layers ? capacity : (uint32_t)ahead;
+        x->miss = miss;
+        x->arrival = arrival;
+        miss += x->capacity;
+        arrival += x->capacity;
         if (g >= e->layers || own == 0) continue;
         x->own_miss = own_miss + (size_t)(g & 1) * capacity;
         x->own_arrival = own_arrival + (size_t)(g & 1) * capacity;
@@ -397,7 +403,6 @@ static status create_io(worker_engine *e)
                     .slots = (uint32_t)base,
                     .tier_slots = (uint32_t)(tier < UINT32_MAX ? tier : UINT32_MAX),
                     .groups = e->groups,
-                    .group_capacity = e->exchange[0].capacity,
                     .exchange = e->exchange};
     TRY(io_create(&io, &e->io));
     e->host = (kern_host){.notify = engine_notify,
@@ -683,6 +688,7 @@ void worker_stats_read(worker_engine *e, worker_stats *out_stats)
     fetch_settle(e, -1);
     io_stats_read(e->io, &io);
     *out_stats = e->stats;
+    out_stats->prefetch.used += e->landed_used;
     out_stats->prefetch.late = io.late;
     out_stats->stored.blocks = io.stored_blocks;
     out_stats->stored.bytes = io.stored_bytes;

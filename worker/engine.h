@@ -53,6 +53,7 @@ typedef struct sequence {
     int32_t *last_pick;     /* [L, Hk, M] last selection, -1 pads: what to bring back first */
     uint32_t generation;    /* grows when the slot's occupant or its entries change */
     uint32_t groups_open;   /* prefetch groups under way */
+    uint32_t groups_stay;   /* of them, those whose blocks stay in the landing zone */
     uint32_t ran;           /* steps since it became active */
     uint32_t ahead_set;     /* of its ahead_bit, how many are set */
     uint32_t ahead_step;    /* when prefetch brought something last */
@@ -119,7 +120,9 @@ typedef struct prefetch_group {
     bool used;
     int32_t seq, layer;
     uint32_t generation;
+    uint32_t step; /* when it was asked for */
     bool resume;
+    bool stay, arrived; /* stay: not to be installed; arrived: all of it has its state */
 } prefetch_group;
 
 /* Rows that a product takes: one of the two is set (kern_rounds_operands). */
@@ -172,10 +175,9 @@ struct worker_engine {
     uint16_t *vc, *value_ring; /* NSA */
     int32_t *entry_of, *block_of, *slot_of;
     uint32_t *used_step;
-    int32_t *entries;    /* [S] */
-    uint32_t *keep_step; /* [S] of an install under way (shared) */
-    int32_t
-        *seen_entry_of; /* read back (shared): [L, Hk, B] of a sequence or [S, Hk, B] of a layer */
+    int32_t *entries;       /* [S] */
+    uint32_t *keep_step;    /* [S] of an install under way (shared) */
+    int32_t *seen_entry_of; /* read back (shared): [L, Hk, B] of a sequence */
     uint8_t *pool;
     uint32_t pool_slots, pool_free;
     int32_t *pool_stack;
@@ -214,6 +216,7 @@ struct worker_engine {
     ahead_lists ahead, aside;
     float *last_q;
     int32_t *seen_ahead_block, *seen_ahead_count; /* ahead, read back (shared) */
+    int32_t *seen_ahead_slot;                     /* pool slots of these (shared), -1: not there */
     float *logits, *seen_logits;                  /* [ENGINE_LOGIT_ROWS, vocab]; read back */
     kern_sampling *sampling;                      /* shared, as the next three */
     int32_t *sample_pos;
@@ -231,6 +234,10 @@ struct worker_engine {
     uint32_t run_ahead; /* layers of this step that the stream may have beyond the last plan seen */
     uint32_t planned, gathered; /* layers of this step whose plan, whose gather is over */
     uint32_t counted;           /* ... whose misses are accounted for */
+    uint32_t asked;             /* ... whose picks for the next step have been asked for */
+    uint32_t stay_blocks;       /* asked for to stay in the landing zone, and there still */
+    uint32_t landed_open;       /* used out of the landing zone, their groups not over yet */
+    uint64_t landed_used;       /* all that were used out of it */
     row_uncounted *uncounted;   /* [S] */
     uint32_t uncounted_count;
     uint64_t *wait_ns;  /* what kern_wait adds to (shared) */
@@ -314,7 +321,8 @@ void select_keep(worker_engine *e, uint32_t seq);
 /* ahead.c: lookahead `step` */
 status ahead_load(worker_engine *e, uint32_t layer, row_range rows, pick_buffers *picks);
 status ahead_select(worker_engine *e, uint32_t layer); /* after attention: for the next position */
-status ahead_ask(worker_engine *e, uint32_t layer);    /* and fetch what those picks lack */
+void ahead_ask(worker_engine *e, uint32_t layer);      /* and fetch what those picks lack */
+bool ahead_asks(const worker_engine *e);               /* there is a store to ask */
 uint32_t ahead_launches(const worker_engine *e);       /* of a layer, for both, at most */
 void ahead_void(worker_engine *e, uint32_t seq);       /* its row has to repeat its position */
 void ahead_leave(worker_engine *e, uint32_t seq);      /* it has no row in the next step */
@@ -354,6 +362,7 @@ typedef struct fetch_wish {
     const int32_t *resident; /* [Hk, B] entries of the sequence's blocks in this layer, NULL: no
                               * block is in the pool */
     bool resume;             /* its first blocks: also what is in host memory */
+    bool stay;               /* for the next step, whose plans find them in the landing zone */
 } fetch_wish;
 bool fetch_ahead(worker_engine *e, const fetch_wish *wish);
 void fetch_arrived(worker_engine *e, int32_t group); /* every block of it has its state */
@@ -365,6 +374,8 @@ status fetch_install_lists(worker_engine *e, bool verify);
 status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bool forced);
 void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n); /* what the pool lacks */
 void fetch_forget_ahead(worker_engine *e, uint32_t seq);
+void fetch_let_go(
+    worker_engine *e); /* between steps: groups in the landing zone that were for this */
 
 /* step.c */
 status step_run(worker_engine *e);

@@ -36,6 +36,7 @@ void fetch_begin(worker_engine *e)
     for (uint32_t l = 0; l < e->layers; l++)
         atomic_store_explicit(&e->exchange[l].published, NOT_PLANNED, memory_order_release);
     e->planned = e->gathered = e->counted = e->decode_rows > 0 ? 0 : e->layers;
+    e->asked = e->inline_ops || e->source_rows[SOURCE_STEP].count == 0 ? e->layers : 0;
     *e->wait_ns = 0;
 }
 
@@ -50,16 +51,34 @@ static void fetch_start(worker_engine *e, uint32_t layer)
     io_send(e->io, &command);
 }
 
+/* A prefetch had brought it: to a plan the landing zone is host memory. */
+static bool had_landed(const worker_engine *e, const kern_arrival *arrival)
+{
+    return arrival->source_kind == IO_SOURCE_HOST && io_is_landed(e->io, arrival->source);
+}
+
 /* False: the block did not get into the pool. */
 static bool count_source(worker_engine *e, const kern_exchange *x, uint32_t i)
 {
     if (atomic_load(&x->arrival[i].state) != STATUS_OK) return false;
     worker_blocks *of = &e->seq[x->miss[i].seq].final.blocks;
-    if (x->arrival[i].source_kind == IO_SOURCE_HOST)
+    bool landed = had_landed(e, &x->arrival[i]);
+    if (x->arrival[i].source_kind == IO_SOURCE_HOST && !landed)
         of->host++, e->stats.blocks.host++;
     else
         of->remote++, e->stats.blocks.remote++;
+    e->landed_used += landed;
+    e->landed_open += landed;
     return true;
+}
+
+/* A prefetched block whose group is over and that was not installed. */
+static void count_left(worker_engine *e)
+{
+    if (e->landed_open > 0)
+        e->landed_open--;
+    else
+        e->stats.prefetch.wasted++;
 }
 
 /* The next layer's blocks are in the pool, or their rows void: sources may be reused. */
@@ -86,6 +105,7 @@ static void count_misses(worker_engine *e, uint32_t layer)
         if (m->block == e->row.pos[m->row] / KERN_BLOCK) continue;
         e->stats.misses_by_layer[layer < 64 ? layer : 63]++;
         e->stats.agnostic_fetched += m->agnostic != 0;
+        e->stats.agnostic_ahead += m->agnostic != 0 && had_landed(e, &x->arrival[i]);
         sequence *s = &e->seq[m->seq];
         if (s->ahead_set == 0) continue;
         uint8_t *ahead = &e->ahead_bit[engine_home(e, (uint32_t)m->seq, layer, (uint32_t)m->kv_head,
@@ -112,6 +132,8 @@ void fetch_pump(worker_engine *e)
         e->planned++;
     }
     if (e->inline_ops) return;
+    while (e->asked + 2 < e->planned) /* plan m comes after the picks of layer m - 2 for later */
+        ahead_ask(e, e->asked++);
     uint32_t lag = e->early == SOURCE_OWN ? 1 : 2; /* plan m comes after gather m - lag */
     while (e->gathered + lag < e->planned)
         fetch_gathered(e);
@@ -342,6 +364,8 @@ void fetch_over(worker_engine *e)
         fetch_gathered(e);
     while (e->counted < e->layers)
         count_misses(e, e->counted++);
+    while (e->asked < e->layers)
+        ahead_ask(e, e->asked++);
     leave_for_later(e);
     for (uint32_t r = 0; r < e->decode_rows; r++) {
         uint32_t seq = (uint32_t)e->row.seq[r];
@@ -387,7 +411,8 @@ static bool is_wanted(const worker_engine *e, const fetch_wish *wish, const kern
     return true;
 }
 
-/* Ask for them, at most what the entries hold. False: no group free, nothing asked. */
+/* Ask for them, at most what the entries hold. False: no group or no room is free, nothing asked.
+ */
 bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
 {
     if (!e->config.prefetch) return true; /* a resumed sequence's first step asks for itself */
@@ -395,6 +420,7 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
     if (g < 0) return false;
     kern_exchange *x = &e->exchange[g];
     sequence *s = &e->seq[wish->seq];
+    uint32_t stay_most = io_landing_slots(e->io) / 4; /* half of what prefetches may have */
     uint32_t n = 0, room = (uint32_t)s->entries > 1 ? (uint32_t)s->entries - 1 : 1;
     for (uint32_t h = 0; h < e->kv_heads; h++) {
         uint32_t taken = 0;
@@ -414,12 +440,17 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
         }
     }
     if (n == 0) return true;
+    if (wish->stay && e->stay_blocks + n > stay_most) return false;
     e->prefetch[g - (int32_t)e->layers] = (prefetch_group){.used = true,
                                                            .seq = (int32_t)wish->seq,
                                                            .layer = (int32_t)wish->layer,
                                                            .generation = s->generation,
-                                                           .resume = wish->resume};
+                                                           .step = e->step_number,
+                                                           .resume = wish->resume,
+                                                           .stay = wish->stay};
     s->groups_open++;
+    s->groups_stay += wish->stay;
+    e->stay_blocks += wish->stay ? n : 0;
     e->stats.prefetch.issued += n;
     atomic_store_explicit(&x->published, n, memory_order_release);
     io_command command = {.op = IO_FETCH,
@@ -439,8 +470,10 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
 
 void fetch_arrived(worker_engine *e, int32_t group)
 {
-    CHECK(e->arrived_count < e->groups && e->prefetch[group - (int32_t)e->layers].used);
-    e->arrived[e->arrived_count++] = group;
+    prefetch_group *p = &e->prefetch[group - (int32_t)e->layers];
+    CHECK(e->arrived_count < e->groups && p->used);
+    p->arrived = true;
+    if (!p->stay) e->arrived[e->arrived_count++] = group;
 }
 
 static void group_over(worker_engine *e, int32_t group)
@@ -450,8 +483,25 @@ static void group_over(worker_engine *e, int32_t group)
     CHECK(s->groups_open > 0);
     s->groups_open--;
     p->used = false;
-    io_command command = {.op = IO_GATHERED, .group = group};
-    io_send(e->io, &command);
+    io_let_go(e->io, group);
+}
+
+void fetch_let_go(worker_engine *e)
+{
+    for (uint32_t i = 0; e->stay_blocks > 0 && i < e->groups - e->layers; i++) {
+        prefetch_group *p = &e->prefetch[i];
+        sequence *s = &e->seq[p->seq];
+        if (!p->used || !p->stay || !p->arrived) continue;
+        if (p->step == e->step_number && s->state == SEQ_ACTIVE) continue;
+        const kern_exchange *x = &e->exchange[e->layers + i];
+        uint32_t count = atomic_load(&x->published);
+        for (uint32_t k = 0; k < count; k++) {
+            if (atomic_load(&x->arrival[k].state) == STATUS_OK) count_left(e);
+        }
+        e->stay_blocks -= count;
+        s->groups_stay--;
+        group_over(e, (int32_t)(e->layers + i));
+    }
 }
 
 /* Its sequence still has the entries that the group was meant for. */
@@ -472,8 +522,10 @@ static bool list_add(worker_engine *e, const prefetch_group *p, const kern_excha
     for (uint32_t i = 0; i < count; i++) {
         const kern_arrival *arrival = &from->arrival[i];
         if (atomic_load_explicit(&arrival->state, memory_order_acquire) != STATUS_OK) continue;
-        e->stats.prefetch.wasted += !awaited;
-        if (!awaited) continue;
+        if (!awaited) {
+            count_left(e);
+            continue;
+        }
         to->miss[n] = from->miss[i];
         to->arrival[n].source = arrival->source;
         to->arrival[n].seed = arrival->seed;
@@ -512,8 +564,10 @@ static void count_installed(worker_engine *e, uint32_t layer)
     for (uint32_t i = 0; i < count; i++) {
         const kern_miss *m = &x->miss[i];
         bool in = count_source(e, x, i);
-        e->stats.prefetch.wasted += !in;
-        if (!in) continue;
+        if (!in) {
+            count_left(e);
+            continue;
+        }
         uint32_t seq = (uint32_t)m->seq;
         uint8_t *ahead =
             &e->ahead_bit[engine_home(e, seq, layer, (uint32_t)m->kv_head, (uint32_t)m->block)];

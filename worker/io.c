@@ -196,9 +196,11 @@ static void allocate(worker_io *io)
     io->drop_ticket = ARENA_NEW(a, kv_ticket, c->seqs);
     io->group = ARENA_NEW(a, fetch_group, c->groups);
     for (uint32_t g = 0; g < c->groups; g++)
-        io->group[g].block = ARENA_NEW(a, fetch_block, c->group_capacity);
+        io->group[g].block = ARENA_NEW(a, fetch_block, c->exchange[g].capacity);
+    io->todo = ARENA_NEW(a, int32_t, c->groups);
     io->get = ARENA_NEW(a, get_request, IO_GETS_MAX);
-    uint32_t flights = power_of_two(2 * (c->groups - c->layers + 1) * c->group_capacity);
+    uint32_t flights =
+        power_of_two(2 * (c->groups - c->layers + 1) * c->exchange[c->groups - 1].capacity);
     io->flight_mask = flights - 1;
     io->flight_key = ARENA_NEW(a, uint64_t, flights);
     io->flight_group = ARENA_NEW(a, int32_t, flights);
@@ -209,12 +211,8 @@ static status connect_store(worker_io *io)
 {
     const worker_config *w = io->config.worker;
     arena *a = io->config.memory;
-    io->landing_slots = (uint32_t)(w->cluster->landing_bytes / io->config.block_bytes);
-    if (io->landing_slots < 64)
-        return FAIL(INVALID, "client.landing holds %u blocks of %u bytes; give it 64 or more",
-                    io->landing_slots, io->config.block_bytes);
-    TRY(take_blocks(io, io->landing_slots, &io->landing));
     io->landing_refs = ARENA_NEW(a, uint16_t, io->landing_slots);
+    io->landing_ahead = ARENA_NEW(a, uint8_t, io->landing_slots);
     if (w->transport != NULL)
         io->transport = w->transport;
     else if (w->hub != NULL)
@@ -229,11 +227,23 @@ static status connect_store(worker_io *io)
         .layout = w->model->layout,
         .tenant = w->cluster->tenant,
         .config = w->cluster,
-        .landing = io->landing,
+        .landing = io->memory + (size_t)io->config.slots * io->config.block_bytes,
         .landing_slots = io->landing_slots,
         .verify = w->verify,
     };
     return kv_client_create(&client, &io->client);
+}
+
+static status take_memory(worker_io *io)
+{
+    if (io->store) {
+        const uint32_t bytes = io->config.block_bytes;
+        io->landing_slots = (uint32_t)(io->config.worker->cluster->landing_bytes / bytes);
+        if (io->landing_slots < 64)
+            return FAIL(INVALID, "client.landing holds %u blocks of %u bytes; give it 64 or more",
+                        io->landing_slots, bytes);
+    }
+    return take_blocks(io, io->config.slots + io->landing_slots, &io->memory);
 }
 
 status io_create(const io_config *config, worker_io **out_io)
@@ -249,7 +259,7 @@ status io_create(const io_config *config, worker_io **out_io)
     io->wake_fd = -1;
     CHECK(config->groups > config->layers && config->slots > 0);
     allocate(io);
-    status result = take_blocks(io, io->config.slots, &io->memory);
+    status result = take_memory(io);
     if (result == STATUS_OK && io->store) result = connect_store(io);
     if (result != STATUS_OK) {
         io_destroy(io);
@@ -280,10 +290,7 @@ void io_destroy(worker_io *io)
     if (io->client != NULL) kv_client_destroy(io->client);
     if (io->transport != NULL) kv_transport_close(io->transport);
     if (io->wake_fd >= 0) close(io->wake_fd);
-    if (io->config.backend != NULL) {
-        kern_free_shared(io->config.backend, io->landing);
-        kern_free_shared(io->config.backend, io->memory);
-    }
+    if (io->config.backend != NULL) kern_free_shared(io->config.backend, io->memory);
 }
 
 /* ---- step side ------------------------------------------------------------------------------- */
@@ -302,6 +309,26 @@ void io_send(worker_io *io, const io_command *command)
         io_pause(io, clock_now(&io->clock) + 100000);
     atomic_fetch_add(&io->commands_sent, 1);
     wake(io);
+}
+
+/* The io side made these homes name the landing zone; it reads the command later, when the next
+ * step may be under way, so they are taken back here. A block that was sealed again has another. */
+void io_let_go(worker_io *io, int32_t group)
+{
+    const kern_exchange *x = &io->config.exchange[group];
+    uint32_t count = atomic_load_explicit(&x->published, memory_order_relaxed);
+    for (uint32_t i = 0; i < count; i++) {
+        const kern_miss *m = &x->miss[i];
+        const kern_arrival *a = &x->arrival[i];
+        if (atomic_load_explicit(&a->state, memory_order_acquire) != STATUS_OK) continue;
+        if (!io_is_landed(io, a->source)) continue;
+        kern_home *home = io_home(io, m->seq, (int32_t)x->miss[0].reserved, m->kv_head, m->block);
+        int32_t slot =
+            (int32_t)(((const uint8_t *)a->source - io->memory) / io->config.block_bytes);
+        (void)atomic_compare_exchange_strong(&home->slot, &slot, IO_NONE);
+    }
+    io_command command = {.op = IO_GATHERED, .group = group};
+    io_send(io, &command);
 }
 
 bool io_receive(worker_io *io, io_event *out_event)
@@ -369,6 +396,17 @@ uint64_t io_shared_bytes(const worker_io *io)
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot)
 {
     return io->memory + (size_t)slot * io->config.block_bytes;
+}
+
+uint32_t io_landing_slots(const worker_io *io)
+{
+    return io->landing_slots;
+}
+
+bool io_is_landed(const worker_io *io, const void *source)
+{
+    return (const uint8_t *)source >=
+           io->memory + (size_t)io->config.slots * io->config.block_bytes;
 }
 
 void io_stats_read(worker_io *io, io_stats *out_stats)

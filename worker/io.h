@@ -9,7 +9,11 @@
  *          io_slot_take until a SEALED command names it or io_slot_give returns it.
  *
  * A host slot is, in turn: the place where prefill writes a block, the copy that outlives a sealed
- * block's device slot until R nodes have acknowledged it, and (with a host tier) a cache of it. */
+ * block's device slot until R nodes have acknowledged it, and (with a host tier) a cache of it.
+ *
+ * The landing zone lies behind the host slots. What a PREFETCH group brought stays there until the
+ * step thread lets the group go, and a block's home names the landing slot as long: to a plan it is
+ * a block in host memory, which nobody has to be asked for. */
 #ifndef WORKER_IO_H
 #define WORKER_IO_H
 
@@ -19,7 +23,7 @@ typedef struct worker_io worker_io;
 
 typedef enum io_op {
     IO_FETCH,    /* group: answer what is PENDING of arrival[0 .. published) by deadline */
-    IO_GATHERED, /* group: sources may be reused */
+    IO_GATHERED, /* group: sources may be reused. Of a prefetch group by io_let_go alone */
     IO_SEALED, /* slot holds block (seq, layer, kv_head, block) complete; hold: prefill reads it */
     IO_UNHOLD, /* seq: prefill is over */
     IO_FORGET, /* seq: the context is finished; answered by IO_FORGOTTEN */
@@ -64,11 +68,10 @@ typedef struct io_config {
     const worker_config *worker;
     io_shared shared;
     uint32_t seqs, layers, kv_heads, max_blocks, block_bytes;
-    uint32_t slots;      /* host slots */
-    uint32_t tier_slots; /* clean copies kept; UINT32_MAX: everything (no store) */
-    uint32_t groups;     /* groups 0 .. layers - 1 are the demand groups of a step */
-    uint32_t group_capacity;
-    kern_exchange *exchange; /* [groups] */
+    uint32_t slots;          /* host slots */
+    uint32_t tier_slots;     /* clean copies kept; UINT32_MAX: everything (no store) */
+    uint32_t groups;         /* groups 0 .. layers - 1 are the demand groups of a step */
+    kern_exchange *exchange; /* [groups]; of one capacity the first `layers`, of one the others */
 } io_config;
 
 status io_create(const io_config *config, worker_io **out_io);
@@ -77,6 +80,8 @@ void io_destroy(worker_io *io); /* stops the thread, DROPs nothing: send IO_FORG
 /* ---- step side ------------------------------------------------------------------------------- */
 
 void io_send(worker_io *io, const io_command *command);
+/* A prefetch group is over: what it brought may be overwritten. The stream is at rest. */
+void io_let_go(worker_io *io, int32_t group);
 bool io_receive(worker_io *io, io_event *out_event);
 /* Until something may have arrived or `until_ns`; also kern_host.pause. */
 void io_pause(worker_io *io, uint64_t until_ns);
@@ -86,7 +91,9 @@ uint32_t io_slots_free(worker_io *io);
 block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv_head,
                      int32_t block);
 uint8_t *io_slot_bytes(worker_io *io, int32_t slot);
-bool io_is_threaded(const worker_io *io);      /* false: io_pause does its work */
+uint32_t io_landing_slots(const worker_io *io);             /* 0 without a store */
+bool io_is_landed(const worker_io *io, const void *source); /* of an arrival: in landing zone */
+bool io_is_threaded(const worker_io *io);                   /* false: io_pause does its work */
 uint64_t io_shared_bytes(const worker_io *io); /* taken of the backend, not of the arena */
 
 typedef struct io_stats {

@@ -2,7 +2,9 @@
  * of time (PREFETCH), answered from host memory or from the store.
  *
  * A demand for a block that a prefetch is already bringing waits for that one instead of asking
- * twice; should it fail, the demand asks itself. Sources stay valid until IO_GATHERED. */
+ * twice; should it fail, the demand asks itself. Prefetches may fill half of the landing zone: what
+ * does not fit waits here, and a demand waits for nothing that has not been asked for. Sources stay
+ * valid until IO_GATHERED. */
 #include <string.h>
 
 #include "worker/io_impl.h"
@@ -21,8 +23,16 @@ static uint32_t flight_place(const worker_io *io, uint64_t key)
     return at;
 }
 
-static void flight_remove(worker_io *io, uint64_t key)
+/* The layer of a group's blocks: demand groups are numbered by layer, prefetch groups carry it. */
+static uint32_t group_layer(const worker_io *io, int32_t g)
 {
+    const kern_miss *m = io->config.exchange[g].miss;
+    return (uint32_t)g < io->config.layers ? (uint32_t)g : m[0].reserved;
+}
+
+static void flight_remove(worker_io *io, int32_t g, uint32_t i)
+{
+    uint64_t key = flight_hash(io, &io->config.exchange[g].miss[i], group_layer(io, g));
     uint32_t hole = flight_place(io, key);
     if (io->flight_key[hole] != key) return;
     io->flight_key[hole] = 0;
@@ -38,13 +48,6 @@ static void flight_remove(worker_io *io, uint64_t key)
     }
 }
 
-/* The layer of a group's blocks: demand groups are numbered by layer, prefetch groups carry it. */
-static uint32_t group_layer(const worker_io *io, int32_t g)
-{
-    const kern_miss *m = io->config.exchange[g].miss;
-    return (uint32_t)g < io->config.layers ? (uint32_t)g : m[0].reserved;
-}
-
 static void answer(worker_io *io, int32_t g, uint32_t i, status result)
 {
     fetch_group *group = &io->group[g];
@@ -52,8 +55,8 @@ static void answer(worker_io *io, int32_t g, uint32_t i, status result)
     kern_arrival *a = &io->config.exchange[g].arrival[i];
     if (result == STATUS_OK) {
         bool host = b->state == FETCH_HOST;
-        a->source = host ? io->memory + (size_t)b->slot * io->config.block_bytes
-                         : (const uint8_t *)kv_slot_bytes(io->client, b->slot);
+        uint32_t slot = (uint32_t)b->slot + (host ? 0 : io->config.slots);
+        a->source = io->memory + (size_t)slot * io->config.block_bytes;
         a->source_kind = host ? IO_SOURCE_HOST : IO_SOURCE_REMOTE;
     } else {
         b->state = FETCH_FAILED;
@@ -72,6 +75,35 @@ static void answer(worker_io *io, int32_t g, uint32_t i, status result)
     io_answered(io);
 }
 
+static void share_landed(worker_io *io, int32_t g, uint32_t i, int32_t slot)
+{
+    fetch_block *b = &io->group[g].block[i];
+    b->state = FETCH_LANDED;
+    b->slot = slot;
+    io->landing_refs[slot]++;
+    answer(io, g, i, STATUS_OK);
+}
+
+/* A prefetch is about to bring the block. A demand takes over what has not been asked for. */
+static void join_flight(worker_io *io, int32_t g, uint32_t i, int32_t ahead_group,
+                        uint32_t ahead_index)
+{
+    fetch_group *group = &io->group[g];
+    fetch_block *ahead = &io->group[ahead_group].block[ahead_index];
+    if ((uint32_t)g >= io->config.layers) {
+        answer(io, g, i, STATUS_STALE);
+    } else if (ahead->state == FETCH_PENDING) {
+        flight_remove(io, ahead_group, ahead_index);
+        answer(io, ahead_group, ahead_index, STATUS_STALE);
+    } else if (ahead->wait_group == IO_NONE &&
+               io->group[ahead_group].deadline_ns <= group->deadline_ns) {
+        group->block[i].state = FETCH_ATTACHED;
+        ahead->wait_group = g;
+        ahead->wait_index = (int32_t)i;
+        io->stats.late++;
+    }
+}
+
 /* Host memory, a prefetch on its way, or the store. */
 static void start_block(worker_io *io, int32_t g, uint32_t i)
 {
@@ -85,6 +117,10 @@ static void start_block(worker_io *io, int32_t g, uint32_t i)
     a->digest = home->digest;
     *b = (fetch_block){.slot = IO_NONE, .wait_group = IO_NONE, .wait_index = IO_NONE};
     int32_t there = atomic_load(&home->slot);
+    if (there >= (int32_t)io->config.slots) {
+        share_landed(io, g, i, there - (int32_t)io->config.slots);
+        return;
+    }
     if (there != IO_NONE) {
         b->state = FETCH_HOST;
         b->slot = there;
@@ -99,16 +135,9 @@ static void start_block(worker_io *io, int32_t g, uint32_t i)
     uint64_t key = flight_hash(io, m, layer);
     uint32_t at = flight_place(io, key);
     b->state = FETCH_PENDING;
-    if (io->flight_key[at] == key && (uint32_t)g < io->config.layers) {
-        fetch_block *ahead = &io->group[io->flight_group[at]].block[io->flight_index[at]];
-        bool in_time = io->group[io->flight_group[at]].deadline_ns <= group->deadline_ns;
-        if (ahead->wait_group == IO_NONE && in_time) {
-            b->state = FETCH_ATTACHED;
-            ahead->wait_group = g;
-            ahead->wait_index = (int32_t)i;
-            io->stats.late++;
-        }
-    } else if (io->flight_key[at] == 0 && (uint32_t)g >= io->config.layers) {
+    if (io->flight_key[at] == key) {
+        join_flight(io, g, i, io->flight_group[at], (uint32_t)io->flight_index[at]);
+    } else if ((uint32_t)g >= io->config.layers) {
         io->flight_key[at] = key;
         io->flight_group[at] = g;
         io->flight_index[at] = (int32_t)i;
@@ -144,6 +173,19 @@ void io_fetch_begin(worker_io *io, const io_command *command)
     for (uint32_t i = 0; i < count; i++) {
         if (is_pending(&x->arrival[i])) start_block(io, g, i);
     }
+    if ((uint32_t)g < io->config.layers || group->queued) return;
+    group->queued = true;
+    io->todo[io->todo_count++] = g;
+}
+
+/* The last who needed it. */
+static void landing_release(worker_io *io, int32_t slot)
+{
+    CHECK(io->landing_refs[slot] > 0);
+    if (--io->landing_refs[slot] > 0) return;
+    io->ahead_out -= io->landing_ahead[slot];
+    io->landing_ahead[slot] = 0;
+    kv_slot_release(io->client, slot);
 }
 
 void io_fetch_gathered(worker_io *io, int32_t g)
@@ -155,8 +197,7 @@ void io_fetch_gathered(worker_io *io, int32_t g)
         if (b->state == FETCH_HOST) {
             io_host_unpin(io, b->slot);
         } else if (b->state == FETCH_LANDED) {
-            CHECK(io->landing_refs[b->slot] > 0);
-            if (--io->landing_refs[b->slot] == 0) kv_slot_release(io->client, b->slot);
+            landing_release(io, b->slot);
         }
         b->state = FETCH_IDLE;
     }
@@ -174,24 +215,34 @@ static void wake_attached(worker_io *io, fetch_block *from, status result)
     fetch_block *b = &io->group[g].block[i];
     CHECK(b->state == FETCH_ATTACHED);
     if (result == STATUS_OK) {
-        b->state = FETCH_LANDED;
-        b->slot = from->slot;
-        io->landing_refs[b->slot]++;
-        answer(io, g, i, STATUS_OK);
+        share_landed(io, g, i, from->slot);
     } else {
         b->state = FETCH_PENDING;
         if (i < io->group[g].cursor) io->group[g].cursor = i;
     }
 }
 
+/* A prefetched block has landed, and its home says so, or it could not be had. */
+static void ahead_over(worker_io *io, int32_t g, uint32_t i, status result)
+{
+    fetch_block *b = &io->group[g].block[i];
+    const kern_miss *m = &io->config.exchange[g].miss[i];
+    flight_remove(io, g, i);
+    if (result == STATUS_OK) {
+        io->landing_ahead[b->slot] = 1;
+        kern_home *home = io_home(io, m->seq, (int32_t)group_layer(io, g), m->kv_head, m->block);
+        int32_t none = IO_NONE, slot = (int32_t)io->config.slots + b->slot;
+        (void)atomic_compare_exchange_strong(&home->slot, &none, slot);
+    } else {
+        io->ahead_out--;
+    }
+    wake_attached(io, b, result);
+}
+
 /* The store's last word on a block that was asked for, or refused to be. */
 static void block_over(worker_io *io, int32_t g, uint32_t i, status result)
 {
-    if ((uint32_t)g >= io->config.layers) {
-        uint32_t layer = group_layer(io, g);
-        flight_remove(io, flight_hash(io, &io->config.exchange[g].miss[i], layer));
-        wake_attached(io, &io->group[g].block[i], result);
-    }
+    if ((uint32_t)g >= io->config.layers) ahead_over(io, g, i, result);
     answer(io, g, i, result);
 }
 
@@ -203,18 +254,21 @@ static get_request *get_take(worker_io *io)
     return NULL;
 }
 
-/* One kv_get for as many pending blocks of the group as fit. False: no credit now. */
+/* One kv_get for as many pending blocks of the group as fit. False: no credit or no room now. */
 static bool submit_group(worker_io *io, int32_t g)
 {
     fetch_group *group = &io->group[g];
     get_request *request = get_take(io);
-    if (request == NULL) return false;
+    bool ahead = (uint32_t)g >= io->config.layers;
+    uint32_t most = KV_BATCH_MAX, room = io->landing_slots / 2 - io->ahead_out;
+    if (ahead && room < most) most = room;
+    if (request == NULL || most == 0) return false;
     block_id id[KV_BATCH_MAX];
     uint64_t digest[KV_BATCH_MAX];
     uint32_t layer = group_layer(io, g), n = 0;
     const kern_exchange *x = &io->config.exchange[g];
     uint32_t i = group->cursor;
-    for (; i < group->count && n < KV_BATCH_MAX; i++) {
+    for (; i < group->count && n < most; i++) {
         if (group->block[i].state != FETCH_PENDING) continue;
         const kern_miss *m = &x->miss[i];
         id[n] = io_block_id(io, m->seq, (int32_t)layer, m->kv_head, m->block);
@@ -232,6 +286,7 @@ static bool submit_group(worker_io *io, int32_t g)
                   .deadline_ns = group->deadline_ns};
     status result = kv_get_submit(io->client, &get, &request->ticket);
     if (result == STATUS_BUSY && clock_now(&io->clock) < group->deadline_ns) return false;
+    if (ahead) io->ahead_out += n;
     if (result != STATUS_OK) {
         for (uint32_t k = 0; k < n; k++)
             block_over(io, g, request->index[k], result);
@@ -246,15 +301,27 @@ static bool submit_group(worker_io *io, int32_t g)
     return true;
 }
 
+/* True: nothing of the group is left to be asked for. */
+static bool submit_all(worker_io *io, int32_t g)
+{
+    fetch_group *group = &io->group[g];
+    while (group->active && group->open > 0 && group->cursor < group->count) {
+        if (!submit_group(io, g)) return false;
+    }
+    return true;
+}
+
+/* Demands before prefetches, and those in the order in which they were wanted. */
 void io_fetch_submit(worker_io *io)
 {
     if (!io->store) return;
-    for (int32_t g = 0; g < (int32_t)io->config.groups; g++) {
-        fetch_group *group = &io->group[g];
-        while (group->active && group->open > 0 && group->cursor < group->count) {
-            if (!submit_group(io, g)) break;
-        }
-    }
+    for (int32_t g = 0; g < (int32_t)io->config.layers; g++)
+        (void)submit_all(io, g);
+    uint32_t gone = 0;
+    while (gone < io->todo_count && submit_all(io, io->todo[gone]))
+        io->group[io->todo[gone++]].queued = false;
+    io->todo_count -= gone;
+    memmove(io->todo, io->todo + gone, io->todo_count * sizeof *io->todo);
 }
 
 void io_fetch_get_done(worker_io *io, const kv_done *done)

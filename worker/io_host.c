@@ -90,6 +90,7 @@ void io_host_sealed(worker_io *io, const io_command *command)
     CHECK(slot->state == SLOT_FREE && slot->pins == 0);
     kern_home *home = io_home(io, command->seq, command->layer, command->kv_head, command->block);
     int32_t old = atomic_load(&home->slot);
+    if (old >= (int32_t)io->config.slots) old = IO_NONE; /* in the landing zone, for its group */
     if (old != IO_NONE) { /* sealed again by a recompute: the newer copy serves from now on */
         io->slot[old].orphan = true;
         io->slot[old].hold = false;

@@ -58,11 +58,12 @@ typedef struct fetch_block {
 } fetch_block;
 
 typedef struct fetch_group {
-    fetch_block *block; /* [group_capacity] */
+    fetch_block *block; /* [capacity of its exchange] */
     uint32_t count;     /* blocks of the fetch under way */
     uint32_t open;      /* of them without an answer */
     uint32_t cursor;    /* first that may be FETCH_PENDING */
     bool active;        /* between IO_FETCH and IO_GATHERED */
+    bool queued;        /* stands in todo */
     kv_class class;
     uint64_t started_ns, deadline_ns;
 } fetch_group;
@@ -98,10 +99,12 @@ struct worker_io {
 
     fetch_group *group; /* [groups] */
     get_request *get;   /* [IO_GETS_MAX] */
-    uint32_t gets_used;
+    int32_t *todo;      /* prefetch groups that may have something to ask for, oldest first */
+    uint32_t todo_count;
     uint16_t *landing_refs; /* [landing slots] */
-    uint8_t *landing;
-    uint32_t landing_slots;
+    uint8_t *landing_ahead; /* [landing slots] a prefetch took it */
+    uint32_t landing_slots; /* behind `memory`'s host slots */
+    uint32_t ahead_out;     /* prefetched blocks asked for, or landed and not let go */
     /* prefetched blocks on their way: open addressing, key = block coordinates */
     uint64_t *flight_key; /* 0: empty */
     int32_t *flight_group, *flight_index;

@@ -361,7 +361,7 @@ static void rotate(worker_engine *e)
     int32_t longest = -1;
     for (uint32_t i = 0; i < e->seqs; i++) {
         sequence *s = &e->seq[i];
-        if (s->state == SEQ_ACTIVE && s->groups_open == 0 &&
+        if (s->state == SEQ_ACTIVE && s->groups_open == s->groups_stay &&
             s->ran >= e->cluster.park_quantum_steps &&
             (longest < 0 || s->ran > e->seq[longest].ran))
             longest = (int32_t)i;
@@ -393,6 +393,7 @@ void sched_turn(worker_engine *e)
     io_event event;
     while (io_receive(e->io, &event))
         take_event(e, &event);
+    fetch_let_go(e);
     fetch_install(e);
     for (uint32_t i = 0; i < e->seqs; i++) {
         sequence *s = &e->seq[i];

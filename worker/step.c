@@ -309,7 +309,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));
     TRY(queries_ahead(e, l, SOURCE_INPUT, e->prefill_rows, e->x));
     if (e->source_rows[SOURCE_STEP].count > 0) TRY(ahead_select(e, l));
-    if (e->source_rows[SOURCE_STEP].count > 0 && e->inline_ops) TRY(ahead_ask(e, l));
+    if (e->source_rows[SOURCE_STEP].count > 0 && e->inline_ops) ahead_ask(e, l);
     return mlp(e, l);
 }
 
@@ -574,10 +574,6 @@ status step_run(worker_engine *e)
     TRY(logits_all(e));
     TRY(kern_stream_sync(e->side)); /* at rest since the last layer's attention */
     fetch_over(e);
-    if (!e->inline_ops) {
-        for (uint32_t l = 0; l < e->layers && e->source_rows[SOURCE_STEP].count > 0; l++)
-            TRY(ahead_ask(e, l));
-    }
     e->stats.steps++;
     e->stats.decode_rows += e->decode_rows;
     if (e->decode_rows > 0) e->stats.step_ns += clock_now(&e->config.clock) - started;

@@ -93,7 +93,6 @@ void fetch_start(sim *s)
         .slots = HOST_SLOTS,
         .tier_slots = (uint32_t)sim_below(s, 8),
         .groups = GROUPS,
-        .group_capacity = CAPACITY,
         .exchange = f->exchange,
     };
     CHECK(io_create(&config, &f->io) == STATUS_OK);
@@ -248,7 +247,10 @@ static void group_step(sim *s, sim_fetch *f, uint32_t g)
         if (atomic_load(&x->arrival[i].state) == STATUS_OK) compare(s, f, g, i, "when gathered");
     w->active = false;
     io_command c = {.op = IO_GATHERED, .group = (int32_t)g};
-    io_send(f->io, &c);
+    if (g >= LAYERS)
+        io_let_go(f->io, (int32_t)g);
+    else
+        io_send(f->io, &c);
 }
 
 void fetch_step(sim *s)

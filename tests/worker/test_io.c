@@ -58,7 +58,6 @@ static bench *bench_open(uint32_t prefetch_credit)
                         .block_bytes = b->r->block_bytes,
                         .slots = LAYERS * HEADS * BLOCKS,
                         .groups = GROUPS,
-                        .group_capacity = CAPACITY,
                         .exchange = b->exchange};
     EXPECT_OK(io_create(&config, &b->io));
     return b;
@@ -161,28 +160,90 @@ TEST(a_demand_ends_at_its_own_deadline_whatever_prefetch_brings_its_block)
     bench_close(b);
 }
 
-/* One prefetch has all the credit, the second waits until its deadline and is refused for good: the
- * demand that counted on it asks by itself. */
-TEST(a_demand_outlives_a_prefetch_that_was_never_sent)
+static void let_demand_go(bench *b)
+{
+    io_command gathered = {.op = IO_GATHERED, .group = 0};
+    io_send(b->io, &gathered);
+    run_for(b, RIG_MS);
+}
+
+/* One prefetch has all the credit, the second waits: a demand for its block does not. */
+TEST(a_demand_takes_over_what_a_prefetch_has_not_asked_for)
 {
     bench *b = bench_open(1);
     seal_all(b);
     b->r->node[0].paused = true;
     fetch(b, AHEAD, 2, 100 * RIG_MS);
-    fetch(b, AHEAD + 1, 3, 20 * RIG_MS);
+    fetch(b, AHEAD + 1, 3, 200 * RIG_MS);
     fetch(b, 0, 3, 20 * RIG_MS);
-    EXPECT_EQ_U64(late(b), 1);
+    EXPECT_EQ_U64(late(b), 0);
+    EXPECT(state(b, AHEAD + 1) == STATUS_STALE && state(b, 0) == STATUS_PENDING);
     run_for(b, 21 * RIG_MS);
-    EXPECT(state(b, AHEAD + 1) == STATUS_BUSY);
     EXPECT(state(b, 0) != STATUS_PENDING && state(b, 0) != STATUS_OK);
     /* Nor does it leave anything behind for the next one to wait for. */
     b->r->node[0].paused = false;
-    io_command gathered = {.op = IO_GATHERED, .group = 0};
-    io_send(b->io, &gathered);
-    run_for(b, RIG_MS);
+    let_demand_go(b);
     fetch(b, 0, 3, 100 * RIG_MS);
     run_for(b, 60 * RIG_MS);
     EXPECT(state(b, 0) == STATUS_OK);
+    bench_close(b);
+}
+
+static int32_t home_slot(bench *b, int32_t block)
+{
+    return atomic_load(&b->home[block].slot);
+}
+
+static uint32_t landing_free(bench *b)
+{
+    static io_stats stats;
+    io_stats_read(b->io, &stats);
+    return stats.client.slots_free;
+}
+
+TEST(what_a_prefetch_brought_is_at_home_in_the_landing_zone_until_it_is_let_go)
+{
+    bench *b = bench_open(4);
+    seal_all(b);
+    uint32_t all = landing_free(b);
+    EXPECT(home_slot(b, 3) == -1 && all == io_landing_slots(b->io));
+    fetch(b, AHEAD, 3, 50 * RIG_MS);
+    run_for(b, 10 * RIG_MS);
+    const kern_arrival *ahead = &b->exchange[AHEAD].arrival[0];
+    EXPECT(state(b, AHEAD) == STATUS_OK && io_is_landed(b->io, ahead->source));
+    /* A plan finds it by its home, */
+    EXPECT(home_slot(b, 3) >= 0);
+    EXPECT(io_slot_bytes(b->io, home_slot(b, 3)) == ahead->source);
+    /* a demand that comes the long way gets it at once, and keeps it beyond the prefetch's end. */
+    fetch(b, 0, 3, 50 * RIG_MS);
+    EXPECT(state(b, 0) == STATUS_OK && b->exchange[0].arrival[0].source == ahead->source);
+    io_let_go(b->io, AHEAD);
+    EXPECT(home_slot(b, 3) == -1);
+    run_for(b, RIG_MS);
+    EXPECT_EQ_U64(landing_free(b), all - 1);
+    let_demand_go(b);
+    EXPECT_EQ_U64(landing_free(b), all);
+    io_stats stats;
+    io_stats_read(b->io, &stats);
+    EXPECT_EQ_U64(stats.client.blocks_received, 1);
+    bench_close(b);
+}
+
+TEST(a_block_sealed_again_is_at_home_in_its_new_copy)
+{
+    bench *b = bench_open(4);
+    seal_all(b);
+    fetch(b, AHEAD, 3, 50 * RIG_MS);
+    run_for(b, 10 * RIG_MS);
+    int32_t landed = home_slot(b, 3);
+    io_command c = {.op = IO_SEALED, .block = 3, .slot = io_slot_take(b->io)};
+    block_id id = io_block_id(b->io, 0, 0, 0, 3);
+    rig_fill(b->r, &id, io_slot_bytes(b->io, c.slot));
+    io_send(b->io, &c);
+    io_pause(b->io, b->r->now_ns);
+    EXPECT(landed >= 0 && home_slot(b, 3) == c.slot);
+    io_let_go(b->io, AHEAD);
+    EXPECT(home_slot(b, 3) == c.slot);
     bench_close(b);
 }
 
