@@ -211,7 +211,11 @@ extern "C" status cuda_linear(kern_stream *stream, const kern_linear_args *args)
         p.residual = args->residual ? args->residual + row * args->out_stride : nullptr;
         p.out = args->out + row * args->out_stride, p.stride = args->out_stride;
         p.n = kern_linear_columns(args), p.k = k, p.rows = rows, p.scale = args->scale;
-        TRY(run_product(s, p, w->shape->algo[linear_class(rows)]));
+        cuda_algo in_place = {}; /* no algorithm was tried with that */
+        in_place.own = true;
+        const bool tried =
+            p.residual != p.out || cuda_device_of(stream->backend)->products == PRODUCTS_LIBRARY;
+        TRY(run_product(s, p, tried ? w->shape->algo[linear_class(rows)] : in_place));
     }
     return STATUS_OK;
 }

@@ -127,7 +127,7 @@ struct trial {
     uint32_t n, k, rows_most;
     bool timed;
     uint16_t *weight, *x;
-    float *sum, *out;
+    float *sum, *out, *residual;
     uint32_t *words; /* [2] how many differ; what flush_kernel writes */
     uint8_t *memory;
     uint64_t flush_bytes;
@@ -167,18 +167,20 @@ status trial_memory(trial *t)
     }
     const uint64_t x = in_lines(2ull * t->k * std::max(t->rows_most, PERIOD));
     const uint64_t sum = in_lines(4ull * t->n * PERIOD);
-    const uint64_t out = std::max<uint64_t>(4ull * t->n * (t->rows_most + 1), t->flush_bytes);
-    if (cudaMalloc((void **)&t->memory, x + sum + 256 + out) != cudaSuccess) {
+    const uint64_t rows = in_lines(4ull * t->n * (t->rows_most + 1));
+    const uint64_t out = std::max<uint64_t>(rows, in_lines(t->flush_bytes));
+    if (cudaMalloc((void **)&t->memory, x + sum + 256 + out + rows) != cudaSuccess) {
         t->memory = nullptr;
         return FAIL(NO_MEMORY,
                     "no %llu bytes of device memory to try products with a weight of %u x %u: "
                     "nvidia-smi shows who has it",
-                    (unsigned long long)(x + sum + 256 + out), t->n, t->k);
+                    (unsigned long long)(x + sum + 256 + out + rows), t->n, t->k);
     }
     t->x = (uint16_t *)t->memory;
     t->sum = (float *)(t->memory + x);
     t->words = (uint32_t *)(t->memory + x + sum);
     t->out = (float *)(t->memory + x + sum + 256);
+    t->residual = (float *)(t->memory + x + sum + 256 + out);
     return STATUS_OK;
 }
 
@@ -233,12 +235,9 @@ bool try_product(const trial &t, const cublasLtMatmulAlgo_t &algo, cuda_products
                  cuda_product p)
 {
     p.out += p.stride; /* an output that begins where its second row would */
-    if (p.residual) {
-        cuda_launch(t.s, {dim3(512), 256}, residual_kernel, p.out, p.rows * p.stride);
-        p.residual = p.out;
-    } else {
-        (void)cudaMemsetAsync(p.out, 0xff, p.rows * p.stride * 4, t.s->handle);
-    }
+    if (p.residual)
+        cuda_launch(t.s, {dim3(512), 256}, residual_kernel, t.residual, p.rows * p.stride);
+    (void)cudaMemsetAsync(p.out, 0xff, p.rows * p.stride * 4, t.s->handle);
     if (cuda_product_library(t.s, p, &algo) != CUBLAS_STATUS_SUCCESS) return false;
     cuda_launch(t.s, {dim3(512), 256}, compare_kernel, p, form, (const float *)t.sum, t.words);
     return true;
@@ -256,7 +255,7 @@ status algo_matches(const trial &t, const cublasLtMatmulAlgo_t &algo, cuda_produ
         cuda_product p = trial_product(t, rows);
         ran = ran && try_product(t, algo, form, p);
         p.scale = PROBE_SCALE;
-        p.residual = t.out;
+        p.residual = t.residual;
         ran = ran && try_product(t, algo, form, p);
     }
     cuda_product narrow = trial_product(t, last);

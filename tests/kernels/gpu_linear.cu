@@ -87,6 +87,8 @@ struct product {
         got.resize((size_t)count * n);
         return got;
     }
+    /* How outputs that are not the wanted ones came about. */
+    void tell(const std::vector<float> &got, uint32_t first, float scale, bool add) const;
     std::vector<float> want(bool fused, uint32_t first, uint32_t count, float scale, bool add) const
     {
         std::vector<float> all((size_t)count * n);
@@ -103,6 +105,22 @@ struct product {
         return all;
     }
 };
+
+void product::tell(const std::vector<float> &got, uint32_t first, float scale, bool add) const
+{
+    const uint32_t count = (uint32_t)(got.size() / n);
+    const std::vector<float> fused = want(true, first, count, scale, add);
+    const std::vector<float> apart = want(false, first, count, scale, add);
+    size_t is_fused = 0, is_apart = 0, shown = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        is_fused += got[i] == fused[i], is_apart += got[i] == apart[i];
+        if (got[i] == fused[i] || got[i] == apart[i] || shown++ > 0) continue;
+        printf("        sum %a residual %a: %a, where fused is %a and apart %a\n",
+               (double)sums[(size_t)first * n + i], (double)residual.host[(size_t)first * n + i],
+               (double)got[i], (double)fused[i], (double)apart[i]);
+    }
+    printf("        of %zu outputs %zu are fused, %zu apart\n", got.size(), is_fused, is_apart);
+}
 
 bool same_bits(const std::vector<float> &a, const std::vector<float> &b)
 {
@@ -129,7 +147,9 @@ void classes_case(gpu_bench &b, random_source &r, uint32_t n, uint32_t k, uint32
             const uint32_t first = r.below(most - rows + 1);
             const float scale = add ? 0.3f : 0.7f;
             const std::vector<float> want = p.want(fused, first, rows, scale, add);
-            const bool a = same_bits(p.run(b.gpu, p.packed, first, rows, scale, add), want);
+            const std::vector<float> got = p.run(b.gpu, p.packed, first, rows, scale, add);
+            const bool a = same_bits(got, want);
+            if (!a) p.tell(got, first, scale, add);
             w->shape = &slow;
             const bool s = same_bits(p.run(b.gpu, p.packed, first, rows, scale, add), want);
             w->shape = chosen;
