@@ -67,7 +67,11 @@ template <class T> struct mirror {
     }
     size_t bytes() const { return host.size() * sizeof(T); }
     void up() { CUDA(cudaMemcpy(device, host.data(), bytes(), cudaMemcpyHostToDevice)); }
-    void poison() { CUDA(cudaMemset(device, 0xff, bytes())); } /* NaN, -1 */
+    void poison() /* NaN, -1; over before an op of another stream begins */
+    {
+        CUDA(cudaMemset(device, 0xff, bytes()));
+        CUDA(cudaStreamSynchronize(cudaStreamLegacy));
+    }
     std::vector<T> down() const
     {
         std::vector<T> out(host.size());

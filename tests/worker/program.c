@@ -48,15 +48,20 @@ pid_t program_start_of(const char *program, const char *const *argv)
                  (*argv)[0] == '@' ? program_path(*argv + 1) : *argv);
         child[count] = expanded[count];
     }
-    const char *out = program_path("stdout"), *err = program_path("stderr");
+    /* Empty before anybody looks into them for what this run says. */
+    int out = open(program_path("stdout"), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int err = open(program_path("stderr"), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    EXPECT(out >= 0 && err >= 0);
     pid_t pid = fork();
     EXPECT(pid >= 0);
-    if (pid > 0) return pid;
-    int o = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    int e = open(err, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    if (o < 0 || e < 0 || dup2(o, 1) < 0 || dup2(e, 2) < 0) _exit(126);
-    execv(program, (char *const *)(uintptr_t)child);
-    _exit(127);
+    if (pid == 0) {
+        if (dup2(out, 1) < 0 || dup2(err, 2) < 0) _exit(126);
+        execv(program, (char *const *)(uintptr_t)child);
+        _exit(127);
+    }
+    close(out);
+    close(err);
+    return pid;
 }
 
 pid_t program_start(const char *const *argv)
