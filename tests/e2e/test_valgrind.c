@@ -13,6 +13,7 @@
 #include "tests/worker/program.h"
 
 #define VALGRIND "/usr/bin/valgrind"
+#define TINY     TEST_SOURCE_DIR "/tests/bench/geometry/tiny"
 #define KVSTORE  TEST_BINARY_DIR "/bin/shoal-kvstore"
 #define CHECKED                                                                                    \
     "--quiet", "--fair-sched=yes", "--leak-check=full", "--show-leak-kinds=definite",              \
@@ -93,29 +94,31 @@ TEST(a_node_and_a_worker_end_without_a_lost_byte)
     cluster_write(&n);
     static const char sentence[] = "The cat sat on the mat. ";
     char prompt[600] = "", line[800];
-    for (size_t at = 0; at < 480; at += sizeof sentence - 1)
+    for (size_t at = 0; at < 240; at += sizeof sentence - 1)
         memcpy(prompt + at, sentence, sizeof sentence);
     snprintf(line, sizeof line,
              "{\"custom_id\":\"a\",\"method\":\"POST\",\"url\":\"/v1/completions\",\"body\":"
-             "{\"prompt\":\"%s\",\"max_tokens\":16,\"temperature\":0}}\n",
+             "{\"prompt\":\"%s\",\"max_tokens\":4,\"temperature\":0}}\n",
              prompt);
     program_write("in.jsonl", line);
-    /* In chunks of one block, so that the node has the time of the later ones to acknowledge. */
-    static const char *const args[] = {CHECKED,     PROGRAM,
-                                       "decode",    "@in.jsonl",
-                                       "-o",        "@out",
-                                       "--model",   SMALL_MODEL,
-                                       "--cluster", "@cluster.yaml",
-                                       "--threads", "1",
-                                       "--quiet",   "--device-pool",
-                                       "8MiB",      "--format",
-                                       "json",      "--max-num-batched-tokens",
-                                       "64",        NULL};
+    static const char *const args[] = {
+        CHECKED,   PROGRAM,         "decode",    "@in.jsonl",     "-o",        "@out",
+        "--model", SMALL_MODEL,     "--cluster", "@cluster.yaml", "--threads", "1",
+        "--quiet", "--device-pool", "8MiB",      "--format",      "json",      NULL};
     program_wait(program_start_of(VALGRIND, args), &run);
     EXPECT_MSG(run.exit_code == 0, "exit %d: %s", run.exit_code, run.err);
     EXPECT_HAS_STR(run.out, "\"failed\":0");
-    EXPECT_MSG(strstr(run.out, "\"stored\":{\"blocks\":0") == NULL, "it kept all: %s %s", run.out,
-               run.err);
+    /* Contexts that are in the store before the first step, and steps that miss. */
+    static const char *const bench[] = {
+        CHECKED,       PROGRAM,     "bench",     "decode",  "--model", TINY,        "--contexts",
+        "4K",          "--budget",  "1,4,10,16", "--batch", "1",       "--cluster", "@cluster.yaml",
+        "--host-tier", "0B",        "--runs",    "1",       "--steps", "4",         "--warm",
+        "1",           "--threads", "1",         "--quiet", "-o",      "json",      NULL};
+    program_wait(program_start_of(VALGRIND, bench), &run);
+    EXPECT_MSG(run.exit_code == 0, "exit %d: %s", run.exit_code, run.err);
+    EXPECT_HAS_STR(run.out, "\"remote_bytes_a_step\":");
+    EXPECT_MSG(strstr(run.out, "\"remote_bytes_a_step\":0,") == NULL, "it fetched none: %s",
+               run.out);
     node_ends_clean(&n);
 }
 

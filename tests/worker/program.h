@@ -12,7 +12,7 @@
 #define PROGRAM TEST_BINARY_DIR "/bin/shoal-worker"
 #endif
 #define SMALL_MODEL TEST_SOURCE_DIR "/worker/small-model"
-enum { PROGRAM_ARGS_MAX = 32, PROGRAM_TEXT_MAX = 1 << 16 };
+enum { PROGRAM_ARGS_MAX = 48, PROGRAM_TEXT_MAX = 1 << 16 };
 
 typedef struct program_run {
     int exit_code; /* -1: ended by a signal */
