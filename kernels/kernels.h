@@ -119,7 +119,7 @@ typedef struct kern_linear_args {    /* out[r,n] = residual[r,n] (NULL: 0) + sca
                                       * one fma chain over ascending k an output */
     const kern_weight *weight;       /* packed [N, K] */
     const float *x;                  /* [R, K] with x_stride floats between rows */
-    const float *residual;           /* [R, N] or NULL; may be out */
+    const float *residual;           /* [R, N] or NULL; may be out (CUDA: by a slow kernel) */
     float *out;                      /* [R, N] with out_stride floats between rows */
     uint64_t x_stride, out_stride;   /* residual uses out_stride */
     uint32_t rows;
