@@ -3,7 +3,7 @@
 
     python3 tests/campaigns/soak.py FOLDER OUT.jsonl [--sim-seeds N] [--fuzz-inputs N] [--jobs N]
                                     [--seconds S] [--state DIR] [--only sim,fuzz,plants]
-    python3 tests/campaigns/soak.py --bundle FOLDER
+    python3 tests/campaigns/soak.py --bundle FOLDER [--only sim,fuzz,plants]
 
 FOLDER is a build: bin/tests/sim, sim_NAME for the planted bugs (target sim_plants), and in FOLDER or
 FOLDER-fuzz the fuzz targets. Or it is a bundle made by --bundle out of build/ and build-fuzz/: the
@@ -371,22 +371,25 @@ def libraries(program):
             if not own.search(m.group(1))}
 
 
-def bundle(folder):
+def bundle(folder, only):
     programs = Programs(os.path.join(ROOT, 'build'))
-    if not programs.fuzz or not programs.plants:
+    parts = {'sim': [programs.sim] if os.access(programs.sim, os.X_OK) else [],
+             'plants': list(programs.plants.values()), 'fuzz': list(programs.fuzz.values())}
+    if not all(parts[name] for name in only):
         sys.exit('soak.py: build the targets sim and sim_plants in build/, tests_fuzz in build-fuzz/')
     binary, library = os.path.join(folder, 'bin', 'tests'), os.path.join(folder, 'lib')
     for path in (binary, library):
         os.makedirs(path, exist_ok=True)
     needed = {}
-    for program in [programs.sim, *programs.plants.values(), *programs.fuzz.values()]:
+    for program in sum((parts[name] for name in only), []):
         subprocess.run(['strip', '--strip-debug', '-o', os.path.join(binary, os.path.basename(program)),
                         program], check=True)
         needed.update(libraries(program))
     for name, path in needed.items():
         shutil.copyfile(path, os.path.join(library, name))
-    shutil.copytree(programs.seeds, os.path.join(folder, 'tests', 'fuzz', 'seeds'),
-                    dirs_exist_ok=True)
+    if 'fuzz' in only:
+        shutil.copytree(programs.seeds, os.path.join(folder, 'tests', 'fuzz', 'seeds'),
+                        dirs_exist_ok=True)
     shutil.copyfile(os.path.abspath(__file__), os.path.join(folder, 'soak.py'))
     with open(os.path.join(folder, 'about.json'), 'w') as f:
         json.dump({'commit': programs.commit, 'made': datetime.datetime.now().isoformat()}, f)
@@ -408,7 +411,7 @@ def main():
     parser.add_argument('--only', default='plants,sim,fuzz', type=lambda s: s.split(','))
     a = parser.parse_args()
     if a.bundle:
-        bundle(a.bundle)
+        bundle(a.bundle, a.only)
         return 0
     if a.folder is None or a.out is None:
         parser.error('FOLDER and OUT.jsonl are needed')
