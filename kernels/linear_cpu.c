@@ -84,6 +84,7 @@ LANE_OP void sweep(const kern_linear_args *a, uint32_t rows, uint32_t wide, uint
 {
     for (; unit + wide <= end; unit += wide)
         tile(a, rows, wide, row, unit);
+    if (wide == 4 && unit + 2 <= end) tile(a, rows, 2, row, unit), unit += 2;
     for (; unit < end; unit++)
         tile(a, rows, 1, row, unit);
 }
@@ -121,18 +122,24 @@ static void strip_task(const void *context, uint32_t task, void *scratch)
     }
 }
 
+/* Panels of a task: two tasks a thread. One or two rows need a panel's neighbours to keep the
+ * arithmetic busy, so they get one task a thread; and what one thread does alone is not cut up. */
+static uint32_t strip_of(uint32_t panels, uint32_t rows, uint32_t threads)
+{
+    const uint32_t strip = panels / ((rows <= 2 || threads == 1 ? 1 : 2) * threads);
+    return strip > STRIP ? STRIP : strip < 1 ? 1 : strip;
+}
+
 status LEVEL(linear)(kern_stream *stream, const kern_linear_args *args)
 {
     kern_team *team = stream->backend->team;
     linear_job job = {.a = args};
     const uint32_t columns = kern_linear_columns(args);
+    const bool parallel = (uint64_t)args->rows * columns * args->weight->k >= SMALL_WORK;
     job.panels = (columns + KERN_PANEL - 1) / KERN_PANEL;
     job.row_blocks = (args->rows + ROW_BLOCK - 1) / ROW_BLOCK;
-    job.strip = job.panels / (2 * kern_team_threads(team));
-    if (job.strip > STRIP) job.strip = STRIP;
-    if (job.strip < 1) job.strip = 1;
+    job.strip = strip_of(job.panels, args->rows, parallel ? kern_team_threads(team) : 1);
     job.strips = (job.panels + job.strip - 1) / job.strip;
-    const uint64_t work = (uint64_t)args->rows * columns * args->weight->k;
-    kern_team_run(team, job.strips * job.row_blocks, work >= SMALL_WORK, strip_task, &job);
+    kern_team_run(team, job.strips * job.row_blocks, parallel, strip_task, &job);
     return STATUS_OK;
 }

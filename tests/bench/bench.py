@@ -192,12 +192,25 @@ def group_store(bench):
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
+def wide_openblas(bench):
+    """OpenBLAS takes the kernels of a processor that it knows, and AVX2's on one that is newer than it is. Then it is
+    told to take AVX-512's, where our own products have them."""
+    for line in bench.lines(['bench_kernels', '1', 'ceilings']):
+        if 'avx512' in line['device'] and line.get('peer_core') in ('Haswell', 'Zen'):
+            os.environ.setdefault('OPENBLAS_CORETYPE', 'SkylakeX')
+            bench.note(f'OpenBLAS would take its kernels for {line["peer_core"]}; OPENBLAS_CORETYPE is '
+                       f'{os.environ["OPENBLAS_CORETYPE"]}')
+
+
 def group_products(bench):
+    wide_openblas(bench)
+    core = None
     for threads in sorted({1, os.cpu_count()}):
         ratios = []
         for line in bench.lines(['bench_kernels', str(threads)]):
             bench.device = line['device']
             if line['kind'] == 'ceiling':
+                core = line.get('peer_core')
                 if threads == 1:
                     ceilings(bench, line)
                 continue
@@ -207,7 +220,7 @@ def group_products(bench):
             more = {'threads': threads, 'weight_bytes': line['weight_bytes']}
             if peers:
                 best = min(peers, key=lambda name: median(peers[name]))
-                more.update(peer=f'OpenBLAS {best}', peer_value=work / median(peers[best]), peer_bytes=line['peer_bytes'],
+                more.update(peer=f'OpenBLAS {best}', peer_value=work / median(peers[best]), peer_core=core, peer_bytes=line['peer_bytes'],
                             peer_runs=[work / us for us in peers[best]])
             row = bench.row('products', f'linear_{threads}t', f'{line["model"]} {line["name"]} {line["n"]} x {line["k"]}, '
                             f'rows {line["rows"]}', runs, 'GF/s', **more)
