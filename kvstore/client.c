@@ -271,6 +271,7 @@ status kv_get_submit(kv_client *client, const kv_get *get, kv_ticket *out_ticket
     uint32_t i = request_new(c, KV_KIND_GET, get->class, get->deadline_ns);
     client_request *r = &c->requests[i];
     r->count = get->count;
+    r->unchecked = get->unchecked || !c->config.verify;
     uint32_t *tail = &r->first_block;
     for (uint32_t k = 0; k < get->count; k++) {
         uint32_t b = c->block_free;

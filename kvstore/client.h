@@ -97,6 +97,7 @@ typedef struct client_request {
     /* GET */
     uint32_t first_block, count, done_count;
     uint32_t waiting; /* blocks in WAIT_SLOT and WAIT_NODE */
+    bool unchecked;   /* their digests are the caller's to compare */
     /* PUT and DROP, as sets of nodes */
     uint64_t pending;   /* DROP: still to be told. PUT: 1 while it wants to be dispatched */
     uint64_t open;      /* asked, not answered */

@@ -6,9 +6,10 @@
  * has no copy may not. When nobody is left the block ends with the gravest cause seen.
  *
  * A reply is matched by ask, connection, ordinal and slot before one byte reaches the slot, and its
- * digest compared before the slot is anybody's. What matches no open ask is counted and dropped.
- * Where the transport can, it reads one reply a slot straight into it; it asks before each part,
- * so none is written once the block is done. Other replies are verified first and then copied. */
+ * digest compared before the slot is anybody's, unless the caller does that. What matches no open
+ * ask is counted and dropped. Where the transport can, it reads one reply a slot straight into it;
+ * it asks before each part, so none is written once the block is done. Other replies are verified
+ * first and then copied. */
 #include "kvstore/client.h"
 
 #include <string.h>
@@ -344,8 +345,9 @@ void *client_get_land(kv_client *c, uint32_t node, const kv_message *m)
 static void block_came(kv_client *c, client_block *b, uint32_t node, const void *bytes)
 {
     uint8_t *slot = kv_slot_bytes(c, b->slot);
-    bool right = bytes != NULL && (!c->config.verify || PLANT(DIGEST_IGNORED) ||
-                                   block_digest(&b->id, bytes, c->block_bytes) == b->digest);
+    bool unchecked = c->requests[b->request].unchecked || PLANT(DIGEST_IGNORED);
+    bool right =
+        bytes != NULL && (unchecked || block_digest(&b->id, bytes, c->block_bytes) == b->digest);
     if (!right) {
         c->stats.corrupt++;
         block_failed(c, b, node, STATUS_CORRUPT);

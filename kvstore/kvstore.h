@@ -6,8 +6,9 @@
  * Memory:  bytes given to a put are the client's until its completion. Landing slots are the
  *          client's zone: a completion hands filled slots out, kv_slot_release gives them back.
  * Promise: a _submit that returns OK has exactly one completion, by its deadline; anything else has
- *          none. A block completes OK only if its digest matched. No late write reaches a slot that
- *          was handed out or reused. Time and randomness are arguments. */
+ *          none. A block completes OK only if its digest matched, unless the get is unchecked. No
+ *          late write reaches a slot that was handed out or reused. Time and randomness are
+ *          arguments. */
 #ifndef KVSTORE_KVSTORE_H
 #define KVSTORE_KVSTORE_H
 
@@ -79,6 +80,9 @@ typedef struct kv_get {
     uint32_t count;         /* 1 .. KV_BATCH_MAX */
     kv_class class;         /* KV_DEMAND or KV_PREFETCH; PREFETCH may be dropped: BUSY a block */
     uint64_t deadline_ns;
+    bool unchecked; /* the caller compares the digest of every block before anybody uses its bytes;
+                     * where one is wrong he asks again without this, since only the comparison
+                     * here finds out which replica is to be passed over */
 } kv_get;
 /* Queue a read. BUSY: out of credit for this class. DEGRADED: no node alive in the map. */
 status kv_get_submit(kv_client *client, const kv_get *get, kv_ticket *out_ticket);

@@ -419,7 +419,8 @@ static void span_close(bench *b, uint64_t begun_ns, bench_span *out)
                         .agnostic_ahead = now->agnostic_ahead - was->agnostic_ahead,
                         .failed_over = now->client.failed_over - was->client.failed_over,
                         .hedged = now->client.hedged - was->client.hedged,
-                        .corrupt = now->client.corrupt - was->client.corrupt};
+                        .corrupt = now->client.corrupt + now->corrupt - was->client.corrupt -
+                                   was->corrupt};
 }
 
 static uint64_t span_open(bench *b)

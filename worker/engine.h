@@ -18,7 +18,8 @@ enum {
     ENGINE_LOGIT_ROWS = 64,
     ENGINE_VOID_MAX = 8, /* times a position is tried before its blocks count as lost */
     ENGINE_RECOMPUTE_MAX = 3,
-    ENGINE_ROW_LISTS = 8, /* of row_lists */
+    ENGINE_DOUBT_STEPS = 64, /* after a corrupt block the client compares digests so long */
+    ENGINE_ROW_LISTS = 8,    /* of row_lists */
     ENGINE_MEMORY_MAX = 96,
     ENGINE_WARM_EACH = 64, /* products are tried with each number of rows up to it, then with */
     ENGINE_WARM_STEP = 64, /* every so many, before the first step (step_warm) */
@@ -238,6 +239,7 @@ struct worker_engine {
     uint32_t stay_blocks;       /* asked for to stay in the landing zone, and there still */
     uint32_t landed_open;       /* used out of the landing zone, their groups not over yet */
     uint64_t landed_used;       /* all that were used out of it */
+    uint32_t doubt_until;       /* the client compares digests in steps before it */
     row_uncounted *uncounted;   /* [S] */
     uint32_t uncounted_count;
     uint64_t *wait_ns;  /* what kern_wait adds to (shared) */

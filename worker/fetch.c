@@ -40,12 +40,21 @@ void fetch_begin(worker_engine *e)
     *e->wait_ns = 0;
 }
 
+/* A block's digest is compared where it is gathered into the pool, so the client need not do it
+ * before. But only the client passes a bad replica over: once a gather found other bytes than were
+ * sealed, it does the comparing too for a while. */
+static bool in_doubt(const worker_engine *e)
+{
+    return e->step_number < e->doubt_until;
+}
+
 static void fetch_start(worker_engine *e, uint32_t layer)
 {
     e->fetching[layer] = true;
     io_command command = {.op = IO_FETCH,
                           .group = (int32_t)layer,
                           .class = KV_DEMAND,
+                          .verify = in_doubt(e),
                           .deadline_ns =
                               clock_now(&e->config.clock) + e->cluster.fetch_deadline_ns};
     io_send(e->io, &command);
@@ -81,14 +90,26 @@ static void count_left(worker_engine *e)
         e->stats.prefetch.wasted++;
 }
 
+/* A gather or an install found other bytes than were sealed. Where a prefetch had brought them they
+ * must not be found again. A block that the client refused has no source. */
+static void count_corrupt(worker_engine *e, const kern_exchange *x, uint32_t layer, uint32_t i)
+{
+    const kern_arrival *arrival = &x->arrival[i];
+    if (atomic_load(&arrival->state) != STATUS_CORRUPT || arrival->source == NULL) return;
+    io_disown(e->io, layer, &x->miss[i], arrival);
+    e->doubt_until = e->step_number + ENGINE_DOUBT_STEPS;
+    e->stats.corrupt++;
+}
+
 /* The next layer's blocks are in the pool, or their rows void: sources may be reused. */
 static void fetch_gathered(worker_engine *e)
 {
     uint32_t layer = e->gathered++;
     const kern_exchange *x = &e->exchange[layer];
     uint32_t count = atomic_load(&x->published);
-    for (uint32_t i = 0; i < count; i++)
-        (void)count_source(e, x, i);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!count_source(e, x, i)) count_corrupt(e, x, layer, i);
+    }
     if (!e->fetching[layer]) return;
     e->fetching[layer] = false;
     io_command command = {.op = IO_GATHERED, .group = (int32_t)layer};
@@ -456,6 +477,7 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
     io_command command = {.op = IO_FETCH,
                           .group = g,
                           .class = KV_PREFETCH,
+                          .verify = in_doubt(e),
                           .deadline_ns =
                               clock_now(&e->config.clock) + e->cluster.fetch_deadline_ns};
     io_send(e->io, &command);
@@ -565,6 +587,7 @@ static void count_installed(worker_engine *e, uint32_t layer)
         const kern_miss *m = &x->miss[i];
         bool in = count_source(e, x, i);
         if (!in) {
+            count_corrupt(e, x, layer, i);
             count_left(e);
             continue;
         }

@@ -213,6 +213,7 @@ static status connect_store(worker_io *io)
     arena *a = io->config.memory;
     io->landing_refs = ARENA_NEW(a, uint16_t, io->landing_slots);
     io->landing_ahead = ARENA_NEW(a, uint8_t, io->landing_slots);
+    io->landing_sure = ARENA_NEW(a, uint8_t, io->landing_slots);
     if (w->transport != NULL)
         io->transport = w->transport;
     else if (w->hub != NULL)
@@ -311,6 +312,15 @@ void io_send(worker_io *io, const io_command *command)
     wake(io);
 }
 
+void io_disown(worker_io *io, uint32_t layer, const kern_miss *miss, const kern_arrival *arrival)
+{
+    if (!io_is_landed(io, arrival->source)) return;
+    kern_home *home = io_home(io, miss->seq, (int32_t)layer, miss->kv_head, miss->block);
+    int32_t slot =
+        (int32_t)(((const uint8_t *)arrival->source - io->memory) / io->config.block_bytes);
+    (void)atomic_compare_exchange_strong(&home->slot, &slot, IO_NONE);
+}
+
 /* The io side made these homes name the landing zone; it reads the command later, when the next
  * step may be under way, so they are taken back here. A block that was sealed again has another. */
 void io_let_go(worker_io *io, int32_t group)
@@ -318,14 +328,9 @@ void io_let_go(worker_io *io, int32_t group)
     const kern_exchange *x = &io->config.exchange[group];
     uint32_t count = atomic_load_explicit(&x->published, memory_order_relaxed);
     for (uint32_t i = 0; i < count; i++) {
-        const kern_miss *m = &x->miss[i];
         const kern_arrival *a = &x->arrival[i];
         if (atomic_load_explicit(&a->state, memory_order_acquire) != STATUS_OK) continue;
-        if (!io_is_landed(io, a->source)) continue;
-        kern_home *home = io_home(io, m->seq, (int32_t)x->miss[0].reserved, m->kv_head, m->block);
-        int32_t slot =
-            (int32_t)(((const uint8_t *)a->source - io->memory) / io->config.block_bytes);
-        (void)atomic_compare_exchange_strong(&home->slot, &slot, IO_NONE);
+        io_disown(io, x->miss[0].reserved, &x->miss[i], a);
     }
     io_command command = {.op = IO_GATHERED, .group = group};
     io_send(io, &command);

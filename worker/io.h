@@ -36,6 +36,8 @@ typedef struct io_command {
     bool hold;
     kv_class class;
     uint64_t deadline_ns;
+    bool verify; /* IO_FETCH: digests are compared before a block of a node is handed over. Else
+                  * whoever takes it into the pool is the first to compare them */
 } io_command;
 
 typedef enum io_event_kind {
@@ -82,6 +84,8 @@ void io_destroy(worker_io *io); /* stops the thread, DROPs nothing: send IO_FORG
 void io_send(worker_io *io, const io_command *command);
 /* A prefetch group is over: what it brought may be overwritten. The stream is at rest. */
 void io_let_go(worker_io *io, int32_t group);
+/* A block that landed is not to be found there any more, though its group is not over. */
+void io_disown(worker_io *io, uint32_t layer, const kern_miss *miss, const kern_arrival *arrival);
 bool io_receive(worker_io *io, io_event *out_event);
 /* Until something may have arrived or `until_ns`; also kern_host.pause. */
 void io_pause(worker_io *io, uint64_t until_ns);

@@ -2,7 +2,8 @@
  * of time (PREFETCH), answered from host memory or from the store.
  *
  * A demand for a block that a prefetch is already bringing waits for that one instead of asking
- * twice; should it fail, the demand asks itself. Prefetches may fill half of the landing zone: what
+ * twice; should it fail, the demand asks itself, and so does one that must not bring bytes whose
+ * digest nobody has compared. Prefetches may fill half of the landing zone: what
  * does not fit waits here, and a demand waits for nothing that has not been asked for. Sources stay
  * valid until IO_GATHERED. */
 #include <string.h>
@@ -60,6 +61,7 @@ static void answer(worker_io *io, int32_t g, uint32_t i, status result)
         a->source_kind = host ? IO_SOURCE_HOST : IO_SOURCE_REMOTE;
     } else {
         b->state = FETCH_FAILED;
+        a->source = NULL;
     }
     atomic_store_explicit(&a->state, result, memory_order_release);
     CHECK(group->open > 0);
@@ -96,7 +98,8 @@ static void join_flight(worker_io *io, int32_t g, uint32_t i, int32_t ahead_grou
         flight_remove(io, ahead_group, ahead_index);
         answer(io, ahead_group, ahead_index, STATUS_STALE);
     } else if (ahead->wait_group == IO_NONE &&
-               io->group[ahead_group].deadline_ns <= group->deadline_ns) {
+               io->group[ahead_group].deadline_ns <= group->deadline_ns &&
+               (io->group[ahead_group].verify || !group->verify)) {
         group->block[i].state = FETCH_ATTACHED;
         ahead->wait_group = g;
         ahead->wait_index = (int32_t)i;
@@ -117,11 +120,12 @@ static void start_block(worker_io *io, int32_t g, uint32_t i)
     a->digest = home->digest;
     *b = (fetch_block){.slot = IO_NONE, .wait_group = IO_NONE, .wait_index = IO_NONE};
     int32_t there = atomic_load(&home->slot);
-    if (there >= (int32_t)io->config.slots) {
-        share_landed(io, g, i, there - (int32_t)io->config.slots);
+    int32_t landed = there - (int32_t)io->config.slots;
+    if (landed >= 0 && (io->landing_sure[landed] != 0 || !group->verify)) {
+        share_landed(io, g, i, landed);
         return;
     }
-    if (there != IO_NONE) {
+    if (there != IO_NONE && landed < 0) {
         b->state = FETCH_HOST;
         b->slot = there;
         io->slot[b->slot].pins++;
@@ -167,6 +171,7 @@ void io_fetch_begin(worker_io *io, const io_command *command)
     CHECK(group->open > 0);
     group->cursor = 0;
     group->class = command->class;
+    group->verify = command->verify;
     group->started_ns = clock_now(&io->clock);
     group->deadline_ns = command->deadline_ns;
     atomic_fetch_add(&io->busy, 1);
@@ -283,7 +288,8 @@ static bool submit_group(worker_io *io, int32_t g)
                   .digest = digest,
                   .count = n,
                   .class = group->class,
-                  .deadline_ns = group->deadline_ns};
+                  .deadline_ns = group->deadline_ns,
+                  .unchecked = !group->verify};
     status result = kv_get_submit(io->client, &get, &request->ticket);
     if (result == STATUS_BUSY && clock_now(&io->clock) < group->deadline_ns) return false;
     if (ahead) io->ahead_out += n;
@@ -342,6 +348,7 @@ void io_fetch_get_done(worker_io *io, const kv_done *done)
             b->state = FETCH_LANDED;
             b->slot = done->slot[k];
             io->landing_refs[b->slot] = 1;
+            io->landing_sure[b->slot] = io->group[g].verify;
         }
         block_over(io, g, i, result);
     }

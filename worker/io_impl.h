@@ -64,6 +64,7 @@ typedef struct fetch_group {
     uint32_t cursor;    /* first that may be FETCH_PENDING */
     bool active;        /* between IO_FETCH and IO_GATHERED */
     bool queued;        /* stands in todo */
+    bool verify;        /* the client compares digests */
     kv_class class;
     uint64_t started_ns, deadline_ns;
 } fetch_group;
@@ -103,6 +104,7 @@ struct worker_io {
     uint32_t todo_count;
     uint16_t *landing_refs; /* [landing slots] */
     uint8_t *landing_ahead; /* [landing slots] a prefetch took it */
+    uint8_t *landing_sure;  /* [landing slots] its digest has been compared */
     uint32_t landing_slots; /* behind `memory`'s host slots */
     uint32_t ahead_out;     /* prefetched blocks asked for, or landed and not let go */
     /* prefetched blocks on their way: open addressing, key = block coordinates */

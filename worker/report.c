@@ -132,6 +132,7 @@ static const fact_row rows[] = {
     {"blocks", "host", "blocks used", "", " from host memory", COUNT, false, AT(stats.blocks.host)},
     {"blocks", "remote", "blocks used", "", " from nodes", COUNT, false, AT(stats.blocks.remote)},
     {"blocks", "recomputed", "blocks used", "", " recomputed", COUNT, false, AT(stats.blocks.recomputed)},
+    {"blocks", "corrupt", "blocks used", "", " corrupt", COUNT, false, AT(stats.corrupt)},
     {"prefetch", "issued", "prefetched", "", " asked for", COUNT, false, AT(stats.prefetch.issued)},
     {"prefetch", "used", "prefetched", "", " used", COUNT, false, AT(stats.prefetch.used)},
     {"prefetch", "late", "prefetched", "", " late", COUNT, false, AT(stats.prefetch.late)},

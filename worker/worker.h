@@ -114,6 +114,8 @@ bool worker_next_event(worker_engine *engine, worker_event *out_event);
 typedef struct worker_stats {
     uint64_t steps, decode_rows, prefill_rows, void_rows, recomputes, parks, resumes;
     worker_blocks blocks;
+    uint64_t corrupt; /* blocks that came with other bytes than were sealed and were not attended
+                       * to, found on the way into the pool; the client's own are client.corrupt */
     uint64_t agnostic_fetched; /* query-agnostic blocks a step needed that had left the pool */
     uint64_t agnostic_ahead; /* ... and that prefetch had brought back before they were asked for */
     struct {

@@ -64,7 +64,7 @@ static bool shoal_read(ours *o, const uint32_t *block, uint32_t count)
         id[i] = store_id(&o->s, READ_CONTEXT, block[i]);
         digest[i] = o->digest[block[i]];
     }
-    kv_get get = {id, digest, count, KV_DEMAND, now() + UINT64_C(5000000000)};
+    kv_get get = {id, digest, count, KV_DEMAND, now() + UINT64_C(5000000000), false};
     kv_ticket ticket;
     return kv_get_submit(o->s.client, &get, &ticket) == STATUS_OK;
 }

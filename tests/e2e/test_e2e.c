@@ -205,7 +205,7 @@ static void run_row(const char *name, const row *of, outcome *o)
         (unsigned long long)s->blocks.remote, (unsigned long long)s->blocks.recomputed,
         (unsigned long long)s->served.blocks, (unsigned long long)s->stored.blocks,
         (unsigned long long)s->client.failed_over, (unsigned long long)s->client.hedged,
-        (unsigned long long)s->client.corrupt, (unsigned long long)o->nodes.served,
+        (unsigned long long)(s->client.corrupt + s->corrupt), (unsigned long long)o->nodes.served,
         (unsigned long long)o->nodes.stored, (unsigned long long)o->nodes.corrupt,
         (unsigned long long)s->parks, (unsigned long long)s->void_rows,
         (unsigned long long)s->recomputes, (double)s->stall_ns_max * 1e-6);
@@ -224,7 +224,7 @@ static void expect_wanted(const row *of, const outcome *o)
     }
     bool gone = of->act == KILL && s->client.nodes_connected < of->nodes; /* at a quiet moment */
     if (of->wants & WANT_FAILOVER) EXPECT(gone || s->client.failed_over + s->client.hedged > 0);
-    if (of->wants & WANT_CORRUPT) EXPECT(s->client.corrupt + o->nodes.corrupt > 0);
+    if (of->wants & WANT_CORRUPT) EXPECT(s->client.corrupt + s->corrupt + o->nodes.corrupt > 0);
     if (of->wants & WANT_RECOMPUTE) EXPECT(s->recomputes > 0 && s->blocks.recomputed > 0);
     if (of->wants & WANT_PARKS) EXPECT(s->parks > 0);
     if (of->no_prefetch) EXPECT_EQ_U64(s->prefetch.issued, 0);

@@ -201,7 +201,7 @@ static bool victim_live(victim *v, uint64_t seed, uint64_t turns)
                 if (done.slot[i] >= 0) kv_slot_release(v->client, done.slot[i]);
             return done.result == STATUS_OK;
         }
-        kv_get g = {id, digest, BLOCKS, KV_DEMAND, now + patience_ns};
+        kv_get g = {id, digest, BLOCKS, KV_DEMAND, now + patience_ns, false};
         if (stored == BLOCKS && !asked) asked = kv_get_submit(v->client, &g, &ticket) == STATUS_OK;
         kv_client_wait(v->client, -1, now + 1000000);
     }

@@ -261,8 +261,9 @@ static void read_summary(const program_run *run, outcome *o, char digest[32])
     o->void_rows = (uint64_t)number_at(json, "void_rows");
     o->stall_ms = number_at(json, "stall_ms_max");
     o->wall_s = number_at(json, "wall_s");
-    o->remote = (uint64_t)number_at(cJSON_GetObjectItem(json, "blocks"), "remote");
-    o->corrupt = (uint64_t)number_at(client, "corrupt");
+    const cJSON *blocks = cJSON_GetObjectItem(json, "blocks");
+    o->remote = (uint64_t)number_at(blocks, "remote");
+    o->corrupt = (uint64_t)(number_at(client, "corrupt") + number_at(blocks, "corrupt"));
     o->hedged = (uint64_t)number_at(client, "hedged");
     o->failed_over = (uint64_t)number_at(client, "failed_over");
     o->reconnects = (uint64_t)number_at(client, "reconnects");

@@ -215,7 +215,7 @@ uint32_t store_get_all(store *s, uint64_t context, uint32_t count, uint32_t batc
             digest[i] = block_digest(&id[i], want, s->block_bytes);
         }
         uint64_t deadline = now() + s->config.fetch_deadline_ns;
-        kv_get get = {id, digest, n, KV_DEMAND, deadline};
+        kv_get get = {id, digest, n, KV_DEMAND, deadline, false};
         kv_ticket ticket;
         kv_done done;
         if (kv_get_submit(s->client, &get, &ticket) != STATUS_OK) continue;

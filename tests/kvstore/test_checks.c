@@ -81,7 +81,7 @@ static status get_submit(rig *r, kv_ticket *out)
 {
     block_id id = rig_id(r, 1, 0);
     uint64_t digest = 5;
-    kv_get get = {&id, &digest, 1, KV_DEMAND, r->now_ns + 100 * RIG_MS};
+    kv_get get = {&id, &digest, 1, KV_DEMAND, r->now_ns + 100 * RIG_MS, false};
     return kv_get_submit(r->client, &get, out);
 }
 
@@ -102,7 +102,7 @@ static void submit_without_a_free_block(rig *r)
 static void get_without_ids(rig *r)
 {
     uint64_t digest = 5;
-    kv_get get = {NULL, &digest, 1, KV_DEMAND, r->now_ns};
+    kv_get get = {NULL, &digest, 1, KV_DEMAND, r->now_ns, false};
     kv_ticket ticket;
     (void)kv_get_submit(r->client, &get, &ticket);
 }

@@ -176,7 +176,7 @@ TEST(a_client_of_a_map_without_a_node_alive_hears_of_the_next_map)
     EXPECT_EQ_U64(r->client->cluster.map.epoch, 2);
     /* Nobody is asked for anything... */
     uint64_t digest = rig_digest(r, &id);
-    kv_get get = {&id, &digest, 1, KV_DEMAND, r->now_ns + r->config.fetch_deadline_ns};
+    kv_get get = {&id, &digest, 1, KV_DEMAND, r->now_ns + r->config.fetch_deadline_ns, false};
     kv_ticket ticket;
     kv_done done;
     EXPECT(kv_get_submit(r->client, &get, &ticket) == STATUS_DEGRADED);
@@ -300,7 +300,7 @@ TEST(a_full_connection_does_not_cost_a_lease)
     r->node[0].paused = true;
     for (uint32_t i = 0; i < 400; i++) { /* gets that nobody reads fill the connection */
         uint64_t digest = rig_digest(r, &id);
-        kv_get get = {&id, &digest, 1, KV_DEMAND, r->now_ns + RIG_MS};
+        kv_get get = {&id, &digest, 1, KV_DEMAND, r->now_ns + RIG_MS, false};
         kv_ticket ticket;
         (void)kv_get_submit(r->client, &get, &ticket);
         kv_client_poll(r->client);

@@ -16,7 +16,7 @@ static status get_of(const block_id *id, uint32_t count, uint64_t ns)
     uint64_t digest[SLOTS];
     for (uint32_t i = 0; i < count; i++)
         digest[i] = block_digest(&id[i], bytes, BLOCK);
-    kv_get g = {id, digest, count, KV_DEMAND, p.now_ns + ns};
+    kv_get g = {id, digest, count, KV_DEMAND, p.now_ns + ns, false};
     kv_ticket ticket;
     return kv_get_submit(client, &g, &ticket);
 }

@@ -38,7 +38,7 @@ static kv_client_stats client_stats(rig *r)
 static status submit_get(rig *r, const block_id *id, kv_class class, uint64_t ns, kv_ticket *out)
 {
     uint64_t digest = rig_digest(r, id);
-    kv_get get = {id, &digest, 1, class, r->now_ns + ns};
+    kv_get get = {id, &digest, 1, class, r->now_ns + ns, false};
     return kv_get_submit(r->client, &get, out);
 }
 
@@ -212,6 +212,40 @@ TEST(without_verification_a_flipped_block_gets_through)
     rig_destroy(r);
 }
 
+/* Whether the block that a get brings has its bytes; the get says OK. */
+static bool comes_right(rig *r, const block_id *id, bool unchecked)
+{
+    uint64_t digest = rig_digest(r, id);
+    kv_get get = {id, &digest, 1, KV_DEMAND, r->now_ns + 50 * RIG_MS, unchecked};
+    kv_ticket ticket;
+    kv_done done;
+    EXPECT(kv_get_submit(r->client, &get, &ticket) == STATUS_OK);
+    EXPECT(rig_next(r, 60 * RIG_MS, &done) && done.result == STATUS_OK);
+    bool right = block_digest(id, kv_slot_bytes(r->client, done.slot[0]), r->block_bytes) == digest;
+    kv_slot_release(r->client, done.slot[0]);
+    return right;
+}
+
+TEST(an_unchecked_get_is_the_caller_s_to_compare_and_a_checked_one_goes_to_another_replica)
+{
+    rig *r = rig_create(&(rig_options){.nodes = 2, .replicas = 2});
+    block_id id = rig_id(r, 1, 0);
+    uint32_t first = rig_rank(r, &id, 0);
+    rig_node_kill(r, first);
+    r->node[first].faults.flip_wire = 1;
+    rig_node_start(r, first);
+    for (uint32_t i = 0; i < 4000 && !rig_ready(r); i++)
+        rig_run(r, RIG_MS);
+    rig_run(r, 100 * RIG_MS); /* no longer suspect */
+    put_all(r, 1, 1);
+    EXPECT(!comes_right(r, &id, true));
+    EXPECT_EQ_U64(client_stats(r).corrupt + client_stats(r).failed_over, 0);
+    EXPECT(comes_right(r, &id, false));
+    EXPECT(client_stats(r).corrupt == 1 && client_stats(r).failed_over == 1);
+    rig_check(r);
+    rig_destroy(r);
+}
+
 TEST(memory_that_lost_a_bit_is_found_by_the_node_and_another_replica_serves)
 {
     rig *r = rig_create(&(rig_options){.nodes = 2, .replicas = 2});
@@ -358,7 +392,7 @@ TEST(prefetch_takes_at_most_half_of_the_zone_and_the_rest_is_told_busy)
         id[i] = rig_id(r, 1, i);
         digest[i] = rig_digest(r, &id[i]);
     }
-    kv_get get = {id, digest, 24, KV_PREFETCH, r->now_ns + 50 * RIG_MS};
+    kv_get get = {id, digest, 24, KV_PREFETCH, r->now_ns + 50 * RIG_MS, false};
     kv_ticket ticket;
     kv_done done;
     EXPECT(kv_get_submit(r->client, &get, &ticket) == STATUS_OK);
@@ -389,7 +423,7 @@ TEST(demand_beyond_the_zone_waits_for_slots_to_be_released)
         digest[i] = rig_digest(r, &id[i]);
     }
     kv_ticket first, second;
-    kv_get get = {id, digest, 8, KV_DEMAND, r->now_ns + 500 * RIG_MS};
+    kv_get get = {id, digest, 8, KV_DEMAND, r->now_ns + 500 * RIG_MS, false};
     EXPECT(kv_get_submit(r->client, &get, &first) == STATUS_OK);
     get.id = id + 8;
     get.digest = digest + 8;
@@ -565,7 +599,8 @@ static void storm_get(storm *s, uint32_t place, kv_class class)
         digest[i] = rig_digest(s->r, &id[i]);
     }
     s->open[place].count = count;
-    kv_get get = {id, digest, count, class, s->r->now_ns + 1 + rng_below(&s->g, 60 * RIG_MS)};
+    kv_get get = {id,   digest, count, class, s->r->now_ns + 1 + rng_below(&s->g, 60 * RIG_MS),
+                  false};
     if (kv_get_submit(s->r->client, &get, &s->open[place].ticket) == STATUS_OK) s->submitted++;
 }
 

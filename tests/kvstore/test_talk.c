@@ -26,7 +26,7 @@ static void all_ready(void)
 static kv_ticket get(block_id id, kv_class class, uint64_t ns)
 {
     uint64_t digest = block_digest(&id, bytes, BLOCK);
-    kv_get g = {&id, &digest, 1, class, p.now_ns + ns};
+    kv_get g = {&id, &digest, 1, class, p.now_ns + ns, false};
     kv_ticket ticket = 0;
     EXPECT(kv_get_submit(client, &g, &ticket) == STATUS_OK);
     kv_client_poll(client);

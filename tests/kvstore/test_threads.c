@@ -122,8 +122,12 @@ TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
     }
     for (uint32_t round = 0; round < ROUNDS; round++) {
         for (uint32_t first = 0; first < BLOCKS; first += 40) {
-            kv_get get = {&id[first], &digest[first], 40, KV_DEMAND,
-                          clock_now(&clock_monotonic) + UINT64_C(5000000000)};
+            kv_get get = {&id[first],
+                          &digest[first],
+                          40,
+                          KV_DEMAND,
+                          clock_now(&clock_monotonic) + UINT64_C(5000000000),
+                          false};
             EXPECT(kv_get_submit(client, &get, &ticket) == STATUS_OK);
             if (round == ROUNDS - 2 && first == 80) node_stop(&node[0]);
             EXPECT(next(client, &done));
@@ -135,7 +139,7 @@ TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
     }
     kv_hub_pace(hub, 30 * 1000 * 1000, 0); /* from now on a round trip takes 30 ms */
     uint64_t asked = clock_now(&clock_monotonic);
-    kv_get late = {id, digest, 1, KV_DEMAND, asked + UINT64_C(5000000000)};
+    kv_get late = {id, digest, 1, KV_DEMAND, asked + UINT64_C(5000000000), false};
     EXPECT(kv_get_submit(client, &late, &ticket) == STATUS_OK);
     EXPECT(next(client, &done) && done.result == STATUS_OK);
     EXPECT(clock_now(&clock_monotonic) - asked >= 30 * 1000 * 1000);

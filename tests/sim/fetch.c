@@ -3,8 +3,9 @@
  * What its step thread would do, without a model: seal blocks, publish misses of a layer or a
  * prefetch, look at what arrives, keep the sources for a while, let go, forget a context and take
  * another. Held true: an arrival is answered by its deadline; one that is OK points at the bytes
- * that were sealed, from the answer to the gather; nothing fails in a seed without faults; at the
- * end every host slot and landing slot is back. */
+ * that were sealed, from the answer to the gather, unless their digest, which half of the fetches
+ * leave to us, says otherwise; nothing fails in a seed without faults; at the end every host slot
+ * and landing slot is back. */
 #include "tests/sim/sim.h"
 
 #include <string.h>
@@ -29,7 +30,7 @@ typedef struct fetch_seq {
 } fetch_seq;
 
 typedef struct fetch_watch {
-    bool active, judged;
+    bool active, judged, verify;
     uint64_t deadline_ns, gather_ns;
 } fetch_watch;
 
@@ -166,12 +167,14 @@ static void fetch(sim *s, sim_fetch *f)
     uint32_t n = publish(s, f, g, layer, false);
     if (n == 0) return;
     uint64_t ns = s->profile.clean ? 400 * SIM_MS : (1 + sim_below(s, 300)) * SIM_MS;
-    f->group[g] = (fetch_watch){.active = true, .deadline_ns = s->now_ns + ns};
+    f->group[g] =
+        (fetch_watch){.active = true, .deadline_ns = s->now_ns + ns, .verify = sim_chance(s, 0.5)};
     io_command c = {
         .op = IO_FETCH,
         .group = (int32_t)g,
         .class = g < LAYERS ? KV_DEMAND : KV_PREFETCH,
         .deadline_ns = f->group[g].deadline_ns,
+        .verify = f->group[g].verify,
     };
     sim_trace(s, "io fetch group %u: %u blocks", g, n);
     io_send(f->io, &c);
@@ -206,11 +209,24 @@ static void compare(sim *s, sim_fetch *f, uint32_t g, uint32_t i, const char *wh
         sim_fail(s, "P2", "io group %u arrival %u: other bytes %s", g, i, when);
 }
 
+/* A gather that compares digests, where nobody has yet. */
+static status gathered(sim_fetch *f, uint32_t g, uint32_t i)
+{
+    kern_exchange *x = &f->exchange[g];
+    kern_arrival *a = &x->arrival[i];
+    status r = (status)atomic_load(&a->state);
+    if (r != STATUS_OK || f->group[g].verify) return r;
+    if (bytes_digest(a->source, NET_BODY_MAX, a->seed) == a->digest) return r;
+    io_disown(f->io, x->miss[i].reserved, &x->miss[i], a);
+    atomic_store(&a->state, STATUS_CORRUPT);
+    return STATUS_CORRUPT;
+}
+
 static void judge(sim *s, sim_fetch *f, uint32_t g)
 {
     kern_exchange *x = &f->exchange[g];
     for (uint32_t i = 0; i < x->published; i++) {
-        status r = (status)atomic_load(&x->arrival[i].state);
+        status r = gathered(f, g, i);
         if (r == STATUS_OK) {
             s->totals.fetched++;
             compare(s, f, g, i, "when it was answered");

@@ -188,6 +188,34 @@ static run_setup long_setup(cluster_config *cluster, uint64_t pool_bytes)
     return setup;
 }
 
+/* With `step` blocks are found to be corrupt in the landing zone too. */
+TEST(flipped_replies_change_nothing_wherever_blocks_were)
+{
+    static const struct {
+        const char *source;
+        bool apart;
+    } way[] = {{"own", false}, {"mid", true}, {"step", false}, {"step", true}};
+    cluster_config cluster;
+    uint64_t voids = 0;
+    for (uint32_t i = 0; i < sizeof way / sizeof *way; i++) {
+        run_setup setup = long_setup(&cluster, 16 << 20);
+        setup.selector.source = way[i].source;
+        setup.hub_nodes = 3;
+        setup.hub_replicas = 2;
+        const outcome right = outcome_of(&setup);
+        EXPECT(right.stats.corrupt + right.stats.void_rows == 0);
+        setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = 0.02};
+        if (way[i].apart) setup.wrap = apart_open;
+        const outcome o = outcome_of(&setup);
+        EXPECT(o.stats.corrupt > 0 && o.stats.client.corrupt > 0);
+        EXPECT_EQ_U64(o.stats.recomputes, 0);
+        for (uint32_t k = 0; k < REQUESTS; k++)
+            EXPECT_EQ_X64(o.digest[k], right.digest[k]);
+        voids += o.stats.void_rows;
+    }
+    EXPECT(voids > 0);
+}
+
 TEST(counters_are_those_of_a_device_that_runs_inline)
 {
     cluster_config cluster;

@@ -84,7 +84,19 @@ TEST(flipped_replies_fail_over_and_change_nothing)
     run_setup setup = setup_of(3, 2);
     setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = 0.05};
     EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
-    EXPECT(stats.client.corrupt > 0);
+    EXPECT(stats.corrupt > 0 && stats.client.corrupt > 0);
+    EXPECT_EQ_U64(stats.recomputes, 0);
+}
+
+/* So few that a step meets one at most. */
+TEST(one_flip_is_one_repeated_step)
+{
+    worker_event final;
+    worker_stats stats;
+    run_setup setup = setup_of(3, 2);
+    setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = 0.002};
+    EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
+    EXPECT(stats.corrupt > 0 && stats.void_rows <= stats.corrupt && stats.recomputes == 0);
 }
 
 TEST(lost_blocks_are_computed_again_with_the_same_bits)

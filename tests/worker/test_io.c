@@ -25,12 +25,12 @@ static void pump(void *self)
 }
 
 /* prefetch_credit: blocks of PREFETCH that may be under way at once. */
-static bench *bench_open(uint32_t prefetch_credit)
+static bench *bench_open_on(const rig_options *options, uint32_t prefetch_credit)
 {
     static bench all;
     bench *b = &all;
     *b = (bench){.memory = arena_create("io"), .context = {7, 11}};
-    b->r = rig_create(&(rig_options){.nodes = 1, .replicas = 1});
+    b->r = rig_create(options);
     b->cluster = b->r->config;
     b->cluster.landing_bytes = (uint64_t)64 * b->r->block_bytes;
     b->cluster.inflight_max[KV_PREFETCH] = prefetch_credit;
@@ -61,6 +61,11 @@ static bench *bench_open(uint32_t prefetch_credit)
                         .exchange = b->exchange};
     EXPECT_OK(io_create(&config, &b->io));
     return b;
+}
+
+static bench *bench_open(uint32_t prefetch_credit)
+{
+    return bench_open_on(&(rig_options){.nodes = 1, .replicas = 1}, prefetch_credit);
 }
 
 static void bench_close(bench *b)
@@ -103,7 +108,7 @@ static void seal_all(bench *b)
     EXPECT_EQ_U64(stats.stored_blocks, BLOCKS);
 }
 
-static void fetch(bench *b, int32_t group, int32_t block, uint64_t ns)
+static void fetch_as(bench *b, int32_t group, int32_t block, uint64_t ns, bool verify)
 {
     kern_exchange *x = &b->exchange[group];
     x->miss[0] = (kern_miss){.row = -1, .block = block};
@@ -112,9 +117,15 @@ static void fetch(bench *b, int32_t group, int32_t block, uint64_t ns)
     io_command c = {.op = IO_FETCH,
                     .group = group,
                     .class = group < LAYERS ? KV_DEMAND : KV_PREFETCH,
-                    .deadline_ns = b->r->now_ns + ns};
+                    .deadline_ns = b->r->now_ns + ns,
+                    .verify = verify};
     io_send(b->io, &c);
     io_pause(b->io, b->r->now_ns);
+}
+
+static void fetch(bench *b, int32_t group, int32_t block, uint64_t ns)
+{
+    fetch_as(b, group, block, ns, false);
 }
 
 static status state(const bench *b, int32_t group)
@@ -242,6 +253,96 @@ TEST(a_block_sealed_again_is_at_home_in_its_new_copy)
     EXPECT(landed >= 0 && home_slot(b, 3) == copy);
     io_let_go(b->io, AHEAD);
     EXPECT(home_slot(b, 3) == copy);
+    bench_close(b);
+}
+
+/* ---- digests --------------------------------------------------------------------------------- */
+
+/* Three copies of every block, and a node that flips a bit of all it sends. */
+static bench *flips_open(void)
+{
+    bench *b = bench_open_on(&(rig_options){.nodes = 3, .replicas = 3}, 4);
+    block_id id = io_block_id(b->io, 0, 0, 0, 0);
+    uint32_t first = rig_rank(b->r, &id, 0);
+    rig_node_kill(b->r, first);
+    b->r->node[first].faults.flip_wire = 1;
+    rig_node_start(b->r, first);
+    run_for(b, 200 * RIG_MS); /* connected, and no longer suspect */
+    seal_all(b);
+    return b;
+}
+
+/* The arrival is OK; whether its bytes are those that were sealed. */
+static bool is_right(bench *b, int32_t group)
+{
+    const kern_arrival *a = &b->exchange[group].arrival[0];
+    EXPECT(state(b, group) == STATUS_OK);
+    return bytes_digest(a->source, b->r->block_bytes, a->seed) == a->digest;
+}
+
+TEST(digests_are_left_to_the_gather_unless_it_found_one_wrong)
+{
+    bench *b = flips_open();
+    fetch(b, 0, 3, 50 * RIG_MS);
+    run_for(b, 10 * RIG_MS);
+    EXPECT(!is_right(b, 0));
+    let_demand_go(b);
+    fetch_as(b, 0, 3, 50 * RIG_MS, true);
+    run_for(b, 10 * RIG_MS);
+    EXPECT(is_right(b, 0));
+    static io_stats stats;
+    io_stats_read(b->io, &stats);
+    EXPECT(stats.client.corrupt == 1 && stats.client.failed_over == 1);
+    bench_close(b);
+}
+
+TEST(a_demand_that_is_to_be_sure_waits_for_no_prefetch_that_is_not)
+{
+    bench *b = flips_open();
+    fetch(b, AHEAD, 3, 50 * RIG_MS);
+    EXPECT(state(b, AHEAD) == STATUS_PENDING);
+    fetch_as(b, 0, 3, 50 * RIG_MS, true);
+    EXPECT_EQ_U64(late(b), 0);
+    run_for(b, 10 * RIG_MS);
+    EXPECT(!is_right(b, AHEAD) && is_right(b, 0));
+    let_demand_go(b);
+    /* Nor does it take what landed so. What is sure it does. */
+    fetch_as(b, 0, 3, 50 * RIG_MS, true);
+    EXPECT(state(b, 0) == STATUS_PENDING);
+    run_for(b, 10 * RIG_MS);
+    EXPECT(is_right(b, 0) && home_slot(b, 3) >= 0);
+    let_demand_go(b);
+    fetch_as(b, AHEAD + 1, 4, 50 * RIG_MS, true);
+    run_for(b, 10 * RIG_MS);
+    EXPECT(is_right(b, AHEAD + 1));
+    fetch_as(b, 0, 4, 50 * RIG_MS, true);
+    EXPECT(is_right(b, 0));
+    bench_close(b);
+}
+
+TEST(what_turned_out_to_be_corrupt_is_at_home_no_more_and_goes_with_its_group)
+{
+    bench *b = flips_open();
+    uint32_t all = landing_free(b);
+    fetch(b, AHEAD, 3, 50 * RIG_MS);
+    run_for(b, 10 * RIG_MS);
+    kern_exchange *x = &b->exchange[AHEAD];
+    EXPECT(home_slot(b, 3) >= 0 && !is_right(b, AHEAD));
+    io_disown(b->io, 0, &x->miss[0], &x->arrival[0]);
+    EXPECT(home_slot(b, 3) == -1);
+    fetch(b, 0, 3, 50 * RIG_MS); /* asks a node */
+    EXPECT(state(b, 0) == STATUS_PENDING);
+    run_for(b, 10 * RIG_MS);
+    let_demand_go(b);
+    EXPECT_EQ_U64(landing_free(b), all - 1);
+    int32_t copy = seal(b, 0, 0, 3);
+    io_pause(b->io, b->r->now_ns);
+    io_disown(b->io, 0, &x->miss[0], &x->arrival[0]); /* of what was there before */
+    EXPECT(home_slot(b, 3) == copy);
+    io_let_go(b->io, AHEAD);
+    EXPECT(home_slot(b, 3) == copy);
+    run_for(b, RIG_MS);
+    EXPECT_EQ_U64(landing_free(b), all);
     bench_close(b);
 }
 
