@@ -105,7 +105,7 @@ static bool is_device(const char *name)
 static status parse_devices(bench_options *o)
 {
     o->workers = 0;
-    for (const char *at = o->device, *end = at; end != NULL; at = end + 1) {
+    for (const char *at = o->device, *end; at != NULL; at = end != NULL ? end + 1 : NULL) {
         end = strchr(at, ',');
         size_t count = end != NULL ? (size_t)(end - at) : strlen(at);
         if (o->workers == BENCH_WORKERS_MAX)
