@@ -47,11 +47,21 @@ static void request_check(kv_client *c, uint32_t request)
     client_complete(c, request, result);
 }
 
+/* A reply that was let into the slot is not to be written there any more. */
+static void landing_end(kv_client *c, client_block *b)
+{
+    if (b->landing == 0) return;
+    b->landing = 0;
+    if (c->transport->ops->recall != NULL)
+        c->transport->ops->recall(c->transport, kv_slot_bytes(c, b->slot));
+}
+
 static void block_end(kv_client *c, client_block *b, status result)
 {
     client_request *r = &c->requests[b->request];
     kv_class_stats *stats = &c->stats.class[r->class];
     CHECK(b->state != BLOCK_DONE);
+    if (result != STATUS_OK) landing_end(c, b);
     block_state_set(c, b, BLOCK_DONE);
     b->result = result;
     r->done_count++;
@@ -128,7 +138,7 @@ static void block_failed(kv_client *c, client_block *b, uint32_t node, status wh
     if (b->state == BLOCK_DONE) return;
     CHECK(b->state == BLOCK_ASKED && b->asks_open > 0);
     b->asks_open--;
-    if (b->landing == node + 1) b->landing = 0;
+    if (b->landing == node + 1) landing_end(c, b);
     b->tried |= bit(node);
     if (is_transient(why)) b->transient |= bit(node);
     b->result = b->result == STATUS_OK ? why : graver(b->result, why);
@@ -354,7 +364,10 @@ static void block_came(kv_client *c, client_block *b, uint32_t node, const void 
         return;
     }
     CHECK(c->slot_use[b->slot] == SLOT_POSTED);
-    if (bytes != slot) memcpy(slot, bytes, c->block_bytes);
+    if (bytes != slot) { /* the other's reply may be on its way into the slot */
+        landing_end(c, b);
+        memcpy(slot, bytes, c->block_bytes);
+    }
     block_end(c, b, STATUS_OK);
 }
 

@@ -43,6 +43,13 @@ kv_hub *kv_hub_create(arena *a, clock_ops clock, uint64_t rtt_ns, uint64_t bytes
 /* Another pace, for messages sent from now on. Any thread. */
 void kv_hub_pace(kv_hub *hub, uint64_t rtt_ns, uint64_t bytes_per_s);
 status kv_transport_local_open(arena *a, kv_hub *hub, kv_transport **out_transport);
+/* A network card: `threads` threads of the hub write the bodies of messages to who dialled where
+ * kv_events.land says, before they are due, while that one's own thread does other things. Start
+ * it before the first transport is opened and stop it after the last one was closed. NO_MEMORY: no
+ * thread, and no card. */
+enum { KV_CARD_THREADS_MAX = 8 };
+status kv_hub_card_start(kv_hub *hub, uint32_t threads);
+void kv_hub_card_stop(kv_hub *hub); /* also of a hub without one */
 void kv_transport_close(kv_transport *transport);
 
 /* The loopback network of this host, measured in about a second: plain sockets, and the

@@ -3,6 +3,7 @@
  * Flow: client or server -> kv_transport -> (UCX | hub in this process | simulator) -> the other.
  *
  * Threads: a transport and its peers belong to one thread; every event is called from inside poll.
+ * What `recall` is for may be written by another thread, as by a network card.
  *
  * Memory: the head of a message is copied by send; its body is borrowed until the `sent` event of
  * the same cookie, or the `closed` event of the peer, whichever comes first. What an event points
@@ -39,7 +40,8 @@ typedef struct kv_events {
     /* NULL: never. Where a message's body, which has begun to come, shall go: the owner's memory,
      * of its size; NULL: anywhere. A transport may ask, and then asks again before each part that
      * it writes; once the answer is another, that memory is not written to any more and `message`
-     * comes with body NULL. Else it comes with the body there. */
+     * comes with body NULL. Else it comes with the body there. A transport that has `recall` asks
+     * once, and writes when it likes until the message comes or the memory is recalled. */
     void *(*land)(void *owner, kv_peer peer, const kv_message *message);
 } kv_events;
 
@@ -62,6 +64,9 @@ typedef struct kv_transport_ops {
     /* Sleep until poll may find something, wake_fd (-1: none) is readable, or at most ns. */
     void (*wait)(kv_transport *t, int wake_fd, uint64_t ns_max);
     void (*close)(kv_transport *t); /* no events are called from here on */
+    /* What `land` named is not written to any more once this returns; the message comes with its
+     * body elsewhere. NULL: nothing is written outside of poll. */
+    void (*recall)(kv_transport *t, const void *memory);
 } kv_transport_ops;
 
 struct kv_transport {

@@ -7,6 +7,12 @@
  * its poll and then counts the record as delivered, whereupon the sender's poll raises `sent`. A
  * body reused too early is therefore seen as corruption, which is what tests want.
  *
+ * Card: a hub may have threads that write bodies into the memory that the receiver's owner names
+ * (kv_events.land), as soon as the receiver has seen the record; it is delivered when it is due and
+ * written. `posted` counts the records whose owner was asked, `claimed` those that a thread of the
+ * card took up and `finished` those that it is done with; a record's `copy` says who may write its
+ * body. Only for who dialled: a node lands one body at a time. Peers are trusted to answer once.
+ *
  * Pacing: a record leaves when the sender's line is free, takes bytes / rate on it, travels rtt / 2
  * and takes the receiver's line for the same time. Both lines are one a transport, so many nodes
  * answering one worker share its line, as with one network card.
@@ -16,6 +22,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -27,11 +34,20 @@ enum {
     DELIVER_MAX = 64,    /* a link and poll: others get their turn */
 };
 
+typedef enum copy_state {
+    COPY_NONE,    /* the body is read where it lies */
+    COPY_POSTED,  /* may be written to `into` */
+    COPY_WRITING, /* by a thread of the card */
+    COPY_WRITTEN,
+} copy_state;
+
 typedef struct record {
     uint64_t arrive_ns; /* when it has crossed sender's line and wire; 0: no pacing */
     uint64_t cookie;
     const void *body;
     uint32_t head_bytes, body_bytes;
+    void *into; /* the receiver's, as the next */
+    _Atomic copy_state copy;
     alignas(8) uint8_t head[WIRE_HEAD_MAX];
 } record;
 
@@ -40,6 +56,9 @@ typedef struct lane {
     alignas(64) _Atomic uint64_t delivered; /* written by the receiver */
     alignas(64) uint64_t acked;             /* the sender's: `sent` raised up to here */
     record *records;                        /* [RECORDS] */
+    alignas(64) _Atomic uint64_t posted;    /* written by the receiver */
+    alignas(64) _Atomic uint64_t claimed;   /* by the card, as the next */
+    _Atomic uint64_t finished;
 } lane;
 
 typedef struct local local;
@@ -69,7 +88,10 @@ struct kv_hub {
     clock_ops clock;
     _Atomic uint64_t rtt_ns, bytes_per_s;
     uint32_t generation, port;
-    uint32_t cables_used; /* links [0, cables_used) were ever used */
+    _Atomic uint32_t cables_used; /* links [0, cables_used) were ever used */
+    uint32_t card_threads;        /* 0: no card */
+    pthread_t card[KV_CARD_THREADS_MAX];
+    atomic_bool card_stop;
     cable cable[CABLES_MAX];
     listener listener[LISTENERS_MAX];
 };
@@ -191,6 +213,9 @@ static void link_init(kv_hub *hub, cable *l, local *from, local *to)
         atomic_store(&l->lane[e].sent, 0);
         atomic_store(&l->lane[e].delivered, 0);
         l->lane[e].acked = 0;
+        atomic_store(&l->lane[e].posted, 0); /* before `claimed`: card_write reads that first */
+        atomic_store(&l->lane[e].claimed, 0);
+        atomic_store(&l->lane[e].finished, 0);
     }
 }
 
@@ -237,16 +262,23 @@ static void link_free_if_over(cable *l)
     if (l->generation != 0 && l->end[0].gone && l->end[1].gone) l->generation = 0;
 }
 
-/* End one end of ours. Under the lock, but not while the other side is at work between: it may read
- * our memory, in an event of its owner that hangs up and so wants the lock. The link stays, since
- * we are not gone yet. */
+/* Nothing is read from the sender's memory or written to the receiver's by the card. */
+static bool card_rests(const cable *l)
+{
+    return atomic_load(&l->lane[0].finished) == atomic_load(&l->lane[0].posted) &&
+           atomic_load(&l->lane[1].finished) == atomic_load(&l->lane[1].posted);
+}
+
+/* End one end of ours. Under the lock, but not while the other side or the card is at work between:
+ * the other side may read our memory, in an event of its owner that hangs up and so wants the lock.
+ * The link stays, since we are not gone yet. Once closed it posts nothing more. */
 static void end_close(kv_hub *hub, cable *l, uint32_t end)
 {
     link_end *me = &l->end[end], *other = &l->end[!end];
     atomic_store(&me->closed, true);
     pthread_mutex_unlock(&hub->lock);
-    while (atomic_load(&other->busy))
-        continue; /* microseconds */
+    while (atomic_load(&other->busy) || !card_rests(l))
+        sched_yield(); /* microseconds */
     pthread_mutex_lock(&hub->lock);
     atomic_store(&me->gone, true);
     if (!other->gone) wake(other->owner);
@@ -332,6 +364,129 @@ static uint64_t due_at(const local *t, const record *r)
     return taken > due ? taken : due;
 }
 
+static uint32_t ours(local *t, uint16_t list[2 * CABLES_MAX])
+{
+    uint32_t count = 0;
+    pthread_mutex_lock(&t->hub->lock);
+    for (uint32_t i = 0; i < t->hub->cables_used; i++)
+        for (uint32_t e = 0; e < 2; e++)
+            if (is_ours(t, &t->hub->cable[i], e)) list[count++] = (uint16_t)(i * 2 + e);
+    pthread_mutex_unlock(&t->hub->lock);
+    return count;
+}
+
+/* ---- the card -------------------------------------------------------------------------------- */
+
+static bool lands(const local *t, uint32_t end)
+{
+    return t->hub->card_threads > 0 && end == 0 && t->base.events->land != NULL;
+}
+
+/* Ask the owner where the bodies of new records shall go. */
+static void post(local *t, cable *l, uint32_t end)
+{
+    lane *in = &l->lane[!end];
+    link_end *me = &l->end[end];
+    uint64_t posted = atomic_load_explicit(&in->posted, memory_order_relaxed);
+    uint64_t sent = atomic_load_explicit(&in->sent, memory_order_seq_cst);
+    if (posted == sent) return;
+    atomic_fetch_add(&me->busy, 1);
+    bool open = !atomic_load(&l->end[!end].closed) && !atomic_load(&me->closed);
+    for (; open && posted != sent; posted++) {
+        record *r = &in->records[posted % RECORDS];
+        kv_message m = {.head = r->head, .head_bytes = r->head_bytes, .body_bytes = r->body_bytes};
+        r->into = NULL;
+        if (r->body_bytes != 0)
+            r->into = t->base.events->land(t->base.owner, handle(t->hub, l, end), &m);
+        copy_state copy = r->into != NULL ? COPY_POSTED : COPY_NONE;
+        atomic_store_explicit(&r->copy, copy, memory_order_release);
+    }
+    atomic_store_explicit(&in->posted, posted, memory_order_seq_cst);
+    atomic_fetch_sub(&me->busy, 1);
+}
+
+/* Write the next body of a lane. A record that was claimed late may have been taken back, delivered
+ * and filled again meanwhile: whatever is posted there may be written. */
+static bool card_write(lane *in)
+{
+    uint64_t claimed = atomic_load_explicit(&in->claimed, memory_order_acquire);
+    if (claimed >= atomic_load_explicit(&in->posted, memory_order_acquire)) return false;
+    if (!atomic_compare_exchange_strong(&in->claimed, &claimed, claimed + 1)) return true;
+    record *r = &in->records[claimed % RECORDS];
+    copy_state posted = COPY_POSTED;
+    if (atomic_compare_exchange_strong(&r->copy, &posted, COPY_WRITING)) {
+        memcpy(r->into, r->body, r->body_bytes);
+        atomic_store_explicit(&r->copy, COPY_WRITTEN, memory_order_release);
+    }
+    atomic_fetch_add(&in->finished, 1);
+    return true;
+}
+
+static void *card_main(void *argument)
+{
+    kv_hub *hub = argument;
+    while (!atomic_load_explicit(&hub->card_stop, memory_order_relaxed)) {
+        bool wrote = false;
+        uint32_t cables = atomic_load_explicit(&hub->cables_used, memory_order_relaxed);
+        for (uint32_t i = 0; i < cables; i++)
+            wrote |= card_write(&hub->cable[i].lane[1]);
+        if (!wrote) sched_yield();
+    }
+    return NULL;
+}
+
+status kv_hub_card_start(kv_hub *hub, uint32_t threads)
+{
+    CHECK(hub->card_threads == 0 && hub->cables_used == 0);
+    CHECK(threads > 0 && threads <= KV_CARD_THREADS_MAX);
+    atomic_store(&hub->card_stop, false);
+    for (; hub->card_threads < threads; hub->card_threads++) {
+        if (pthread_create(&hub->card[hub->card_threads], NULL, card_main, hub) == 0) continue;
+        kv_hub_card_stop(hub);
+        return FAIL(NO_MEMORY, "no thread for the network card of the in-process network");
+    }
+    return STATUS_OK;
+}
+
+void kv_hub_card_stop(kv_hub *hub)
+{
+    for (uint32_t i = 0; i < hub->cables_used; i++)
+        CHECK(hub->cable[i].generation == 0);
+    atomic_store(&hub->card_stop, true);
+    while (hub->card_threads > 0)
+        (void)pthread_join(hub->card[--hub->card_threads], NULL);
+}
+
+/* The body is read where it lies, when it is delivered. */
+static void take_back(record *r)
+{
+    copy_state posted = COPY_POSTED;
+    if (!atomic_compare_exchange_strong(&r->copy, &posted, COPY_NONE)) {
+        while (atomic_load_explicit(&r->copy, memory_order_acquire) == COPY_WRITING)
+            sched_yield(); /* a copy's time */
+        atomic_store_explicit(&r->copy, COPY_NONE, memory_order_relaxed);
+    }
+    r->into = NULL;
+}
+
+static void local_recall(kv_transport *base, const void *memory)
+{
+    local *t = (local *)base;
+    if (!lands(t, 0)) return;
+    uint16_t list[2 * CABLES_MAX];
+    uint32_t count = ours(t, list);
+    for (uint32_t i = 0; i < count; i++) {
+        lane *in = &t->hub->cable[list[i] / 2].lane[1];
+        uint64_t posted = list[i] % 2 == 0 ? atomic_load(&in->posted) : 0;
+        for (uint64_t n = atomic_load(&in->delivered); n < posted; n++) {
+            record *r = &in->records[n % RECORDS];
+            if (r->into == memory) take_back(r);
+        }
+    }
+}
+
+/* ---- delivery -------------------------------------------------------------------------------- */
+
 /* Deliver the next record if one has arrived. */
 static bool deliver_one(local *t, cable *l, uint32_t end, uint64_t now)
 {
@@ -339,9 +494,12 @@ static bool deliver_one(local *t, cable *l, uint32_t end, uint64_t now)
     link_end *me = &l->end[end];
     uint64_t next = atomic_load_explicit(&in->delivered, memory_order_relaxed);
     if (next == atomic_load_explicit(&in->sent, memory_order_seq_cst)) return false;
-    const record *r = &in->records[next % RECORDS];
+    if (lands(t, end) && next == atomic_load_explicit(&in->posted, memory_order_relaxed))
+        return false;
+    record *r = &in->records[next % RECORDS];
+    copy_state copy = atomic_load_explicit(&r->copy, memory_order_acquire);
     uint64_t due = due_at(t, r);
-    if (now < due) return false;
+    if (now < due || copy == COPY_POSTED || copy == COPY_WRITING) return false;
     if (due != 0) t->rx_free_ns = due;
     atomic_fetch_add(&me->busy, 1);
     bool open = !atomic_load(&l->end[!end].closed) && !atomic_load(&me->closed);
@@ -349,10 +507,11 @@ static bool deliver_one(local *t, cable *l, uint32_t end, uint64_t now)
         kv_message m = {
             .head = r->head,
             .head_bytes = r->head_bytes,
-            .body = r->body,
+            .body = copy == COPY_WRITTEN ? r->into : r->body,
             .body_bytes = r->body_bytes,
         };
         t->base.events->message(t->base.owner, handle(t->hub, l, end), &m);
+        if (copy == COPY_WRITTEN) take_back(r);
         atomic_store_explicit(&in->delivered, next + 1, memory_order_seq_cst);
     }
     if (open) wake(l->end[!end].owner);
@@ -367,7 +526,7 @@ static bool finish_end(local *t, cable *l, uint32_t end)
     if (!atomic_load(&me->closed) && !atomic_load(&other->closed)) return false;
     status why = atomic_load(&me->closed) ? STATUS_OK : STATUS_PEER_LOST;
     atomic_store(&me->closed, true);
-    if (atomic_load(&other->busy)) return true; /* next poll */
+    if (atomic_load(&other->busy) || !card_rests(l)) return true; /* next poll */
     kv_peer peer = handle(t->hub, l, end);
     bool told =
         me->opened_told || end == 0; /* a dial that was never heard of ends in `closed` too */
@@ -409,22 +568,12 @@ static bool poll_end(local *t, cable *l, uint32_t end, uint64_t now)
         if (body) t->base.events->sent(t->base.owner, handle(t->hub, l, end), cookie);
         moved = true;
     }
+    if (lands(t, end) && me->opened_told) post(t, l, end);
     for (uint32_t i = 0; i < DELIVER_MAX && me->opened_told; i++) {
         if (!deliver_one(t, l, end, now)) break;
         moved = true;
     }
     return moved;
-}
-
-static uint32_t ours(local *t, uint16_t list[2 * CABLES_MAX])
-{
-    uint32_t count = 0;
-    pthread_mutex_lock(&t->hub->lock);
-    for (uint32_t i = 0; i < t->hub->cables_used; i++)
-        for (uint32_t e = 0; e < 2; e++)
-            if (is_ours(t, &t->hub->cable[i], e)) list[count++] = (uint16_t)(i * 2 + e);
-    pthread_mutex_unlock(&t->hub->lock);
-    return count;
 }
 
 static bool local_poll(kv_transport *base)
@@ -455,6 +604,7 @@ static uint64_t due_in(local *t, uint64_t now)
         if (!l->end[end].opened_told && (end == 1 || l->accepted)) return 0;
         if (out->acked != out->delivered) return 0;
         if (in->delivered == in->sent) continue;
+        if (lands(t, end) && in->posted != in->sent) return 0;
         uint64_t due = due_at(t, &in->records[in->delivered % RECORDS]);
         if (due <= now) return 0;
         if (due - now < soonest) soonest = due - now;
@@ -483,4 +633,5 @@ static const kv_transport_ops local_ops = {
     .poll = local_poll,
     .wait = local_wait,
     .close = local_close,
+    .recall = local_recall,
 };

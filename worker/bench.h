@@ -110,7 +110,8 @@ typedef struct bench_store bench_store;
 status bench_store_open(const bench_options *o, uint64_t bytes, cluster_config *config,
                         bench_store **out_store);
 kv_hub *bench_store_hub(bench_store *s);
-void bench_store_pace(bench_store *s); /* by the options, from now on */
+uint32_t bench_store_card(const bench_store *s); /* threads of the network card; 0: none */
+void bench_store_pace(bench_store *s);           /* by the options, from now on */
 void bench_store_fault(bench_store *s);
 void bench_store_close(bench_store *s); /* NULL is fine */
 

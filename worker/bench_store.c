@@ -2,7 +2,8 @@
  *
  * The production server, client and protocol; only the wire is missing, and its pace is made
  * (kv_hub_pace). Where there are cores enough the nodes spin, so that a round trip is the one that
- * was asked for and not the scheduler's.
+ * was asked for and not the scheduler's. Where there are still more, threads of the hub write what
+ * nodes send into the landing zone, as a network card does: the worker's io thread need not.
  *
  * Threads: bench_store_* belong to the caller; a node's transport and server to its thread. */
 #include "worker/bench.h"
@@ -12,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PAUSE_NS = 2000000000 };
+enum { PAUSE_NS = 2000000000, CARD_THREADS = 4 };
 
 typedef struct store_node {
     arena *memory;
@@ -28,7 +29,7 @@ struct bench_store {
     arena *memory;
     const bench_options *options;
     kv_hub *hub;
-    uint32_t nodes;
+    uint32_t nodes, card_threads;
     store_node node[BENCH_NODES_MAX];
 };
 
@@ -75,6 +76,14 @@ static status node_start(bench_store *s, uint32_t i, uint64_t bytes, const clust
     return STATUS_OK;
 }
 
+/* What nodes and worker leave, halved: another worker may be beside this one. */
+static uint32_t card_threads(long cores, uint32_t nodes)
+{
+    long spare = (cores - 2 * (long)nodes - 4) / 2;
+    if (spare < 2) return 0;
+    return spare > CARD_THREADS ? CARD_THREADS : (uint32_t)spare;
+}
+
 status bench_store_open(const bench_options *o, uint64_t bytes, cluster_config *config,
                         bench_store **out_store)
 {
@@ -97,6 +106,8 @@ status bench_store_open(const bench_options *o, uint64_t bytes, cluster_config *
      */
     uint64_t room = bytes + bytes / 8 + (64 << 20);
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    uint32_t threads = card_threads(cores, o->nodes);
+    if (threads > 0 && kv_hub_card_start(s->hub, threads) == STATUS_OK) s->card_threads = threads;
     for (uint32_t i = 0; i < o->nodes; i++) {
         s->node[i].spin = cores > 2 * (long)o->nodes + 2;
         status started = node_start(s, i, room, config);
@@ -112,6 +123,11 @@ status bench_store_open(const bench_options *o, uint64_t bytes, cluster_config *
 kv_hub *bench_store_hub(bench_store *s)
 {
     return s->hub;
+}
+
+uint32_t bench_store_card(const bench_store *s)
+{
+    return s->card_threads;
 }
 
 void bench_store_pace(bench_store *s)
@@ -146,5 +162,6 @@ void bench_store_close(bench_store *s)
     if (s == NULL) return;
     for (uint32_t i = 0; i < s->nodes; i++)
         node_stop(&s->node[i]);
+    kv_hub_card_stop(s->hub);
     arena_destroy(s->memory);
 }

@@ -55,13 +55,20 @@ static void peer_close(kv_transport *t)
     (void)t;
 }
 
+static void peer_recall(kv_transport *t, const void *memory)
+{
+    ((peer *)t)->recalled = memory;
+    ((peer *)t)->recalls++;
+}
+
 static const kv_transport_ops peer_ops = {.listen = peer_listen,
                                           .dial = peer_dial,
                                           .send = peer_send,
                                           .hang_up = peer_hang_up,
                                           .poll = peer_poll,
                                           .wait = peer_wait,
-                                          .close = peer_close};
+                                          .close = peer_close,
+                                          .recall = peer_recall};
 
 static uint64_t peer_now(void *self)
 {

@@ -33,6 +33,8 @@ typedef struct peer {
     uint32_t dials, hang_ups;
     char address[PEER_CONNS][CLUSTER_ADDRESS_MAX]; /* of dial i: its peer is i + 1 */
     uint64_t waited_ns;
+    const void *recalled; /* the last memory that was */
+    uint32_t recalls;
 } peer;
 
 void peer_init(peer *p);

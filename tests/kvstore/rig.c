@@ -73,6 +73,7 @@ rig *rig_create(const rig_options *o)
     r->clock = (clock_ops){rig_now, r};
     r->memory = arena_create("rig");
     r->hub = kv_hub_create(r->memory, r->clock, o->rtt_ns, 0);
+    if (o->card_threads > 0) EXPECT_OK(kv_hub_card_start(r->hub, o->card_threads));
     r->layout = (block_layout){64, 64, 2, 4, 2, 99};
     r->block_bytes = block_layout_bytes(&r->layout);
     r->nodes = o->nodes;
@@ -112,6 +113,7 @@ void rig_destroy(rig *r)
     kv_transport_close(r->transport);
     for (uint32_t i = 0; i < r->nodes; i++)
         rig_node_kill(r, i);
+    kv_hub_card_stop(r->hub);
     arena_destroy(r->memory);
     free(r);
 }

@@ -39,6 +39,7 @@ typedef struct rig_options {
     bool trust;            /* the client does not verify */
     kv_faults faults;      /* of every node */
     uint32_t inflight;     /* blocks a class; 0: 256 */
+    uint32_t card_threads; /* of the hub's network card; 0: none */
 } rig_options;
 
 rig *rig_create(const rig_options *options);

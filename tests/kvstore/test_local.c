@@ -391,6 +391,157 @@ TEST(sleep_ends_when_the_descriptor_that_was_given_is_readable)
     net_close();
 }
 
+/* ---- a network card ---------------------------------------------------------------------------
+ */
+
+enum { PLACES = 200, PLACE = 16384 };
+static uint8_t places[PLACES][PLACE];
+static uint32_t landed, elsewhere;
+
+/* Bodies go to the place that the head names; heads are an index in words of 8 bytes. */
+static void *land(void *owner, kv_peer peer, const kv_message *m)
+{
+    uint64_t place;
+    (void)owner, (void)peer;
+    EXPECT(m->head_bytes == sizeof place && m->body == NULL && m->body_bytes == PLACE);
+    memcpy(&place, m->head, sizeof place);
+    return place < PLACES ? places[place] : NULL;
+}
+
+static void on_message_landed(void *owner, kv_peer peer, const kv_message *m)
+{
+    uint64_t place;
+    memcpy(&place, m->head, sizeof place);
+    EXPECT_EQ_U64(place, ((end *)owner)->messages); /* in order */
+    on_message(owner, peer, m);
+    if (m->body_bytes == 0) return;
+    if (place < PLACES && m->body == places[place])
+        landed++;
+    else
+        elsewhere++;
+    for (uint32_t i = 0; i < PLACE; i++)
+        EXPECT(((const uint8_t *)m->body)[i] == (uint8_t)(place + 1));
+}
+
+static const kv_events landing_events = {on_opened, on_message_landed, on_sent, on_closed, land};
+
+static uint8_t bodies[PLACES][PLACE]; /* lent until `sent` */
+
+static void card_open(uint64_t rtt_ns)
+{
+    char bound[CLUSTER_ADDRESS_MAX];
+    landed = elsewhere = 0;
+    memset(places, 0, sizeof places);
+    for (uint32_t i = 0; i < PLACES; i++)
+        memset(bodies[i], (int)i + 1, PLACE);
+    now_ns = UINT64_C(1000000000);
+    memory = arena_create("test");
+    hub = kv_hub_create(memory, turned, rtt_ns, 0);
+    EXPECT_OK(kv_hub_card_start(hub, 2));
+    for (uint32_t i = 0; i < ENDS; i++) {
+        ends[i] = (end){.peer = 0};
+        EXPECT_OK(kv_transport_local_open(memory, hub, &ends[i].transport));
+        kv_transport_bind(ends[i].transport, i == 0 ? &landing_events : &test_events, &ends[i]);
+    }
+    EXPECT_OK(ends[1].transport->ops->listen(ends[1].transport, "local:1", bound));
+    dial();
+    both();
+}
+
+static void card_close(void)
+{
+    for (uint32_t i = 0; i < ENDS; i++)
+        kv_transport_close(ends[i].transport);
+    kv_hub_card_stop(hub);
+    arena_destroy(memory);
+}
+
+static status send_place(uint64_t place)
+{
+    kv_message m = {&place, sizeof place, bodies[place], PLACE, place};
+    return ends[1].transport->ops->send(ends[1].transport, ends[1].peer, &m);
+}
+
+TEST(a_card_writes_bodies_where_they_are_wanted_and_they_come_in_order_when_they_are_due)
+{
+    card_open(10 * MS);
+    uint32_t sent = 0;
+    while (ends[0].messages < PLACES) {
+        while (sent < PLACES && send_place(sent) == STATUS_OK)
+            sent++;
+        (void)poll_of(0); /* posts them */
+        uint32_t before = ends[0].messages;
+        (void)poll_of(0);
+        EXPECT_EQ_U64(ends[0].messages, before); /* not yet due */
+        now_ns += 5 * MS;
+        while (ends[0].messages < sent)
+            (void)poll_of(0);
+        (void)poll_of(1);
+    }
+    EXPECT(landed == PLACES && elsewhere == 0 && ends[1].sent == PLACES);
+    card_close();
+}
+
+/* From the last on, while the card writes from the first on. */
+static void recall_half(void)
+{
+    card_open(10 * MS);
+    for (uint32_t i = 0; i < 100; i++)
+        EXPECT_OK(send_place(i));
+    (void)poll_of(0);
+    for (uint32_t i = 99; i < 100; i -= 2) {
+        ends[0].transport->ops->recall(ends[0].transport, places[i]);
+        memset(places[i], 0xee, PLACE); /* somebody else's now */
+    }
+    ends[0].transport->ops->recall(ends[0].transport, places[150]); /* of which it knows nothing */
+    now_ns += 5 * MS;
+    while (ends[0].messages < 100)
+        (void)poll_of(0);
+    EXPECT(landed == 50 && elsewhere == 50);
+    for (uint32_t i = 1; i < 100; i += 2)
+        for (uint32_t k = 0; k < PLACE; k++)
+            CHECK(places[i][k] == 0xee);
+    card_close();
+}
+
+TEST(what_was_recalled_from_a_card_is_not_written_any_more)
+{
+    for (uint32_t round = 0; round < 30; round++)
+        recall_half();
+}
+
+TEST(a_card_is_at_rest_once_a_connection_is_over_whoever_ends_it)
+{
+    for (uint32_t n = 0; n < 60; n++) {
+        card_open(10 * MS);
+        for (uint32_t i = 0; i < 100; i++)
+            EXPECT_OK(send_place(i));
+        (void)poll_of(0);
+        if (n % 3 == 2) { /* the memory of who closes */
+            kv_transport_close(ends[n / 3 % 2].transport);
+        } else {
+            ends[n % 3].transport->ops->hang_up(ends[n % 3].transport, ends[n % 3].peer);
+            while (ends[n % 3].closed == 0)
+                (void)poll_of(n % 3);
+        }
+        memset(places, 0xee, sizeof places);
+        memset(bodies, 0xdd, sizeof bodies);
+        if (n % 3 != 2)
+            while (ends[1 - n % 3].closed == 0)
+                (void)poll_of(1 - n % 3);
+        for (uint32_t i = 0; i < 100; i++)
+            EXPECT(places[i][0] == 0xee && places[i][PLACE - 1] == 0xee);
+        EXPECT_EQ_U64(ends[0].messages, 0);
+        if (n % 3 == 2) {
+            kv_transport_close(ends[1 - n / 3 % 2].transport);
+            kv_hub_card_stop(hub);
+            arena_destroy(memory);
+        } else {
+            card_close();
+        }
+    }
+}
+
 TEST(an_address_has_one_listener_at_a_time)
 {
     char bound[CLUSTER_ADDRESS_MAX];

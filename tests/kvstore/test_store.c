@@ -564,6 +564,7 @@ typedef struct storm {
     rng g;
     uint8_t *bytes;
     int32_t held[HELD]; /* slots handed out and not released */
+    block_id held_id[HELD];
     uint32_t held_count, submitted, completed;
     struct {
         kv_ticket ticket; /* 0: free */
@@ -643,15 +644,26 @@ static void storm_take(storm *s, const kv_done *done)
         EXPECT(memcmp(kv_slot_bytes(s->r->client, done->slot[i]), s->bytes, s->r->block_bytes) ==
                0);
         EXPECT(s->held_count < HELD);
+        s->held_id[s->held_count] = id;
         s->held[s->held_count++] = done->slot[i];
     }
 }
 
-TEST(thousands_of_random_operations_with_faults_lose_no_slot_and_serve_no_wrong_byte)
+/* Nobody wrote there since it was handed out. */
+static void storm_release(storm *s)
+{
+    int32_t slot = s->held[--s->held_count];
+    rig_fill(s->r, &s->held_id[s->held_count], s->bytes);
+    EXPECT(memcmp(kv_slot_bytes(s->r->client, slot), s->bytes, s->r->block_bytes) == 0);
+    kv_slot_release(s->r->client, slot);
+}
+
+static void storm_run(uint32_t card_threads)
 {
     static storm s;
     memset(&s, 0, sizeof s);
     rig *r = s.r = rig_create(&(rig_options){
+        .card_threads = card_threads,
         .nodes = 4,
         .replicas = 2,
         .landing_slots = HELD,
@@ -670,20 +682,21 @@ TEST(thousands_of_random_operations_with_faults_lose_no_slot_and_serve_no_wrong_
         while (kv_client_next(r->client, &done))
             storm_take(&s, &done);
         while (s.held_count > rng_below(&s.g, 24))
-            kv_slot_release(r->client, s.held[--s.held_count]);
+            storm_release(&s);
         rig_check(r);
     }
     for (uint32_t i = 0; i < 4; i++)
         r->node[i].paused = false;
     do {
         while (s.held_count > 0)
-            kv_slot_release(r->client, s.held[--s.held_count]);
+            storm_release(&s);
         if (s.completed == s.submitted || !rig_next(r, 500 * RIG_MS, &done)) break;
         storm_take(&s, &done);
     } while (true);
     EXPECT_EQ_U64(s.completed, s.submitted);
     EXPECT_EQ_U64(client_stats(r).slots_free, HELD);
-    EXPECT(client_stats(r).class[KV_DEMAND].blocks_ok > 1000);
+    /* The clock does not wait for a card: what it has not written in time is asked for again. */
+    EXPECT_GE_U64(client_stats(r).class[KV_DEMAND].blocks_ok, card_threads > 0 ? 100 : 1000);
     rig_run(r, 100 * RIG_MS);
     for (uint32_t i = 0; i < 4; i++) {
         EXPECT_EQ_U64(node_stats(r, i).slots_reserved, 0);
@@ -691,6 +704,16 @@ TEST(thousands_of_random_operations_with_faults_lose_no_slot_and_serve_no_wrong_
     }
     arena_destroy(a);
     rig_destroy(r);
+}
+
+TEST(thousands_of_random_operations_with_faults_lose_no_slot_and_serve_no_wrong_byte)
+{
+    storm_run(0);
+}
+
+TEST(nor_do_they_where_a_card_writes_to_the_landing_slots)
+{
+    storm_run(2);
 }
 
 TEST(a_node_that_asked_for_any_port_says_which_it_got)

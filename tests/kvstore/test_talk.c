@@ -87,6 +87,7 @@ TEST(one_reply_at_a_time_is_read_into_a_slot_and_none_once_the_block_is_done)
     memset(slot, 9, BLOCK / 2);                        /* and half of it is */
     peer_says(&p, two->to, WIRE_BLOCK, &second, sizeof second, second.head.request, bytes, BLOCK);
     EXPECT_EQ_MEM(slot, bytes, BLOCK);
+    EXPECT(p.recalls == 1 && p.recalled == slot);     /* before it was copied there */
     EXPECT(block_land(one->to, one, &first) == NULL); /* withdrawn: the other was faster */
     peer_says(&p, one->to, WIRE_BLOCK, &first, sizeof first, first.head.request, NULL, 0);
     EXPECT(completed(&s) && s == STATUS_OK);
@@ -107,19 +108,22 @@ TEST(a_reply_that_was_read_into_a_slot_counts_only_if_its_digest_is_right)
     memcpy(slot, bytes, BLOCK);
     slot[BLOCK - 1] ^= 1;
     peer_says(&p, one->to, WIRE_BLOCK, &w, sizeof w, w.head.request, slot, BLOCK);
-    EXPECT(!completed(&s) && stats().corrupt == 1);
+    EXPECT(!completed(&s) && stats().corrupt == 1 && p.recalls == 1);
     kv_client_poll(client);
     const peer_sent *two =
         peer_last(&p, 0, WIRE_GET, from); /* the next rank, and its turn to land */
     EXPECT(two != NULL && two->to != one->to && block_land(two->to, two, &w) == slot);
     memcpy(slot, bytes, BLOCK);
     peer_says(&p, two->to, WIRE_BLOCK, &w, sizeof w, w.head.request, slot, BLOCK);
-    EXPECT(completed(&s) && s == STATUS_OK);
+    EXPECT(completed(&s) && s == STATUS_OK &&
+           p.recalls == 1);                    /* it came there: nothing to recall */
     (void)get(id_of(1, 1), KV_DEMAND, 2 * MS); /* a landing ends with its request */
     from = p.count - 1;
-    EXPECT(block_land(p.sent[from].to, &p.sent[from], &w) != NULL);
+    slot = block_land(p.sent[from].to, &p.sent[from], &w);
+    EXPECT(slot != NULL);
     run(3 * MS);
     EXPECT(completed(&s) && s == STATUS_DEADLINE);
+    EXPECT(p.recalls == 2 && p.recalled == slot);
     EXPECT(peer_land(&p, p.sent[from].to, WIRE_BLOCK, &w, sizeof w, w.head.request, BLOCK) == NULL);
     EXPECT_EQ_U64(stats().slots_free, SLOTS);
     client_close();

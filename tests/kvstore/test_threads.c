@@ -76,10 +76,11 @@ static void name_node(cluster_node *n, uint32_t i)
     n->alive = true;
 }
 
-TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
+static void serve_and_end(uint32_t card_threads)
 {
     arena *a = arena_create("threads");
     kv_hub *hub = kv_hub_create(a, clock_monotonic, 20 * 1000, UINT64_C(4000000000));
+    if (card_threads > 0) EXPECT_OK(kv_hub_card_start(hub, card_threads));
     static node_thread node[NODES];
     static cluster_config config;
     cluster_config_default(&config);
@@ -122,12 +123,8 @@ TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
     }
     for (uint32_t round = 0; round < ROUNDS; round++) {
         for (uint32_t first = 0; first < BLOCKS; first += 40) {
-            kv_get get = {&id[first],
-                          &digest[first],
-                          40,
-                          KV_DEMAND,
-                          clock_now(&clock_monotonic) + UINT64_C(5000000000),
-                          false};
+            uint64_t deadline_ns = clock_now(&clock_monotonic) + UINT64_C(5000000000);
+            kv_get get = {&id[first], &digest[first], 40, KV_DEMAND, deadline_ns, false};
             EXPECT(kv_get_submit(client, &get, &ticket) == STATUS_OK);
             if (round == ROUNDS - 2 && first == 80) node_stop(&node[0]);
             EXPECT(next(client, &done));
@@ -147,7 +144,18 @@ TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
     kv_client_destroy(client);
     kv_transport_close(transport);
     node_stop(&node[1]);
+    kv_hub_card_stop(hub);
     arena_destroy(a);
+}
+
+TEST(nodes_on_threads_serve_a_client_and_may_end_under_it)
+{
+    serve_and_end(0);
+}
+
+TEST(so_they_may_where_a_card_writes_to_the_landing_slots)
+{
+    serve_and_end(2);
 }
 
 TEST_MAIN()

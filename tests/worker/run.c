@@ -36,6 +36,8 @@ static void open_hub(run *r, const run_setup *setup)
 {
     arena *a = arena_create("hub");
     r->hub = kv_hub_create(a, clock_monotonic, 0, 0);
+    if (setup->hub_card_threads > 0)
+        EXPECT(kv_hub_card_start(r->hub, setup->hub_card_threads) == STATUS_OK);
     r->servers = setup->hub_nodes;
     r->cluster.map.epoch = 1;
     r->cluster.map.node_count = setup->hub_nodes;
@@ -144,6 +146,7 @@ void run_close(run *r)
     for (uint32_t i = 0; i < r->servers; i++) {
         if (r->server[i] != NULL) run_hub_kill(r, i);
     }
+    if (r->hub != NULL) kv_hub_card_stop(r->hub);
     model_free(r->model);
     kern_backend_close(r->backend);
 }

@@ -16,6 +16,7 @@ typedef struct run_setup {
     bool no_verify, no_prefetch, no_overlap;
     uint32_t hub_nodes, hub_replicas; /* > 0: nodes in this process on an in-process network */
     uint64_t hub_memory_bytes;        /* a node's; 0: 256 MiB */
+    uint32_t hub_card_threads;        /* of its network card; 0: none */
     kv_faults hub_faults;
     kern_backend *(*wrap)(kern_backend *backend); /* NULL, or what the engine gets in its place */
 } run_setup;

@@ -11,6 +11,7 @@ enum {
     PROMPT = 400,
     LONG = 800,
     NEW = 70,
+    FEW_NEW = 24,
     MANY = 19,
     MANY_NEW = 24
 }; /* LONG: where there is room */
@@ -191,29 +192,22 @@ static run_setup long_setup(cluster_config *cluster, uint64_t pool_bytes)
 /* With `step` blocks are found to be corrupt in the landing zone too. */
 TEST(flipped_replies_change_nothing_wherever_blocks_were)
 {
-    static const struct {
-        const char *source;
-        bool apart;
-    } way[] = {{"own", false}, {"mid", true}, {"step", false}, {"step", true}};
+    static const char *const source[] = {"own", "step"};
     cluster_config cluster;
-    uint64_t voids = 0;
-    for (uint32_t i = 0; i < sizeof way / sizeof *way; i++) {
+    for (uint32_t i = 0; i < 2; i++) {
         run_setup setup = long_setup(&cluster, 16 << 20);
-        setup.selector.source = way[i].source;
+        setup.selector.source = source[i];
         setup.hub_nodes = 3;
         setup.hub_replicas = 2;
-        const outcome right = outcome_of(&setup);
+        const outcome right = outcome_many(&setup, REQUESTS, FEW_NEW, nothing);
         EXPECT(right.stats.corrupt + right.stats.void_rows == 0);
-        setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = 0.02};
-        if (way[i].apart) setup.wrap = apart_open;
-        const outcome o = outcome_of(&setup);
-        EXPECT(o.stats.corrupt > 0 && o.stats.client.corrupt > 0);
-        EXPECT_EQ_U64(o.stats.recomputes, 0);
+        setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = 0.05};
+        setup.wrap = apart_open;
+        const outcome o = outcome_many(&setup, REQUESTS, FEW_NEW, nothing);
+        EXPECT(o.stats.corrupt > 0 && o.stats.client.corrupt > 0 && o.stats.recomputes == 0);
         for (uint32_t k = 0; k < REQUESTS; k++)
             EXPECT_EQ_X64(o.digest[k], right.digest[k]);
-        voids += o.stats.void_rows;
     }
-    EXPECT(voids > 0);
 }
 
 TEST(counters_are_those_of_a_device_that_runs_inline)

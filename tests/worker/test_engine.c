@@ -99,6 +99,17 @@ TEST(one_flip_is_one_repeated_step)
     EXPECT(stats.corrupt > 0 && stats.void_rows <= stats.corrupt && stats.recomputes == 0);
 }
 
+TEST(blocks_that_a_card_wrote_give_the_same_bits)
+{
+    worker_event final;
+    worker_stats stats;
+    run_setup setup = setup_of(3, 2);
+    setup.hub_card_threads = 2;
+    setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = 0.02};
+    EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
+    EXPECT(stats.corrupt > 0 && stats.recomputes == 0);
+}
+
 TEST(lost_blocks_are_computed_again_with_the_same_bits)
 {
     run_setup setup = setup_of(1, 1);
