@@ -335,7 +335,10 @@ static status fill_text(bench *b)
         }
         for (uint32_t k = 0; k < b->engine->seqs; k++) {
             sequence *s = &b->engine->seq[k];
-            if (s->state == SEQ_READY && s->groups_open == 0) s->groups_open++;
+            if (s->state != SEQ_READY || s->groups_open > 0) continue;
+            io_command unhold = {.op = IO_UNHOLD, .seq = (int32_t)k}; /* room for the next */
+            io_send(b->engine->io, &unhold);
+            s->groups_open++;
         }
     }
     batch_reader_close(reader);

@@ -245,7 +245,7 @@ TEST(a_worker_that_cannot_start_ends_them_all_in_one_sentence)
 TEST(real_weights_decode_real_text)
 {
     arena *memory = arena_create("bench");
-    char *line = arena_alloc(memory, 1 << 16, 1);
+    char *line = arena_alloc(memory, 1 << 18, 1);
     size_t count = (size_t)snprintf(line, 64, "{\"text\":\"");
     for (int i = 0; i < 1200; i++)
         count += (size_t)snprintf(line + count, 64, "word%d of %d. ", i, i * 7);
@@ -257,6 +257,19 @@ TEST(real_weights_decode_real_text)
     EXPECT_MSG(run.exit_code == 0, "%s", run.err);
     cJSON *row = row_of("decode");
     EXPECT(number_of(row, "misses_a_head_and_step") > 0);
+    cJSON_Delete(row);
+    /* More contexts than host slots hold at once: each waits for the one before to be stored. */
+    CHECK(count + 3 < 1 << 16);
+    for (int i = 1; i < 4; i++)
+        memcpy(line + (size_t)i * (count + 3), line, count + 3);
+    line[4 * (count + 3)] = '\0';
+    program_write("text.jsonl", line);
+    PROGRAM_CALL(&run, "bench", "decode", "--model", SMALL_MODEL, "--text", "@text.jsonl",
+                 "--batch", "4", "--contexts", "4000", "--budget", "8", "--runs", "2", "--steps",
+                 "10", "--nodes", "2", "--quiet", "-o", "json");
+    EXPECT_MSG(run.exit_code == 0, "%s", run.err);
+    row = row_of("decode");
+    EXPECT(number_of(row, "remote_bytes_a_step") > 0);
     cJSON_Delete(row);
     arena_destroy(memory);
 }
