@@ -19,6 +19,11 @@
  * arrive folds them: the same float operations in the same order, so the split never shows in the
  * bits.
  *
+ * Late blocks (ATTEND_PRESENT, then ATTEND_LATE): the first launch takes the groups whose entries
+ * are all in the pool and leaves, of a super that lacks some, their partials in the workspace; the
+ * second takes the others, and who brings a super's last folds it. Again the same operations in the
+ * same order: what was late does not show either.
+ *
  * Precision: q and the weights are split into two bf16 each (high + low), so a product carries
  * about 16 bits; sums are float32. Source: NOSA, arXiv 2510.13602 (bias u in the logit); online
  * softmax: Milakov and Gimelshein, arXiv 1805.02867.
@@ -45,21 +50,27 @@ constexpr uint32_t SUPER_GROUPS = 8, UNITS = 32, ENTRIES = UNITS * KERN_GROUP_EN
 constexpr uint32_t ITEMS_MAX = 4096;   /* lists times head tiles of one launch */
 constexpr int FOLD = 32;               /* columns folded at a time */
 constexpr uint32_t DYNAMIC_MAX = 1024; /* groups handed out by ticket */
+constexpr uint32_t LATE_MAX = 32768;   /* supers of a launch that is one of two */
 
 struct attend_params {
     kern_attend_args a;
-    float *partial; /* 8 groups of split supers for each stretch, then for tickets; items' supers */
-    uint32_t *arrived;  /* counters: tickets, CTAs that are done; split supers, then items */
+    /* 8 groups of split supers for each stretch, then for tickets; items' supers; with two launches
+     * 8 groups of each super */
+    float *partial;
+    /* counters: tickets, CTAs that are done; split supers; items; with two launches supers */
+    uint32_t *arrived;
     uint32_t first_row; /* of this launch */
     uint32_t items, kv_heads, group_heads, tiles, supers;
+    uint32_t ctas; /* at most; both launches of two count places by it */
     float scale; /* log2(e) / sqrt(D) */
 };
 
 /* A group of 8 entries in the CTA's stretch. An item is a (row, KV head, tile of 16 heads). */
 struct attend_unit {
     uint32_t item, group, groups; /* groups: of the whole item */
-    uint32_t item_start;          /* place of the item's first group in the line */
+    uint32_t start, members;      /* the super's groups in the line: place of the first, how many */
     uint32_t entries;
+    bool parted; /* others of the super stand in the other launch's line */
     int32_t pos; /* of the row; BRANCH_COARSE: the last window that it sees */
     bool bias;
     int32_t from;         /* BRANCH_NEAR: the first token of the window */
@@ -432,13 +443,32 @@ template <int D, kern_branch BRANCH> struct attend_cta {
             return;
         }
         float *base =
-            partial_at<D>(p, gridDim.x * SUPER_GROUPS + DYNAMIC_MAX + (uint64_t)item * p.supers);
+            partial_at<D>(p, p.ctas * SUPER_GROUPS + DYNAMIC_MAX + (uint64_t)item * p.supers);
         partial_store<D>(base + unit.group / SUPER_GROUPS * (uint64_t)(ROWS * (D + 2)), state,
                          threadIdx.x / 8, threadIdx.x % 8);
-        if (!arrive_last<D>(s, p.arrived + 2 + gridDim.x + DYNAMIC_MAX + item, 1, supers)) return;
+        if (!arrive_last<D>(s, p.arrived + 2 + p.ctas + DYNAMIC_MAX + item, 1, supers)) return;
         row_state<D> total;
         fold_partials(total, base, supers);
         store_row(item, total);
+    }
+
+    /* A group of a super that stands in both lines: its partial is put down, and the second launch
+     * folds them when it has brought the last. */
+    __device__ void put_parted(const attend_unit &unit, const row_state<D> &group)
+    {
+        const uint64_t super = (uint64_t)unit.item * p.supers + unit.group / SUPER_GROUPS;
+        const uint32_t first = unit.group / SUPER_GROUPS * SUPER_GROUPS;
+        const uint64_t beside = p.supers > 1 ? (uint64_t)p.items * p.supers : 0;
+        float *partials = partial_at<D>(
+            p, p.ctas * SUPER_GROUPS + DYNAMIC_MAX + beside + super * SUPER_GROUPS);
+        partial_store<D>(partials + (unit.group - first) * (uint64_t)(ROWS * (D + 2)), group,
+                         threadIdx.x / 8, threadIdx.x % 8);
+        if (p.a.part == ATTEND_PRESENT) return;
+        uint32_t *arrived = p.arrived + 2 + p.ctas + DYNAMIC_MAX + ITEMS_MAX + super;
+        if (!arrive_last<D>(s, arrived, 1, unit.members)) return;
+        row_state<D> state;
+        fold_partials(state, partials, min(unit.groups - first, SUPER_GROUPS));
+        finish_super(unit, state);
     }
 };
 
@@ -468,12 +498,25 @@ __device__ __forceinline__ uint32_t entries_of(const attend_params &p, uint64_t 
     return (uint32_t)max(p.a.count[list], least);
 }
 
+/* Of the whole item. */
 template <kern_branch BRANCH>
 __device__ __forceinline__ uint32_t groups_of(const attend_params &p, uint32_t item)
 {
     const uint64_t list = (uint64_t)p.first_row * p.kv_heads + item / p.tiles;
     const uint32_t count = entries_of<BRANCH>(p, list, 1); /* an empty one has an output too */
     return (count + KERN_GROUP_ENTRIES - 1) / KERN_GROUP_ENTRIES;
+}
+
+/* Groups of the super from `first` on that stand in this launch's line, a bit each. */
+template <bool TWICE>
+__device__ __forceinline__ uint32_t groups_here(const attend_params &p, uint32_t item,
+                                                uint32_t first, uint32_t groups)
+{
+    const uint32_t all = (1u << min(groups - first, SUPER_GROUPS)) - 1;
+    if constexpr (!TWICE) return all;
+    const uint64_t list = (uint64_t)p.first_row * p.kv_heads + item / p.tiles;
+    const uint32_t late = p.a.late[list * p.supers + first / SUPER_GROUPS];
+    return p.a.part == ATTEND_LATE ? all & late : all & ~late;
 }
 
 /* Parts of 16 tokens of a block that tokens from .. pos touch. */
@@ -488,7 +531,7 @@ __device__ __forceinline__ uint8_t near_parts(int32_t block, int32_t from, int32
     return (uint8_t)mask;
 }
 
-template <int D, kern_branch BRANCH>
+template <int D, kern_branch BRANCH, bool TWICE>
 __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
 {
     attend_line line;
@@ -496,8 +539,12 @@ __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
     line.item_first = min(threadIdx.x * each, p.items);
     line.item_last = min(line.item_first + each, p.items);
     uint32_t mine = 0;
-    for (uint32_t i = line.item_first; i < line.item_last; i++)
-        mine += groups_of<BRANCH>(p, i);
+    for (uint32_t i = line.item_first; i < line.item_last; i++) {
+        const uint32_t groups = groups_of<BRANCH>(p, i);
+        if (!TWICE) mine += groups;
+        for (uint32_t g = 0; TWICE && g < groups; g += SUPER_GROUPS)
+            mine += __popc(groups_here<TWICE>(p, i, g, groups));
+    }
     uint32_t up = mine;
 #pragma unroll
     for (int i = 1; i < 32; i <<= 1) {
@@ -583,22 +630,42 @@ __device__ __forceinline__ void load_row(const attend_params &p, attend_unit &un
     unit.kept = p.a.summary.u + place * p.a.summary.max_tokens;
 }
 
+/* A super's groups into units [base, base + units) of the line, as far as they stand there; from:
+ * item, group, groups and the place of the first. Returns how many the line has of it. */
+template <int D, bool TWICE>
+__device__ __forceinline__ uint32_t line_super(const attend_params &p, attend_shared<D> &s,
+                                               const attend_unit &from, uint32_t base,
+                                               uint32_t units)
+{
+    uint32_t bits = groups_here<TWICE>(p, from.item, from.group, from.groups);
+    const uint32_t members = __popc(bits);
+    const bool parted = members < min(from.groups - from.group, SUPER_GROUPS);
+    for (uint32_t place = from.start; bits != 0; bits &= bits - 1, place++) {
+        if (place < base || place >= base + units) continue;
+        attend_unit &unit = s.unit[place - base];
+        unit.item = from.item;
+        unit.group = from.group + __ffs((int)bits) - 1;
+        unit.groups = from.groups;
+        unit.start = from.start;
+        unit.members = members;
+        unit.parted = TWICE && (parted || p.a.part == ATTEND_LATE);
+    }
+    return members;
+}
+
 /* Units [base, base + units) of the line and their entries into shared memory. */
-template <int D, kern_branch BRANCH>
+template <int D, kern_branch BRANCH, bool TWICE>
 __device__ void load_units(const attend_params &p, attend_shared<D> &s, const attend_line &line,
                            uint32_t base, uint32_t units)
 {
     uint32_t at = line.before;
     for (uint32_t i = line.item_first; i < line.item_last && at < base + units; i++) {
-        const uint32_t groups = groups_of<BRANCH>(p, i), from = max(at, base);
-        for (uint32_t g = from; g < min(at + groups, base + units); g++) {
-            attend_unit &unit = s.unit[g - base];
-            unit.item = i;
-            unit.group = g - at;
-            unit.groups = groups;
-            unit.item_start = at;
-        }
-        at += groups;
+        const uint32_t groups = groups_of<BRANCH>(p, i);
+        uint32_t first = 0;
+        if (!TWICE && base > at) first = min((base - at) / SUPER_GROUPS * SUPER_GROUPS, groups);
+        for (at += first; first < groups && at < base + units; first += SUPER_GROUPS)
+            at += line_super<D, TWICE>(p, s, {i, first, groups, at}, base, units);
+        if (!TWICE && first < groups) break;
     }
     __syncthreads();
     for (uint32_t e = threadIdx.x; e < units * KERN_GROUP_ENTRIES; e += THREADS) {
@@ -648,14 +715,14 @@ __device__ bool next_stretch(const attend_params &p, attend_shared<D> &s, attend
     return true;
 }
 
-template <int D, kern_branch BRANCH>
+template <int D, kern_branch BRANCH, bool TWICE>
 __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constant__ attend_params p)
 {
     cuda_begin();
     extern __shared__ __align__(128) uint8_t shared_bytes[];
     attend_shared<D> &s = *reinterpret_cast<attend_shared<D> *>(shared_bytes);
     attend_cta<D, BRANCH> cta(p, s);
-    attend_line line = measure_line<D, BRANCH>(p, s);
+    attend_line line = measure_line<D, BRANCH, TWICE>(p, s);
     row_state<D> state, group;
     state_clear(state);
     cta.clear();
@@ -663,7 +730,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
     for (uint32_t base = line.begin;; base += UNITS) {
         if (base >= line.end && !next_stretch<D>(p, s, line, base)) break;
         const uint32_t units = min(line.end - base, UNITS);
-        load_units<D, BRANCH>(p, s, line, base, units);
+        load_units<D, BRANCH, TWICE>(p, s, line, base, units);
         uint32_t ahead = 0, issued = 0, done = 0;
         while (ahead < units * KERN_GROUP_ENTRIES &&
                s.unit[ahead / KERN_GROUP_ENTRIES].entries == 0)
@@ -695,10 +762,12 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
                 done++;
             }
             cta.fold_warps(group);
-            const uint32_t first_group = unit.group / SUPER_GROUPS * SUPER_GROUPS;
-            const uint32_t members = min(unit.groups - first_group, SUPER_GROUPS);
-            const uint32_t start = unit.item_start + first_group, place = base + n;
-            const bool ends = unit.group + 1 == first_group + members;
+            if (TWICE && unit.parted) {
+                cta.put_parted(unit, group);
+                continue;
+            }
+            const uint32_t start = unit.start, members = unit.members, place = base + n;
+            const bool ends = place + 1 == start + members;
             if (start >= line.begin && start + members <= line.end) {
                 if (place == start) state_clear(state);
                 state_fold(state, group);
@@ -708,7 +777,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
             uint32_t where;
             const uint32_t owner = owner_of(line, start, where);
             float *partials = partial_at<D>(p, where);
-            partial_store<D>(partials + (unit.group - first_group) * (uint64_t)(ROWS * (D + 2)),
+            partial_store<D>(partials + (place - start) * (uint64_t)(ROWS * (D + 2)),
                              group, threadIdx.x / 8, threadIdx.x % 8);
             given++;
             if (!ends && place + 1 < line.end) continue;
@@ -724,31 +793,46 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
 
 /* ---- launcher -------------------------------------------------------------------------------- */
 
-/* Rows are cut into launches whose items, partials and counters fit. */
+/* Rows from `row` on in one launch. */
+template <int D, kern_branch BRANCH, bool TWICE>
+status attend_launch(cuda_stream *stream, attend_params &p, uint64_t row, uint64_t rows)
+{
+    const size_t bytes = sizeof(attend_shared<D>);
+    TRY_CUDA(cudaFuncSetAttribute((attend_kernel<D, BRANCH, TWICE>),
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    p.first_row = (uint32_t)row;
+    p.items = (uint32_t)(rows * p.kv_heads * p.tiles);
+    const uint64_t most = p.items * cuda_blocks(p.a.max_select, KERN_GROUP_ENTRIES);
+    const uint32_t grid = (uint32_t)(most < p.ctas ? most : p.ctas);
+    cuda_launch(stream, {grid, THREADS, bytes}, attend_kernel<D, BRANCH, TWICE>, p);
+    return cuda_launched("attend");
+}
+
+/* Rows are cut into launches whose items, partials and counters fit. What does not fit in one is
+ * attended to as a whole, when all is there. */
 template <int D, kern_branch BRANCH> status attend_rows(cuda_stream *stream, attend_params &p)
 {
     const uint64_t items_row = (uint64_t)p.kv_heads * p.tiles;
     const uint64_t partial_bytes = ROWS * (D + 2) * sizeof(float);
-    const uint64_t ctas =
-        2 * (uint64_t)cuda_device_of(stream->base.backend)->sms - CUDA_BESIDE_CTAS;
-    const uint64_t room = CUDA_WORKSPACE_BYTES / partial_bytes - ctas * SUPER_GROUPS - DYNAMIC_MAX;
-    const size_t bytes = sizeof(attend_shared<D>);
+    p.ctas = 2 * cuda_device_of(stream->base.backend)->sms - CUDA_BESIDE_CTAS;
+    const uint64_t room =
+        CUDA_WORKSPACE_BYTES / partial_bytes - p.ctas * SUPER_GROUPS - DYNAMIC_MAX;
     uint64_t wave = ITEMS_MAX / items_row;
     if (p.supers > 1 && wave > room / (items_row * p.supers)) wave = room / (items_row * p.supers);
     if (wave == 0) return FAIL(UNSUPPORTED, "attend: max_select %u is too large", p.a.max_select);
     p.partial = reinterpret_cast<float *>(stream->workspace);
     p.arrived = stream->counters;
-    TRY_CUDA(cudaFuncSetAttribute((attend_kernel<D, BRANCH>),
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
+    if constexpr (BRANCH == BRANCH_SELECTED) {
+        const uint64_t supers = p.a.rows * items_row * p.supers;
+        const bool fits = supers <= LATE_MAX && p.a.rows <= wave &&
+                          supers * (SUPER_GROUPS + (p.supers > 1)) <= room;
+        if (p.a.part != ATTEND_WHOLE && fits)
+            return attend_launch<D, BRANCH, true>(stream, p, 0, p.a.rows);
+    }
+    if (p.a.part == ATTEND_PRESENT) return STATUS_OK;
     for (uint64_t row = 0; row < p.a.rows; row += wave) {
         const uint64_t rows = p.a.rows - row < wave ? p.a.rows - row : wave;
-        const uint64_t groups = cuda_blocks(p.a.max_select, KERN_GROUP_ENTRIES);
-        p.first_row = (uint32_t)row;
-        p.items = (uint32_t)(rows * items_row);
-        const uint64_t most = p.items * groups;
-        const uint32_t grid = (uint32_t)(most < ctas ? most : ctas);
-        cuda_launch(stream, {grid, THREADS, bytes}, attend_kernel<D, BRANCH>, p);
-        TRY(cuda_launched("attend"));
+        TRY((attend_launch<D, BRANCH, false>(stream, p, row, rows)));
     }
     return STATUS_OK;
 }

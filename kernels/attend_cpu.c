@@ -324,6 +324,7 @@ status LEVEL(attend)(kern_stream *stream, const kern_attend_args *args)
     kern_team *team = stream->backend->team;
     const uint32_t kv_heads = args->summary.kv_heads;
     const uint64_t pairs = (uint64_t)args->rows * kv_heads;
+    if (args->part == ATTEND_PRESENT) return STATUS_OK;
     uint64_t chunk = pairs / (UINT64_C(4) * kern_team_threads(team));
     chunk = chunk < 1 ? 1 : chunk > 16 ? 16 : chunk;
     if (chunk > args->rows) chunk = args->rows;

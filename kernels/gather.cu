@@ -22,7 +22,6 @@ struct gather_params {
     kern_table table;
     uint8_t *pool;
     int32_t *row_status;
-    uint32_t first_row, rows; /* rows 0: all misses */
     uint32_t block_bytes;
 };
 
@@ -53,20 +52,6 @@ template <uint32_t BLOCKS> struct gather_shared {
     uint64_t sum[2][BLOCKS][8]; /* of the block that is stored, and of the one before */
     gather_item item[32];
 };
-
-/* The misses of the wanted rows, [x, y): they stand in order of their rows. */
-__device__ uint2 wanted_misses(const gather_params &p, uint32_t published)
-{
-    if (p.rows == 0) return make_uint2(0, published);
-    uint32_t before = 0, until = 0;
-    for (uint32_t base = 0; base < published; base += XXH_THREADS) {
-        const uint32_t i = base + threadIdx.x;
-        const uint32_t row = i < published ? (uint32_t)load_relaxed(&p.miss[i].row) : UINT32_MAX;
-        before += (uint32_t)__syncthreads_count(row < p.first_row);
-        until += (uint32_t)__syncthreads_count(row < p.first_row + p.rows);
-    }
-    return make_uint2(before, until);
-}
 
 /* Items first, first + step, ... of this CTA, by the lanes of warp 0; returns how many. */
 template <uint32_t BLOCKS>
@@ -108,11 +93,11 @@ __global__ void __launch_bounds__(XXH_THREADS, 4)
     cuda_begin();
     __shared__ gather_shared<BLOCKS> s;
     static_assert(sizeof(kern_miss) == 32 && sizeof(kern_arrival) == 32, "read as two uint4 each");
-    const uint2 wanted = wanted_misses(p, (uint32_t)cta_load_acquire(p.published));
+    const uint32_t count = (uint32_t)cta_load_acquire(p.published);
     const uint32_t blocks = p.block_bytes / XXH_BLOCK;
     xxh_begin(s.xxh);
-    for (uint32_t base = wanted.x + blockIdx.x; base < wanted.y; base += 32 * gridDim.x) {
-        const uint32_t items = fetch_items(p, s, base, wanted.y);
+    for (uint32_t base = blockIdx.x; base < count; base += 32 * gridDim.x) {
+        const uint32_t items = fetch_items(p, s, base, count);
         xxh_piece piece = {};
         if (s.item[0].state == STATUS_OK) xxh_load(piece, s.item[0].source, 0, blocks);
         for (uint32_t n = 0; n < items; n++) {
@@ -154,8 +139,6 @@ static status gather_list(kern_stream *stream, const kern_gather_args *args, boo
     p.table = args->table;
     p.pool = args->pool;
     p.row_status = args->row_status;
-    p.first_row = args->first_row;
-    p.rows = args->rows;
     p.block_bytes = args->block_bytes;
     const cuda_grid grid = {GATHER_CTAS, XXH_THREADS};
     if (!args->verify)

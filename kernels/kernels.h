@@ -68,6 +68,11 @@ typedef enum kern_branch {
                       * row without one gets 0 */
 } kern_branch;
 
+/* Of what rows attend to, what a call takes. Two calls on a stream with nothing between them but
+ * waits, with the same args: the first takes what needs no late block, the second the others, and
+ * then `out` is there, with the bits of the one call. A backend may leave all to the second. */
+typedef enum kern_attend_part { ATTEND_WHOLE, ATTEND_PRESENT, ATTEND_LATE } kern_attend_part;
+
 /* ---- what stays on the device for every token: one layer's view ------------------------------ */
 
 typedef struct kern_summary {
@@ -246,6 +251,8 @@ typedef struct kern_plan_args {      /* diff the selection against the table, ch
     const uint8_t *row_on;           /* [R] or NULL: 0 rows are left alone */
     kern_table table;
     int32_t *slot;                   /* [R, Hk, M] out: pool slot of each entry of the selection */
+    uint8_t *late;                   /* [R, Hk, ceil(M / 64)] or NULL: out, bit g of byte i: a miss is
+                                      * among entries 64 i + 8 g .. 64 i + 8 g + 7 */
     kern_homes homes;
     kern_exchange *exchange;         /* out: miss[0 .. published), arrivals of blocks in host memory
                                       * OK, of others PENDING */
@@ -270,8 +277,6 @@ typedef struct kern_gather_args {    /* copy each arrived block into its slot an
     kern_table table;
     uint8_t *pool;
     int32_t *row_status;             /* [R]; misses with row -1 report through arrival.state only */
-    uint32_t first_row, rows;        /* only misses of [first_row, first_row + rows), which stand in
-                                      * order of their rows; rows 0: all */
     uint32_t block_bytes;
     bool verify;                     /* false only in the control that proves tests can fail */
 } kern_gather_args;
@@ -293,6 +298,8 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     bool prefill;                    /* rows are consecutive tokens of one sequence under one
                                       * selector, and a block has one slot in all their lists */
     kern_branch branch;
+    kern_attend_part part;           /* not ATTEND_WHOLE: BRANCH_SELECTED of decode rows */
+    const uint8_t *late;             /* from plan; read where part is not ATTEND_WHOLE */
     uint16_t *out_bf16;              /* [R, Hq, D] in place of out, or NULL */
 } kern_attend_args;
 

@@ -19,6 +19,7 @@ namespace
 constexpr uint32_t THREADS = 128, COUNTED_MAX = 4 * THREADS;
 constexpr size_t SHARED_MAX = 220 << 10; /* of ranks and wants; 1.2 million tokens, all selected */
 constexpr uint64_t TAKEN = ~0ull;        /* rank of an entry that may not be given away */
+constexpr uint32_t LATE_ENTRIES = 8 * KERN_GROUP_ENTRIES; /* of a byte of late */
 
 struct plan_params {
     kern_plan_args a;
@@ -41,6 +42,7 @@ struct plan_shared {
     uint32_t open; /* 1: the current block is a hit */
     uint32_t
         starts; /* which miss is the current block, in its first token: nobody has to bring it */
+    uint8_t late[2][THREADS / 32]; /* groups of a warp's 32 picks; taken in turns */
 };
 
 __device__ __forceinline__ bool row_planned(const kern_plan_args &a, uint32_t row)
@@ -149,6 +151,32 @@ __device__ plan_list list_of(const kern_plan_args &a, uint32_t row, uint32_t hea
     return l;
 }
 
+__device__ __forceinline__ uint32_t late_bytes(const kern_plan_args &a)
+{
+    return (a.max_select + LATE_ENTRIES - 1) / LATE_ENTRIES;
+}
+
+/* Which groups of the warp's 32 picks have one that must come: for store_late, a barrier later. */
+__device__ __forceinline__ void note_late(plan_shared &s, uint32_t turn, bool late)
+{
+    static_assert(KERN_GROUP_ENTRIES == 8 && LATE_ENTRIES == 64, "two warps make a byte");
+    const uint32_t lanes = __ballot_sync(~0u, late);
+    uint32_t bits = 0;
+#pragma unroll
+    for (uint32_t g = 0; g < 4; g++)
+        bits |= (lanes >> 8 * g & 0xff) != 0 ? 1u << g : 0;
+    if (threadIdx.x % 32 == 0) s.late[turn % 2][threadIdx.x / 32] = (uint8_t)bits;
+}
+
+__device__ __forceinline__ void store_late(const kern_plan_args &a, const plan_shared &s,
+                                           uint64_t list, uint32_t turn)
+{
+    const uint32_t byte = turn * (THREADS / LATE_ENTRIES) + threadIdx.x;
+    if (!a.late || threadIdx.x >= THREADS / LATE_ENTRIES || byte >= late_bytes(a)) return;
+    const uint8_t *half = s.late[turn % 2] + 2 * threadIdx.x;
+    a.late[list * late_bytes(a) + byte] = (uint8_t)(half[0] | half[1] << 4);
+}
+
 /* Entries that hold a block of the selection are marked used and TAKEN, their slots noted. Of the
  * picks that no entry holds, which are put into wants in order, returns how many there are. rank:
  * [entries] in shared memory. */
@@ -172,11 +200,14 @@ __device__ uint32_t find_missing(const kern_plan_args &a, plan_shared &s, const 
             if (block == current) s.open = 1;
         }
         const bool lacks = e < l.count && entry < 0;
+        const bool starts = lacks && block == current && l.pos % KERN_BLOCK == 0;
+        note_late(s, first / THREADS, lacks && !starts);
         const uint32_t at = missing + cta_scan(s, lacks);
         if (lacks) {
             wants[at] = e;
-            if (block == current && l.pos % KERN_BLOCK == 0) s.starts = at;
+            if (starts) s.starts = at;
         }
+        store_late(a, s, l.list, first / THREADS);
         missing += s.all;
     }
     __syncthreads();
@@ -368,6 +399,8 @@ __device__ void plan_rows(const plan_params &p, plan_shared &s, unsigned long lo
             if (threadIdx.x == 0) p.missing[list] = 0;
             for (uint32_t e = threadIdx.x; on && e < a.max_select; e += THREADS)
                 a.slot[list * a.max_select + e] = -1;
+            for (uint32_t b = threadIdx.x; on && a.late && b < late_bytes(a); b += THREADS)
+                a.late[list * late_bytes(a) + b] = 0;
         }
         __syncthreads();
     }

@@ -146,6 +146,20 @@ static bool publish_arrival(const kern_plan_args *a, const kern_miss *miss, kern
     return slot < 0;
 }
 
+/* A bit for each group of KERN_GROUP_ENTRIES entries. */
+enum { LATE_ENTRIES = 8 * KERN_GROUP_ENTRIES };
+
+static uint64_t late_bytes(const kern_plan_args *a)
+{
+    return (a->max_select + LATE_ENTRIES - 1) / LATE_ENTRIES;
+}
+
+static void mark_late(const kern_plan_args *a, uint64_t index, uint32_t e)
+{
+    uint8_t *late = a->late + index * late_bytes(a);
+    late[e / LATE_ENTRIES] |= (uint8_t)(1u << e % LATE_ENTRIES / KERN_GROUP_ENTRIES);
+}
+
 static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, plan_counts *n)
 {
     const uint64_t index = (uint64_t)row * a->table.kv_heads + head, list = index * a->max_select;
@@ -173,6 +187,7 @@ static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, pl
         map(&v, (uint32_t)entry, block, a->step);
         a->slot[list + (uint64_t)e] = v.slot_of[entry];
         if (starts_block(a->row_pos[row], block)) continue;
+        if (a->late != NULL) mark_late(a, index, (uint32_t)e);
         a->row_misses[row]++;
         CHECK(n->published < a->exchange->capacity);
         kern_miss *miss = &a->exchange->miss[n->published];
@@ -193,6 +208,8 @@ status host_plan(kern_stream *stream, const kern_plan_args *args)
         const uint64_t list = (uint64_t)row * args->table.kv_heads * args->max_select;
         for (uint64_t e = 0; e < (uint64_t)args->table.kv_heads * args->max_select; e++)
             args->slot[list + e] = -1;
+        const uint64_t late = (uint64_t)args->table.kv_heads * late_bytes(args);
+        if (args->late != NULL) memset(args->late + row * late, 0, late);
         for (uint32_t head = 0; head < args->table.kv_heads; head++) {
             if (args->row_status[row] != STATUS_OK) break;
             args->row_status[row] = plan_head(args, row, head, &n);
@@ -248,19 +265,11 @@ typedef struct gather_job {
     const kern_gather_args *a;
 } gather_job;
 
-static bool gather_has(const kern_gather_args *a, uint32_t i)
-{
-    const int32_t row = a->exchange->miss[i].row;
-    return a->rows == 0 ||
-           (row >= (int32_t)a->first_row && row < (int32_t)(a->first_row + a->rows));
-}
-
 static void gather_task(const void *context, uint32_t task, void *scratch)
 {
     (void)scratch;
     const kern_gather_args *a = ((const gather_job *)context)->a;
     kern_arrival *arrival = &a->exchange->arrival[task];
-    if (!gather_has(a, task)) return;
     const int32_t state = atomic_load_explicit(&arrival->state, memory_order_acquire);
     if (state != STATUS_OK) {
         if (state == STATUS_PENDING)
@@ -280,7 +289,7 @@ status host_gather(kern_stream *stream, const kern_gather_args *args)
     for (uint32_t i = 0; i < count; i++) {
         const int32_t state =
             atomic_load_explicit(&args->exchange->arrival[i].state, memory_order_relaxed);
-        if (state == STATUS_OK || !gather_has(args, i)) continue;
+        if (state == STATUS_OK) continue;
         const kern_miss *miss = &args->exchange->miss[i];
         table_view v = view_of(&args->table, miss->seq, (uint32_t)miss->kv_head);
         if (miss->entry >= 0 && v.block_of[miss->entry] == miss->block)

@@ -395,6 +395,9 @@ status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
     TRY(check_range(b, "selector", a->row_selector, a->rows, KERN_SELECTORS_MAX));
     if (a->prefill) TRY(check_prefill(b, "attend", a->row_seq, a->row_pos, a->rows));
     if (a->branch != BRANCH_SELECTED) TRY(check_branch(a));
+    REQUIRE(a->part == ATTEND_WHOLE ||
+                (a->late != NULL && !a->prefill && a->branch == BRANCH_SELECTED),
+            "attend: part %d of rows that are whole", (int)a->part);
     if (!b->host_memory || a->branch == BRANCH_COARSE) return STATUS_OK;
     for (uint64_t i = 0; i < (uint64_t)a->rows * s->kv_heads; i++)
         REQUIRE(a->count[i] >= 0 && (uint32_t)a->count[i] <= a->max_select,

@@ -38,6 +38,7 @@ static const verb_flag flags[] = {
     {BOTH, {"--seed", "N", "of request ids and retry jitter, never of tokens (default: random)", AT(seed), FLAG_TYPE_SEED, 0, 0}},
     {BOTH, {"--no-prefetch", NULL, "fetch blocks only when a step asks for them", AT(no_prefetch), FLAG_TYPE_ON, 0, 0}},
     {BOTH, {"--no-overlap", NULL, "gather blocks before attention, not beside it (GPU)", AT(no_overlap), FLAG_TYPE_ON, 0, 0}},
+    {BOTH, {"--no-late-merge", NULL, "attend when all blocks of a layer are there, not first to those that are (GPU)", AT(no_late_merge), FLAG_TYPE_ON, 0, 0}},
     {BOTH, {"--no-verify", NULL, "do not check digests: only to show that tests notice", AT(no_verify), FLAG_TYPE_ON, 0, 0}},
     {ARGS_DECODE, {"--overwrite", NULL, "replace an output file that exists", AT(overwrite), FLAG_TYPE_ON, 0, 0}},
     {ARGS_DECODE, {"--resume", NULL, "go on behind the lines an output file has", AT(resume), FLAG_TYPE_ON, 0, 0}},

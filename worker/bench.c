@@ -241,6 +241,7 @@ static status open_engine(bench *b)
                             .hbm_bytes = o->hbm,
                             .prefetch = !o->no_prefetch,
                             .overlap = !o->no_overlap,
+                            .late_merge = !o->no_late_merge,
                             .tiles = true,
                             .verify = true,
                             .widest = b->selector};

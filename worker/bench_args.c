@@ -26,6 +26,7 @@ static const flag_row rows[] = {
     {"--nosi-like", NULL, "exact fit, no prefetch, no overlap: fetched when asked for; rows are named nosi_like", AT(nosi_like), FLAG_TYPE_ON, 0, 0},
     {"--no-prefetch", NULL, "fetch blocks only when a step asks for them", AT(no_prefetch), FLAG_TYPE_ON, 0, 0},
     {"--no-overlap", NULL, "gather blocks before attention, not beside it (GPU)", AT(no_overlap), FLAG_TYPE_ON, 0, 0},
+    {"--no-late-merge", NULL, "attend when all blocks of a layer are there, not first to those that are (GPU)", AT(no_late_merge), FLAG_TYPE_ON, 0, 0},
     {"--cluster", "FILE", "a running store below the pool (default: memory of this process)", AT(cluster), FLAG_TYPE_TEXT, 0, 0},
     {"--nodes", "N", "a simulated store of N nodes in this process", AT(nodes), FLAG_TYPE_WHOLE, 1, BENCH_NODES_MAX},
     {"--replicas", "N", "nodes that keep each block (default 1; 2 with --fault)", AT(replicas), FLAG_TYPE_WHOLE, 1, CLUSTER_REPLICAS_MAX},
@@ -147,7 +148,8 @@ static status check_store(const flag_set *set, const bench_options *o)
     if (o->resident) {
         static const char *const of_misses[] = {"--churn",     "--victim-margin", "--no-prefetch",
                                                 "--rtt-us",    "--gbit",          "--fault",
-                                                "--nosi-like", "--lookahead",     "--no-overlap"};
+                                                "--nosi-like", "--lookahead",     "--no-overlap",
+                                                "--no-late-merge"};
         for (size_t i = 0; i < sizeof of_misses / sizeof *of_misses; i++)
             TRY(refuse(set, of_misses[i], "with --resident nothing is fetched"));
     }

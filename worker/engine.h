@@ -108,6 +108,7 @@ typedef struct pick_buffers {
     float *query, *importance; /* [R, Hk, N] */
     int32_t *block, *slot;     /* [R, Hk, M] */
     uint8_t *mask;             /* [R, Hk, M] */
+    uint8_t *late;             /* [R, Hk, ceil(M / 64)], by plan */
     int32_t *count, *settled;  /* [R, Hk] */
 } pick_buffers;
 
@@ -346,11 +347,10 @@ status prefill_sealed(worker_engine *e); /* after the step: digests, SEALED comm
 void fetch_begin(worker_engine *e);                  /* before the step's first plan */
 void fetch_pump(worker_engine *e);                   /* published misses on to io */
 status fetch_room(worker_engine *e, uint32_t layer); /* before a layer goes to the stream */
-/* Decode rows attend to a layer in parts: while one does, the next one's blocks are gathered. */
-uint32_t fetch_parts(const worker_engine *e);
-row_range fetch_part(const worker_engine *e, uint32_t part);
+/* Whether decode rows attend first to what is in the pool, while the rest is gathered. */
+bool fetch_merges_late(const worker_engine *e);
 status fetch_planned(worker_engine *e, uint32_t layer);               /* the stream has its plan */
-status fetch_finish(worker_engine *e, uint32_t layer, uint32_t part); /* wait, gather */
+status fetch_finish(worker_engine *e, uint32_t layer);                /* wait, gather */
 status fetch_drain(worker_engine *e);           /* every layer's misses are with io */
 void fetch_abandon(worker_engine *e);           /* after a failed step */
 void fetch_over(worker_engine *e);              /* the stream is at rest: count */

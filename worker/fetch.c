@@ -8,8 +8,6 @@
 enum {
     NOT_PLANNED = INT32_MAX, /* of kern_exchange.published: the plan has not run yet */
     WAIT_SECONDS = 30,       /* beyond every deadline: only a dead io side lets a wait end by it */
-    PART_ROWS = 8,           /* at least so many rows attend together */
-    PARTS_MAX = 2,           /* measured: with more, attention loses what gathers gain */
     AHEAD_STEPS = 64,        /* what prefetch brought and so many steps did not use was in vain */
 };
 
@@ -200,20 +198,13 @@ status fetch_drain(worker_engine *e)
  *
  * A device gathers on a stream of its own: a layer's misses are waited for and begin to arrive as
  * soon as the plan is over, under all that does not need them. Where the plan stands just before
- * attention the decode rows attend in parts, so that most of a gather has attention to hide under;
- * a plan made one layer ahead has the whole MLP, and one part. */
+ * attention that is attention itself, to the blocks that are there; those that were not are merged
+ * late, with the same bits. A plan made one layer ahead has the whole MLP. */
 
-uint32_t fetch_parts(const worker_engine *e)
+bool fetch_merges_late(const worker_engine *e)
 {
-    if (e->side == e->stream || e->early != SOURCE_OWN) return 1;
-    uint32_t parts = e->decode_rows / PART_ROWS;
-    return parts < 1 ? 1 : parts > PARTS_MAX ? PARTS_MAX : parts;
-}
-
-row_range fetch_part(const worker_engine *e, uint32_t part)
-{
-    uint32_t parts = fetch_parts(e), first = e->decode_rows * part / parts;
-    return (row_range){first, e->decode_rows * (part + 1) / parts - first};
+    bool branches = e->gates == 3; /* their calls would come between */
+    return e->config.late_merge && e->side != e->stream && e->early == SOURCE_OWN && !branches;
 }
 
 /* A wait ends because the client completes every request by its deadline; rows whose blocks failed
@@ -229,17 +220,14 @@ static status wait_for(worker_engine *e, kern_stream *stream, uint32_t layer, ui
     return kern_wait(stream, &wait);
 }
 
-/* Where a layer's part has been gathered is a place of its own: with an early plan the side stream
+/* Where a layer has been gathered is a place of its own: with an early plan the side stream
  * has by then been given the next layer's wait, which this layer's attention must not stand for. */
-static status gather_part(worker_engine *e, uint32_t layer, uint32_t part)
+static status gather(worker_engine *e, uint32_t layer)
 {
-    row_range rows = fetch_part(e, part);
     kern_gather_args gather = {.exchange = &e->exchange[layer],
                                .table = engine_table(e, layer),
                                .pool = e->pool,
                                .row_status = e->dev.status,
-                               .first_row = rows.first,
-                               .rows = fetch_parts(e) > 1 ? rows.count : 0,
                                .block_bytes = e->block_bytes,
                                .verify = e->config.verify};
     TRY(kern_gather(e->side, &gather));
@@ -251,7 +239,7 @@ static status gather_begin(worker_engine *e, uint32_t layer)
     TRY(kern_stream_place(e->stream, 0));
     TRY(kern_stream_after(e->side, e->stream, 0));
     TRY(wait_for(e, e->side, layer, e->side == e->stream ? e->wait_ns : NULL));
-    return gather_part(e, layer, 0);
+    return gather(e, layer);
 }
 
 status fetch_planned(worker_engine *e, uint32_t layer)
@@ -276,12 +264,11 @@ static status fetch_first(worker_engine *e, uint32_t layer)
     return wait_for(e, e->stream, layer, e->wait_ns);
 }
 
-status fetch_finish(worker_engine *e, uint32_t layer, uint32_t part)
+status fetch_finish(worker_engine *e, uint32_t layer)
 {
     uint64_t before = e->inline_ops ? *e->wait_ns : 0; /* else the device's until the step ends */
-    if (part == 0) TRY(fetch_first(e, layer));
+    TRY(fetch_first(e, layer));
     TRY(kern_stream_after(e->stream, e->side, layer % KERN_STREAM_PLACES));
-    if (part + 1 < fetch_parts(e)) TRY(gather_part(e, layer, part + 1));
     if (!e->inline_ops) return STATUS_OK;
     uint64_t waited = *e->wait_ns - before;
     if (waited > e->stats.stall_ns_max) e->stats.stall_ns_max = waited;

@@ -146,6 +146,7 @@ status plan_layer(worker_engine *e, uint32_t layer)
         .row_pos = e->dev.pos,
         .table = engine_table(e, layer),
         .slot = picks.slot,
+        .late = picks.late,
         .homes = engine_homes(e, layer),
         .exchange = &e->exchange[layer],
         .row_status = e->dev.status,

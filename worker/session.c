@@ -233,6 +233,7 @@ status session_start(session *s, FILE *plan)
         .seed = seed,
         .prefetch = !s->args->no_prefetch,
         .overlap = !s->args->no_overlap,
+        .late_merge = !s->args->no_late_merge,
         .tiles = true,
         .verify = !s->args->no_verify,
         .hbm_bytes = s->args->hbm_bytes != UINT64_MAX ? s->args->hbm_bytes : 0,

@@ -217,38 +217,38 @@ static status append(worker_engine *e, uint32_t layer)
     return kern_enter(e->stream, &a);
 }
 
-static status attend_part(worker_engine *e, uint32_t layer, row_range rows)
+static status attend_part(worker_engine *e, uint32_t layer, kern_attend_part part)
 {
     pick_buffers p = engine_picks(e, layer);
-    size_t lists = (size_t)rows.first * e->kv_heads, picks = lists * e->max_select;
-    kern_attend_args a = {.q = e->qkv + (size_t)rows.first * e->qkv_stride,
-                          .block = p.block + picks,
-                          .slot = p.slot + picks,
-                          .count = p.count + lists,
-                          .mask = p.mask + picks,
-                          .row_seq = e->dev.seq + rows.first,
-                          .row_pos = e->dev.pos + rows.first,
-                          .row_selector = e->dev.selector + rows.first,
+    kern_attend_args a = {.q = e->qkv,
+                          .block = p.block,
+                          .slot = p.slot,
+                          .count = p.count,
+                          .mask = p.mask,
+                          .row_seq = e->dev.seq,
+                          .row_pos = e->dev.pos,
+                          .row_selector = e->dev.selector,
                           .selectors = e->dev_selectors,
                           .pool = e->pool,
                           .summary = engine_summary(e, layer),
                           .row_stride = e->qkv_stride,
-                          .rows = rows.count,
+                          .rows = e->decode_rows,
                           .heads = e->heads,
                           .max_select = e->max_select,
-                          .block_bytes = e->block_bytes};
-    return branch_attend(e, &a, rows.first);
+                          .block_bytes = e->block_bytes,
+                          .part = part,
+                          .late = p.late};
+    return branch_attend(e, &a, 0);
 }
 
-/* Decode rows, each when its blocks are there. */
+/* Decode rows, when their blocks are there, or first to those that are. */
 static status attend(worker_engine *e, uint32_t layer)
 {
     if (e->decode_rows == 0) return STATUS_OK;
-    for (uint32_t part = 0; part < fetch_parts(e); part++) {
-        TRY(fetch_finish(e, layer, part));
-        TRY(attend_part(e, layer, fetch_part(e, part)));
-    }
-    return STATUS_OK;
+    bool late = fetch_merges_late(e);
+    if (late) TRY(attend_part(e, layer, ATTEND_PRESENT));
+    TRY(fetch_finish(e, layer));
+    return attend_part(e, layer, late ? ATTEND_LATE : ATTEND_WHOLE);
 }
 
 /* By the query of a prompt's last row the next one is selected for, with lookahead `step`. */

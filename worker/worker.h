@@ -36,6 +36,7 @@ typedef struct worker_config {
     uint64_t seed;        /* request ids and jitter, never tokens */
     bool prefetch;        /* locality blocks a step ahead; on by default in the programs */
     bool overlap;         /* gathers run beside the layers, where the backend can */
+    bool late_merge;      /* then attention begins with the blocks that are there */
     bool tiles;           /* prompts by the backend's tile kernels, where it has them: faster, in
                            * an order of its own (kern_attend_args.prefill). On in the programs */
     bool verify;          /* false only in the control that proves tests can fail */

@@ -135,6 +135,38 @@ void check_narrow(gpu_bench &b, kern_attend_args a, const char *name,
     check_same(text, narrow.down(), want);
 }
 
+/* In two calls: the first must not look at late blocks, which are NaN meanwhile. */
+void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists &l,
+                const char *name, const std::vector<float> &whole)
+{
+    const size_t lists = l.count.host.size(), bytes = l.pool.host.size() / l.slots;
+    const size_t each = (a.max_select + 63) / 64;
+    mirror<float> out(whole.size());
+    mirror<uint8_t> late(lists * each);
+    const std::vector<uint8_t> pool = l.pool.host;
+    bool same = true;
+    for (uint32_t odds = 0; odds < 4; odds++) { /* none, some, most, all */
+        std::fill(late.host.begin(), late.host.end(), 0);
+        for (size_t i = 0; i < lists * a.max_select; i++) {
+            const size_t list = i / a.max_select, e = i % a.max_select;
+            if ((int32_t)e >= l.count.host[list] || r.below(3 * 8) >= odds * 8) continue;
+            late.host[list * each + e / 64] |= (uint8_t)(1u << e % 64 / 8);
+            memset(&l.pool.host[(size_t)l.slot.host[i] * bytes], 0xff, bytes);
+        }
+        late.up(), l.pool.up(), out.poison();
+        a.out = out.device, a.late = late.device, a.part = ATTEND_PRESENT;
+        expect_ok(kern_attend(b.gpu, &a), name);
+        b.sync();
+        l.pool.host = pool;
+        l.pool.up();
+        a.part = ATTEND_LATE;
+        expect_ok(kern_attend(b.gpu, &a), name);
+        b.sync();
+        same &= out.down() == whole;
+    }
+    check_that(same, "attend %s: what is late is merged with the same bits", name);
+}
+
 /* near: BRANCH_NEAR, with windows of so many tokens; 0: BRANCH_SELECTED. */
 void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
                  uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts,
@@ -159,6 +191,7 @@ void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows
     snprintf(text, sizeof text, "attend %s against ref", name);
     check_close(text, first, ref.host, 2e-5);
     check_narrow(b, gpu, name, first);
+    if (near == 0) check_late(b, r, gpu, l, name, first);
 
     again.poison(); /* one row at a time: the other split, no neighbours */
     kern_attend_args alone = gpu;

@@ -52,7 +52,7 @@ struct step_buffers {
     uint32_t n, m;
     mirror<float> scores, query, importance;
     mirror<int32_t> block, count, settled, slot, status;
-    mirror<uint8_t> mask;
+    mirror<uint8_t> mask, late;
     mirror<uint32_t> hits, misses;
 
     step_buffers(const scene &s, uint32_t blocks, uint32_t max_select) : n(blocks), m(max_select)
@@ -61,7 +61,7 @@ struct step_buffers {
         scores.resize(lists * s.windows), query.resize(lists * n), importance.resize(lists * n);
         block.resize(lists * m), slot.resize(lists * m), mask.resize(lists * m);
         count.resize(lists), settled.resize(lists), status.resize(s.rows);
-        hits.resize(s.rows), misses.resize(s.rows);
+        hits.resize(s.rows), misses.resize(s.rows), late.resize(lists * ((m + 63) / 64));
         status.up(), hits.up(), misses.up();
     }
 };
@@ -101,7 +101,7 @@ kern_plan_args plan_args(scene &s, step_buffers &x, table_pair &t, kern_exchange
     p.importance = at(x.importance);
     p.row_seq = at(s.row_seq), p.row_pos = at(s.row_pos);
     p.table = t.view(gpu);
-    p.slot = at(x.slot);
+    p.slot = at(x.slot), p.late = at(x.late);
     p.exchange = exchange;
     p.row_status = at(x.status), p.row_hits = at(x.hits), p.row_misses = at(x.misses);
     p.rows = s.rows, p.max_select = x.m, p.max_select_blocks = x.n;
@@ -218,7 +218,7 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
     bool selected = true, planned = true, published = true;
     for (uint32_t step = 0; step < steps; step++) {
         draw_scores(r, s, x, step);
-        x.block.poison(), x.mask.poison(), x.slot.poison();
+        x.block.poison(), x.mask.poison(), x.slot.poison(), x.late.poison();
         x.query.poison(), x.importance.poison();
         run_select(b, s, x, false, false);
         run_select(b, s, x, true, step % 2 == 0);
@@ -232,12 +232,12 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
         selected &= same_pooled(s, x) && x.block.down() == x.block.host &&
                     x.mask.down() == x.mask.host && x.count.down() == x.count.host &&
                     x.settled.down() == x.settled.host;
-        planned &= x.slot.down() == x.slot.host && t.same() && x.status.down() == x.status.host &&
+        planned &= x.slot.down() == x.slot.host && x.late.down() == x.late.host && t.same() && x.status.down() == x.status.host &&
                    x.hits.down() == x.hits.host && x.misses.down() == x.misses.host;
         published &= same_misses(host.x, gpu.x) && same_own(gpu.x);
     }
     check_that(selected, "pool and select %s, as two ops and as one: %u steps as ref", name, steps);
-    check_that(planned, "plan %s: table, slots and counters as ref over %u steps", name, steps);
+    check_that(planned, "plan %s: table, slots, late groups and counters as ref over %u steps", name, steps);
     check_that(published, "plan %s: the same misses in the same order, the same of them answered",
                name);
 

@@ -133,6 +133,7 @@ run *run_open(const run_setup *setup)
                             .seed = 1,
                             .prefetch = !setup->no_prefetch,
                             .overlap = !setup->no_overlap,
+                            .late_merge = !setup->no_late_merge,
                             .verify = !setup->no_verify,
                             .tiles = RUN_TILES,
                             .widest = r->selector};
