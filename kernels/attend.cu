@@ -43,7 +43,7 @@ namespace
 {
 
 /* Of the line, what is shared out in advance; measured. */
-template <int D> constexpr uint64_t STATIC_PERCENT = D == 128 ? 75 : 100;
+template <int D> constexpr uint64_t STATIC_PERCENT = D == 128 ? 100 : 100;
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, ROWS = 16, STAGES = 3;
 constexpr uint32_t SUPER_GROUPS = 8, UNITS = 32, ENTRIES = UNITS * KERN_GROUP_ENTRIES;
@@ -62,7 +62,7 @@ struct attend_params {
     uint32_t first_row; /* of this launch */
     uint32_t items, kv_heads, group_heads, tiles, supers;
     uint32_t ctas; /* at most; both launches of two count places by it */
-    float scale; /* log2(e) / sqrt(D) */
+    float scale;   /* log2(e) / sqrt(D) */
 };
 
 /* A group of 8 entries in the CTA's stretch. An item is a (row, KV head, tile of 16 heads). */
@@ -121,10 +121,12 @@ template <int D> __device__ __forceinline__ void state_fold(row_state<D> &s, con
 }
 
 /* Partials in the workspace: max[16], sum[16], value[16][D] floats. */
+template <int D> constexpr uint32_t PARTIAL = ROWS *(D + 2);
+
 template <int D>
 __device__ __forceinline__ float *partial_at(const attend_params &p, uint64_t index)
 {
-    return p.partial + index * (uint64_t)(ROWS * (D + 2));
+    return p.partial + index * PARTIAL<D>;
 }
 
 template <int D>
@@ -159,14 +161,114 @@ __device__ __forceinline__ bool arrive_last(attend_shared<D> &s, uint32_t *count
                                             uint32_t expected)
 {
     __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence(); /* for all: what the barrier has ordered before it */
-        s.last = atomicAdd(counter, mine) + mine == expected;
+    if (threadIdx.x == 0) { /* releases for all: what the barrier has ordered before it */
+        uint32_t before;
+        asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+                     : "=r"(before)
+                     : "l"(counter), "r"(mine)
+                     : "memory");
+        s.last = before + mine == expected;
         if (s.last) *counter = 0;
     }
     __syncthreads();
-    if (s.last) __threadfence();
+    if (s.last) asm volatile("fence.acq_rel.gpu;" ::: "memory");
     return s.last;
+}
+
+template <int D>
+__device__ __forceinline__ void store_row(const attend_params &p, uint32_t item,
+                                          const row_state<D> &state)
+{
+    const uint32_t r = threadIdx.x / 8, c = threadIdx.x % 8;
+    const uint32_t list = item / p.tiles, tile = item % p.tiles;
+    if (r >= p.group_heads - tile * ROWS) return;
+    const uint64_t row = p.first_row + list / p.kv_heads;
+    const uint32_t head = list % p.kv_heads * p.group_heads + tile * ROWS + r;
+    const uint64_t to = (row * p.a.heads + head) * D + 4 * c;
+    const float by = state.sum > 0.0f ? 1.0f / state.sum : 0.0f;
+#pragma unroll
+    for (int j = 0; j < D / 32; j++) {
+        const float4 out = make_float4(state.value[4 * j] * by, state.value[4 * j + 1] * by,
+                                       state.value[4 * j + 2] * by, state.value[4 * j + 3] * by);
+        if (p.a.out_bf16)
+            *(uint2 *)(p.a.out_bf16 + to + 32 * j) = bf16_pack4(out);
+        else
+            *(float4 *)(p.a.out + to + 32 * j) = out;
+    }
+}
+
+/* Fold `count` partials that stand one after another, the next one's loads under way meanwhile. */
+template <int D>
+__device__ __forceinline__ void fold_partials(row_state<D> &state, const float *from,
+                                              uint32_t count)
+{
+    const int row = threadIdx.x / 8, column = threadIdx.x % 8;
+    row_state<D> next;
+    partial_load<D>(next, from, row, column);
+    state_clear(state);
+#pragma unroll 1
+    for (uint32_t i = 1; i <= count; i++) {
+        const row_state<D> one = next;
+        if (i < count) partial_load<D>(next, from + i * (uint64_t)PARTIAL<D>, row, column);
+        state_fold(state, one);
+    }
+}
+
+template <int D>
+__device__ __forceinline__ void finish_row(const attend_params &p, uint32_t item,
+                                           const float *supers, uint32_t count)
+{
+    row_state<D> state;
+    fold_partials<D>(state, supers, count);
+    store_row<D>(p, item, state);
+}
+
+/* A super is whole: it is the row, or one of several that meet in the workspace. */
+template <int D>
+__device__ __forceinline__ void finish_super(const attend_params &p, attend_shared<D> &s,
+                                             const attend_unit &unit, const row_state<D> &state)
+{
+    const uint32_t supers = (unit.groups + SUPER_GROUPS - 1) / SUPER_GROUPS;
+    const uint32_t item = unit.item;
+    if (supers == 1) {
+        store_row<D>(p, item, state);
+        return;
+    }
+    float *base = partial_at<D>(p, p.ctas * SUPER_GROUPS + DYNAMIC_MAX + (uint64_t)item * p.supers);
+    partial_store<D>(base + unit.group / SUPER_GROUPS * (uint64_t)PARTIAL<D>, state,
+                     threadIdx.x / 8, threadIdx.x % 8);
+    if (arrive_last<D>(s, p.arrived + 2 + p.ctas + DYNAMIC_MAX + item, 1, supers))
+        finish_row<D>(p, item, base, supers);
+}
+
+/* The super of a group, whose partials have all met. */
+template <int D>
+__device__ __forceinline__ void finish_split(const attend_params &p, attend_shared<D> &s,
+                                             const attend_unit &unit, const float *partials,
+                                             uint32_t count)
+{
+    row_state<D> state;
+    fold_partials<D>(state, partials, count);
+    finish_super<D>(p, s, unit, state);
+}
+
+/* A group of a super that stands in both lines: its partial is put down, and the second launch
+ * folds them when it has brought the last. */
+template <int D>
+__device__ __forceinline__ void put_parted(const attend_params &p, attend_shared<D> &s,
+                                           const attend_unit &unit, const row_state<D> &group)
+{
+    const uint64_t super = (uint64_t)unit.item * p.supers + unit.group / SUPER_GROUPS;
+    const uint32_t first = unit.group / SUPER_GROUPS * SUPER_GROUPS;
+    const uint64_t beside = p.supers > 1 ? (uint64_t)p.items * p.supers : 0;
+    float *partials =
+        partial_at<D>(p, p.ctas * SUPER_GROUPS + DYNAMIC_MAX + beside + super * SUPER_GROUPS);
+    partial_store<D>(partials + (unit.group - first) * (uint64_t)PARTIAL<D>, group, threadIdx.x / 8,
+                     threadIdx.x % 8);
+    if (p.a.part == ATTEND_PRESENT) return;
+    uint32_t *arrived = p.arrived + 2 + p.ctas + DYNAMIC_MAX + ITEMS_MAX + super;
+    if (arrive_last<D>(s, arrived, 1, unit.members))
+        finish_split<D>(p, s, unit, partials, min(unit.groups - first, SUPER_GROUPS));
 }
 
 template <int D, kern_branch BRANCH> struct attend_cta {
@@ -184,7 +286,8 @@ template <int D, kern_branch BRANCH> struct attend_cta {
     }
 
     /* A fragments of an item's heads, split: row = lane / 4 (+ 8), k = 2 (lane % 4) + {0, 1} (+ 8).
-     * Rows beyond the group's heads are 0. */
+     * Rows beyond the group's heads are 0. By way of shared memory, since registers for all loads
+     * at once are lacking: 10,000 cycles in place of 1,500. */
     __device__ void load_query(uint32_t item)
     {
         const uint32_t list = item / p.tiles, tile = item % p.tiles;
@@ -192,16 +295,32 @@ template <int D, kern_branch BRANCH> struct attend_cta {
         const uint32_t head = list % p.kv_heads * p.group_heads + tile * ROWS;
         const uint32_t rows = min((uint32_t)ROWS, p.group_heads - tile * ROWS);
         const float *q = p.a.q + (uint64_t)row * p.a.row_stride + (uint64_t)head * D;
+        const uint32_t r = threadIdx.x / 8, c = threadIdx.x % 8;
+        static_assert(sizeof s.fold >= 2 * ROWS * D * sizeof(uint16_t), "between two folds");
+        uint16_t *high = reinterpret_cast<uint16_t *>(s.fold), *low = high + ROWS * D;
+        float4 v[D / 32];
 #pragma unroll
-        for (int k = 0; k < D / 16; k++)
+        for (int j = 0; j < D / 32; j++)
+            v[j] = r < rows ? *(const float4 *)(q + r * D + 32 * j + 4 * c)
+                            : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const uint32_t r = lane / 4 + (i & 1) * 8;
-                const uint32_t c = k * 16 + 2 * (lane % 4) + (i >> 1) * 8;
-                const float x = r < rows ? q[r * D + c] : 0.0f;
-                const float y = r < rows ? q[r * D + c + 1] : 0.0f;
-                split_bf16(x, y, q_high[k][i], q_low[k][i]);
-            }
+        for (int j = 0; j < D / 32; j++) {
+            const uint32_t chunk = 4 * j + c / 2, at = r * D + (chunk ^ (r & 7)) * 8 + c % 2 * 4;
+            uint2 h, l;
+            split_bf16(v[j].x, v[j].y, h.x, l.x);
+            split_bf16(v[j].z, v[j].w, h.y, l.y);
+            *(uint2 *)(high + at) = h;
+            *(uint2 *)(low + at) = l;
+        }
+        __syncthreads();
+        const uint32_t from = lane % 16, second = lane / 16;
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+            const uint32_t at = from * D + ((2 * k + second) ^ (from & 7)) * 8;
+            load_matrix4(q_high[k], shared_address(high + at));
+            load_matrix4(q_low[k], shared_address(low + at));
+        }
+        __syncthreads();
     }
 
     /* Whether this warp has anything to do in entry e of the stretch. */
@@ -348,7 +467,7 @@ template <int D, kern_branch BRANCH> struct attend_cta {
     }
 
     /* The group's partial: the four warps folded in order, FOLD columns at a time. Thread t holds
-     * row t / 8, columns 4 (t % 8) + 32 j. Leaves the warps' own state cleared. */
+     * row t / 8, columns 4 (t % 8) + 32 j. */
     __device__ void fold_warps(row_state<D> &group)
     {
         const uint32_t r = threadIdx.x / 8, c = threadIdx.x % 8;
@@ -397,78 +516,6 @@ template <int D, kern_branch BRANCH> struct attend_cta {
             }
             __syncthreads();
         }
-        clear();
-    }
-
-    __device__ void store_row(uint32_t item, const row_state<D> &state)
-    {
-        const uint32_t r = threadIdx.x / 8, c = threadIdx.x % 8;
-        const uint32_t list = item / p.tiles, tile = item % p.tiles;
-        if (r >= p.group_heads - tile * ROWS) return;
-        const uint64_t row = p.first_row + list / p.kv_heads;
-        const uint32_t head = list % p.kv_heads * p.group_heads + tile * ROWS + r;
-        const uint64_t to = (row * p.a.heads + head) * D + 4 * c;
-        const float by = state.sum > 0.0f ? 1.0f / state.sum : 0.0f;
-#pragma unroll
-        for (int j = 0; j < D / 32; j++) {
-            const float4 out =
-                make_float4(state.value[4 * j] * by, state.value[4 * j + 1] * by,
-                            state.value[4 * j + 2] * by, state.value[4 * j + 3] * by);
-            if (p.a.out_bf16)
-                *(uint2 *)(p.a.out_bf16 + to + 32 * j) = bf16_pack4(out);
-            else
-                *(float4 *)(p.a.out + to + 32 * j) = out;
-        }
-    }
-
-    /* Fold `count` partials that stand one after another. */
-    __device__ void fold_partials(row_state<D> &state, const float *from, uint32_t count)
-    {
-        state_clear(state);
-        for (uint32_t i = 0; i < count; i++) {
-            row_state<D> one;
-            partial_load<D>(one, from + i * (uint64_t)(ROWS * (D + 2)), threadIdx.x / 8,
-                            threadIdx.x % 8);
-            state_fold(state, one);
-        }
-    }
-
-    /* A super is whole: it is the row, or one of several that meet in the workspace. */
-    __device__ void finish_super(const attend_unit &unit, const row_state<D> &state)
-    {
-        const uint32_t supers = (unit.groups + SUPER_GROUPS - 1) / SUPER_GROUPS;
-        const uint32_t item = unit.item;
-        if (supers == 1) {
-            store_row(item, state);
-            return;
-        }
-        float *base =
-            partial_at<D>(p, p.ctas * SUPER_GROUPS + DYNAMIC_MAX + (uint64_t)item * p.supers);
-        partial_store<D>(base + unit.group / SUPER_GROUPS * (uint64_t)(ROWS * (D + 2)), state,
-                         threadIdx.x / 8, threadIdx.x % 8);
-        if (!arrive_last<D>(s, p.arrived + 2 + p.ctas + DYNAMIC_MAX + item, 1, supers)) return;
-        row_state<D> total;
-        fold_partials(total, base, supers);
-        store_row(item, total);
-    }
-
-    /* A group of a super that stands in both lines: its partial is put down, and the second launch
-     * folds them when it has brought the last. */
-    __device__ void put_parted(const attend_unit &unit, const row_state<D> &group)
-    {
-        const uint64_t super = (uint64_t)unit.item * p.supers + unit.group / SUPER_GROUPS;
-        const uint32_t first = unit.group / SUPER_GROUPS * SUPER_GROUPS;
-        const uint64_t beside = p.supers > 1 ? (uint64_t)p.items * p.supers : 0;
-        float *partials = partial_at<D>(
-            p, p.ctas * SUPER_GROUPS + DYNAMIC_MAX + beside + super * SUPER_GROUPS);
-        partial_store<D>(partials + (unit.group - first) * (uint64_t)(ROWS * (D + 2)), group,
-                         threadIdx.x / 8, threadIdx.x % 8);
-        if (p.a.part == ATTEND_PRESENT) return;
-        uint32_t *arrived = p.arrived + 2 + p.ctas + DYNAMIC_MAX + ITEMS_MAX + super;
-        if (!arrive_last<D>(s, arrived, 1, unit.members)) return;
-        row_state<D> state;
-        fold_partials(state, partials, min(unit.groups - first, SUPER_GROUPS));
-        finish_super(unit, state);
     }
 };
 
@@ -564,8 +611,12 @@ __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
     if (line.total - line.large * gridDim.x > DYNAMIC_MAX)
         line.large = (line.total - DYNAMIC_MAX + gridDim.x - 1) / gridDim.x;
     line.dynamic = line.large * gridDim.x;
-    line.begin = line.large * blockIdx.x;
-    line.end = line.begin + line.large;
+    if (TWICE && p.a.part == ATTEND_LATE) { /* hardly a group a CTA */
+        line.large = (line.total + gridDim.x - 1) / gridDim.x;
+        line.dynamic = line.total;
+    }
+    line.begin = min(line.large * blockIdx.x, line.dynamic);
+    line.end = min(line.begin + line.large, line.dynamic);
     return line;
 }
 
@@ -700,6 +751,7 @@ template <int D>
 __device__ bool next_stretch(const attend_params &p, attend_shared<D> &s, attend_line &line,
                              uint32_t &base)
 {
+    if (line.dynamic == line.total) return false;
     if (threadIdx.x == 0) {
         s.ticket = atomicAdd(p.arrived, 1);
         if (s.ticket >= line.total - line.dynamic) {
@@ -725,7 +777,6 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
     attend_line line = measure_line<D, BRANCH, TWICE>(p, s);
     row_state<D> state, group;
     state_clear(state);
-    cta.clear();
     uint32_t item = UINT32_MAX, given = 0; /* given: partials of a split super that are ours */
     for (uint32_t base = line.begin;; base += UNITS) {
         if (base >= line.end && !next_stretch<D>(p, s, line, base)) break;
@@ -748,6 +799,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
                 item = unit.item;
                 cta.load_query(item);
             }
+            cta.clear(); /* here, so that its registers are free between groups */
             for (uint32_t i = 0; i < unit.entries; i++) {
                 const uint32_t e = n * KERN_GROUP_ENTRIES + i, stage = done % STAGES;
                 copy_async_wait<STAGES - 1>();
@@ -763,7 +815,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
             }
             cta.fold_warps(group);
             if (TWICE && unit.parted) {
-                cta.put_parted(unit, group);
+                put_parted<D>(p, s, unit, group);
                 continue;
             }
             const uint32_t start = unit.start, members = unit.members, place = base + n;
@@ -771,21 +823,20 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
             if (start >= line.begin && start + members <= line.end) {
                 if (place == start) state_clear(state);
                 state_fold(state, group);
-                if (ends) cta.finish_super(unit, state);
+                if (ends) finish_super<D>(p, s, unit, state);
                 continue;
             }
             uint32_t where;
             const uint32_t owner = owner_of(line, start, where);
             float *partials = partial_at<D>(p, where);
-            partial_store<D>(partials + (place - start) * (uint64_t)(ROWS * (D + 2)),
-                             group, threadIdx.x / 8, threadIdx.x % 8);
+            partial_store<D>(partials + (place - start) * (uint64_t)PARTIAL<D>, group,
+                             threadIdx.x / 8, threadIdx.x % 8);
             given++;
             if (!ends && place + 1 < line.end) continue;
             const bool last = arrive_last<D>(s, p.arrived + 2 + owner, given, members);
             given = 0;
             if (!last) continue;
-            cta.fold_partials(state, partials, members);
-            cta.finish_super(unit, state);
+            finish_split<D>(p, s, unit, partials, members);
         }
         __syncthreads(); /* the tables have been read */
     }
@@ -813,7 +864,7 @@ status attend_launch(cuda_stream *stream, attend_params &p, uint64_t row, uint64
 template <int D, kern_branch BRANCH> status attend_rows(cuda_stream *stream, attend_params &p)
 {
     const uint64_t items_row = (uint64_t)p.kv_heads * p.tiles;
-    const uint64_t partial_bytes = ROWS * (D + 2) * sizeof(float);
+    const uint64_t partial_bytes = PARTIAL<D> * sizeof(float);
     p.ctas = 2 * cuda_device_of(stream->base.backend)->sms - CUDA_BESIDE_CTAS;
     const uint64_t room =
         CUDA_WORKSPACE_BYTES / partial_bytes - p.ctas * SUPER_GROUPS - DYNAMIC_MAX;

@@ -165,6 +165,33 @@ void bench_attend(bench &k)
         report(k, {"attend_sparse", g.name, "GB/s", a.bytes, k.read_ceiling},
                time_calls(k, std::max(a.calls, 8), [&](int i) { a.run(k, i); }));
     }
+    for (uint32_t rows :
+         {16u, 45u}) { /* with a seventh of the groups late: whole, then each call */
+        if (!wanted(k, "attend_late")) break;
+        attend_bench a(k, {rows, 32, 2, 128, 64, 80, ""});
+        mirror<uint8_t> late((size_t)rows * 2);
+        uint32_t lates = 0;
+        for (uint8_t &bits : late.host)
+            for (uint32_t g = 0; g < 8; g++)
+                if (k.r.below(7) == 0) bits |= (uint8_t)(1u << g), lates++;
+        late.up();
+        a.args.late = late.device;
+        const double share = (double)lates / (rows * 2 * 8);
+        const struct {
+            const char *name;
+            kern_attend_part part;
+            double share;
+        } parts[] = {{"whole", ATTEND_WHOLE, 1.0},
+                     {"present", ATTEND_PRESENT, 1.0 - share},
+                     {"late", ATTEND_LATE, share}};
+        for (const auto &p : parts) {
+            a.args.part = p.part;
+            report(k,
+                   {"attend_late", "8B B=" + std::to_string(rows) + " M=64 " + p.name, "us", 0.0,
+                    p.share * a.bytes / k.read_ceiling * 1e-3},
+                   time_calls(k, std::max(a.calls, 8), [&](int i) { a.run(k, i); }));
+        }
+    }
     for (uint32_t m : {8u, 16u, 32u, 64u}) { /* what a launch costs beside its bytes */
         if (k.only != "attend_probe") break;
         attend_bench a(k, {32, 32, 2, 128, m, 80, ""});

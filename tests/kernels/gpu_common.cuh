@@ -66,8 +66,12 @@ template <class T> struct mirror {
         CUDA(cudaMalloc((void **)&device, (count ? count : 1) * sizeof(T)));
     }
     size_t bytes() const { return host.size() * sizeof(T); }
-    void up() { CUDA(cudaMemcpy(device, host.data(), bytes(), cudaMemcpyHostToDevice)); }
-    void poison() /* NaN, -1; over before an op of another stream begins */
+    void up() /* over, like poison, before an op of another stream begins */
+    {
+        CUDA(cudaMemcpy(device, host.data(), bytes(), cudaMemcpyHostToDevice));
+        CUDA(cudaStreamSynchronize(cudaStreamLegacy));
+    }
+    void poison() /* NaN, -1 */
     {
         CUDA(cudaMemset(device, 0xff, bytes()));
         CUDA(cudaStreamSynchronize(cudaStreamLegacy));

@@ -232,12 +232,14 @@ void table_case(gpu_bench &b, random_source &r, const char *name, const kern_sel
         selected &= same_pooled(s, x) && x.block.down() == x.block.host &&
                     x.mask.down() == x.mask.host && x.count.down() == x.count.host &&
                     x.settled.down() == x.settled.host;
-        planned &= x.slot.down() == x.slot.host && x.late.down() == x.late.host && t.same() && x.status.down() == x.status.host &&
-                   x.hits.down() == x.hits.host && x.misses.down() == x.misses.host;
+        planned &= x.slot.down() == x.slot.host && x.late.down() == x.late.host && t.same() &&
+                   x.status.down() == x.status.host && x.hits.down() == x.hits.host &&
+                   x.misses.down() == x.misses.host;
         published &= same_misses(host.x, gpu.x) && same_own(gpu.x);
     }
     check_that(selected, "pool and select %s, as two ops and as one: %u steps as ref", name, steps);
-    check_that(planned, "plan %s: table, slots, late groups and counters as ref over %u steps", name, steps);
+    check_that(planned, "plan %s: table, slots, late groups and counters as ref over %u steps",
+               name, steps);
     check_that(published, "plan %s: the same misses in the same order, the same of them answered",
                name);
 
