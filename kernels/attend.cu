@@ -4,13 +4,13 @@
  * 16 flops a byte, far below the card's ratio, so the bound is memory. The design serves the loads:
  *
  *   The groups (8 entries) of all rows and KV heads stand in one line; two CTAs an SM (but for
- * those that a gather beside would keep out) share three quarters of it out evenly, whatever the
- * lengths of the lists, and take the rest group by group by ticket, so that a slow SM, or one that
- * another kernel shares, does less. Each streams its stretch without a gap: the first blocks of the
- * next group are under way while the last one is folded. CTA = 4 warps; warp w owns tokens 16 w ..
- * 16 w + 15 of every block (one bit of the mask), so its copies need no barrier: K and V rows go to
- * its own swizzled shared memory by cp.async, three blocks ahead, and from there by ldmatrix into
- * mma. Where a block lies in the pool makes no difference.
+ * those that a gather beside would keep out) share it out evenly, whatever the lengths of the
+ * lists; what does not come out even is taken group by group by ticket. Each streams its stretch
+ * without a gap: the first blocks of the next group are under way while the last one is folded. CTA
+ * = 4 warps; warp w owns tokens 16 w .. 16 w + 15 of every block (one bit of the mask), so its
+ * copies need no barrier: K and V rows go to its own swizzled shared memory by cp.async, three
+ * blocks ahead, and from there by ldmatrix into mma. Where a block lies in the pool makes no
+ * difference.
  *
  * Order (DESIGN: one order of summation): a warp folds its rows of 8 consecutive entries (online
  * softmax), the CTA folds its 4 warps in order: that is a group's partial. 8 groups fold in order
@@ -22,7 +22,9 @@
  * Late blocks (ATTEND_PRESENT, then ATTEND_LATE): the first launch takes the groups whose entries
  * are all in the pool and leaves, of a super that lacks some, their partials in the workspace; the
  * second takes the others, and who brings a super's last folds it. Again the same operations in the
- * same order: what was late does not show either.
+ * same order: what was late does not show either. The second may be launched while the gather still
+ * runs in another stream: it has its tables and queries by then, and waits for the gather's last
+ * CTA.
  *
  * Precision: q and the weights are split into two bf16 each (high + low), so a product carries
  * about 16 bits; sums are float32. Source: NOSA, arXiv 2510.13602 (bias u in the logit); online
@@ -36,239 +38,18 @@
  *
  * Not here: a prompt's rows over their selection, which share keys (prefill.cu), where the device
  * has the products. Rows of a prompt in the other branches come here one by one. */
-#include "kernels/prefill.cuh"
-#include "kernels/selector.h"
+#include "kernels/attend.cuh"
 
 namespace
 {
 
-/* Of the line, what is shared out in advance; measured. */
-template <int D> constexpr uint64_t STATIC_PERCENT = D == 128 ? 100 : 100;
-
-constexpr int WARPS = 4, THREADS = 32 * WARPS, ROWS = 16, STAGES = 3;
-constexpr uint32_t SUPER_GROUPS = 8, UNITS = 32, ENTRIES = UNITS * KERN_GROUP_ENTRIES;
-constexpr uint32_t ITEMS_MAX = 4096;   /* lists times head tiles of one launch */
-constexpr int FOLD = 32;               /* columns folded at a time */
-constexpr uint32_t DYNAMIC_MAX = 1024; /* groups handed out by ticket */
-constexpr uint32_t LATE_MAX = 32768;   /* supers of a launch that is one of two */
-
-struct attend_params {
-    kern_attend_args a;
-    /* 8 groups of split supers for each stretch, then for tickets; items' supers; with two launches
-     * 8 groups of each super */
-    float *partial;
-    /* counters: tickets, CTAs that are done; split supers; items; with two launches supers */
-    uint32_t *arrived;
-    uint32_t first_row; /* of this launch */
-    uint32_t items, kv_heads, group_heads, tiles, supers;
-    uint32_t ctas; /* at most; both launches of two count places by it */
-    float scale;   /* log2(e) / sqrt(D) */
-};
-
-/* A group of 8 entries in the CTA's stretch. An item is a (row, KV head, tile of 16 heads). */
-struct attend_unit {
-    uint32_t item, group, groups; /* groups: of the whole item */
-    uint32_t start, members;      /* the super's groups in the line: place of the first, how many */
-    uint32_t entries;
-    bool parted; /* others of the super stand in the other launch's line */
-    int32_t pos; /* of the row; BRANCH_COARSE: the last window that it sees */
-    bool bias;
-    int32_t from;         /* BRANCH_NEAR: the first token of the window */
-    const uint16_t *kept; /* u of the row's sequence and head; BRANCH_COARSE: their Kc */
-};
-
-template <int D> struct attend_shared {
-    uint16_t stage[WARPS][STAGES][2][ROWS][D];
-    float fold[WARPS][ROWS][FOLD + 8];
-    uint16_t u[WARPS][STAGES][ROWS];
-    float fold_max[WARPS][ROWS], fold_sum[WARPS][ROWS];
-    attend_unit unit[UNITS];
-    int32_t block[ENTRIES], slot[ENTRIES];
-    uint8_t mask[ENTRIES];
-    uint32_t warp_total[WARPS];
-    uint32_t last, ticket;
-};
-
-/* Softmax state of one row, as held by one thread: D / 8 of its columns. */
-template <int D> struct row_state {
-    float max, sum, value[D / 8];
-};
-
-__device__ __forceinline__ float fold_factor(float max, float together)
+/* Until the gather in the other stream is over; what it wrote is there then. */
+__device__ __forceinline__ void wait_gathered(const uint32_t *over)
 {
-    return max == -INFINITY ? 0.0f : fast_exp2(max - together);
-}
-
-template <int D> __device__ __forceinline__ void state_clear(row_state<D> &s)
-{
-    s.max = -INFINITY;
-    s.sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < D / 8; i++)
-        s.value[i] = 0.0f;
-}
-
-/* s = s + p: the only way two partials ever meet. */
-template <int D> __device__ __forceinline__ void state_fold(row_state<D> &s, const row_state<D> &p)
-{
-    const float together = fmaxf(s.max, p.max);
-    const float a = fold_factor(s.max, together), b = fold_factor(p.max, together);
-    s.max = together;
-    s.sum = fmaf(p.sum, b, s.sum * a);
-#pragma unroll
-    for (int i = 0; i < D / 8; i++)
-        s.value[i] = fmaf(p.value[i], b, s.value[i] * a);
-}
-
-/* Partials in the workspace: max[16], sum[16], value[16][D] floats. */
-template <int D> constexpr uint32_t PARTIAL = ROWS *(D + 2);
-
-template <int D>
-__device__ __forceinline__ float *partial_at(const attend_params &p, uint64_t index)
-{
-    return p.partial + index * PARTIAL<D>;
-}
-
-template <int D>
-__device__ __forceinline__ void partial_store(float *to, const row_state<D> &s, int row, int column)
-{
-    if (column == 0) to[row] = s.max, to[ROWS + row] = s.sum;
-#pragma unroll
-    for (int j = 0; j < D / 32; j++)
-        __stcg((float4 *)(to + 2 * ROWS + row * D + 32 * j + 4 * column),
-               make_float4(s.value[4 * j], s.value[4 * j + 1], s.value[4 * j + 2],
-                           s.value[4 * j + 3]));
-}
-
-template <int D>
-__device__ __forceinline__ void partial_load(row_state<D> &s, const float *from, int row,
-                                             int column)
-{
-    s.max = __ldcg(from + row);
-    s.sum = __ldcg(from + ROWS + row);
-#pragma unroll
-    for (int j = 0; j < D / 32; j++) {
-        const float4 v = __ldcg((const float4 *)(from + 2 * ROWS + row * D + 32 * j + 4 * column));
-        s.value[4 * j] = v.x, s.value[4 * j + 1] = v.y;
-        s.value[4 * j + 2] = v.z, s.value[4 * j + 3] = v.w;
-    }
-}
-
-/* True for the CTA that brings the arrivals to `expected`; its reads then see what the others
- * wrote. */
-template <int D>
-__device__ __forceinline__ bool arrive_last(attend_shared<D> &s, uint32_t *counter, uint32_t mine,
-                                            uint32_t expected)
-{
+    if (threadIdx.x == 0)
+        while (load_acquire_device(over) < CUDA_BESIDE_CTAS)
+            __nanosleep(100);
     __syncthreads();
-    if (threadIdx.x == 0) { /* releases for all: what the barrier has ordered before it */
-        uint32_t before;
-        asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
-                     : "=r"(before)
-                     : "l"(counter), "r"(mine)
-                     : "memory");
-        s.last = before + mine == expected;
-        if (s.last) *counter = 0;
-    }
-    __syncthreads();
-    if (s.last) asm volatile("fence.acq_rel.gpu;" ::: "memory");
-    return s.last;
-}
-
-template <int D>
-__device__ __forceinline__ void store_row(const attend_params &p, uint32_t item,
-                                          const row_state<D> &state)
-{
-    const uint32_t r = threadIdx.x / 8, c = threadIdx.x % 8;
-    const uint32_t list = item / p.tiles, tile = item % p.tiles;
-    if (r >= p.group_heads - tile * ROWS) return;
-    const uint64_t row = p.first_row + list / p.kv_heads;
-    const uint32_t head = list % p.kv_heads * p.group_heads + tile * ROWS + r;
-    const uint64_t to = (row * p.a.heads + head) * D + 4 * c;
-    const float by = state.sum > 0.0f ? 1.0f / state.sum : 0.0f;
-#pragma unroll
-    for (int j = 0; j < D / 32; j++) {
-        const float4 out = make_float4(state.value[4 * j] * by, state.value[4 * j + 1] * by,
-                                       state.value[4 * j + 2] * by, state.value[4 * j + 3] * by);
-        if (p.a.out_bf16)
-            *(uint2 *)(p.a.out_bf16 + to + 32 * j) = bf16_pack4(out);
-        else
-            *(float4 *)(p.a.out + to + 32 * j) = out;
-    }
-}
-
-/* Fold `count` partials that stand one after another, the next one's loads under way meanwhile. */
-template <int D>
-__device__ __forceinline__ void fold_partials(row_state<D> &state, const float *from,
-                                              uint32_t count)
-{
-    const int row = threadIdx.x / 8, column = threadIdx.x % 8;
-    row_state<D> next;
-    partial_load<D>(next, from, row, column);
-    state_clear(state);
-#pragma unroll 1
-    for (uint32_t i = 1; i <= count; i++) {
-        const row_state<D> one = next;
-        if (i < count) partial_load<D>(next, from + i * (uint64_t)PARTIAL<D>, row, column);
-        state_fold(state, one);
-    }
-}
-
-template <int D>
-__device__ __forceinline__ void finish_row(const attend_params &p, uint32_t item,
-                                           const float *supers, uint32_t count)
-{
-    row_state<D> state;
-    fold_partials<D>(state, supers, count);
-    store_row<D>(p, item, state);
-}
-
-/* A super is whole: it is the row, or one of several that meet in the workspace. */
-template <int D>
-__device__ __forceinline__ void finish_super(const attend_params &p, attend_shared<D> &s,
-                                             const attend_unit &unit, const row_state<D> &state)
-{
-    const uint32_t supers = (unit.groups + SUPER_GROUPS - 1) / SUPER_GROUPS;
-    const uint32_t item = unit.item;
-    if (supers == 1) {
-        store_row<D>(p, item, state);
-        return;
-    }
-    float *base = partial_at<D>(p, p.ctas * SUPER_GROUPS + DYNAMIC_MAX + (uint64_t)item * p.supers);
-    partial_store<D>(base + unit.group / SUPER_GROUPS * (uint64_t)PARTIAL<D>, state,
-                     threadIdx.x / 8, threadIdx.x % 8);
-    if (arrive_last<D>(s, p.arrived + 2 + p.ctas + DYNAMIC_MAX + item, 1, supers))
-        finish_row<D>(p, item, base, supers);
-}
-
-/* The super of a group, whose partials have all met. */
-template <int D>
-__device__ __forceinline__ void finish_split(const attend_params &p, attend_shared<D> &s,
-                                             const attend_unit &unit, const float *partials,
-                                             uint32_t count)
-{
-    row_state<D> state;
-    fold_partials<D>(state, partials, count);
-    finish_super<D>(p, s, unit, state);
-}
-
-/* A group of a super that stands in both lines: its partial is put down, and the second launch
- * folds them when it has brought the last. */
-template <int D>
-__device__ __forceinline__ void put_parted(const attend_params &p, attend_shared<D> &s,
-                                           const attend_unit &unit, const row_state<D> &group)
-{
-    const uint64_t super = (uint64_t)unit.item * p.supers + unit.group / SUPER_GROUPS;
-    const uint32_t first = unit.group / SUPER_GROUPS * SUPER_GROUPS;
-    const uint64_t beside = p.supers > 1 ? (uint64_t)p.items * p.supers : 0;
-    float *partials =
-        partial_at<D>(p, p.ctas * SUPER_GROUPS + DYNAMIC_MAX + beside + super * SUPER_GROUPS);
-    partial_store<D>(partials + (unit.group - first) * (uint64_t)PARTIAL<D>, group, threadIdx.x / 8,
-                     threadIdx.x % 8);
-    if (p.a.part == ATTEND_PRESENT) return;
-    uint32_t *arrived = p.arrived + 2 + p.ctas + DYNAMIC_MAX + ITEMS_MAX + super;
-    if (arrive_last<D>(s, arrived, 1, unit.members))
-        finish_split<D>(p, s, unit, partials, min(unit.groups - first, SUPER_GROUPS));
 }
 
 template <int D, kern_branch BRANCH> struct attend_cta {
@@ -607,12 +388,10 @@ __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
         if (w < threadIdx.x / 32) line.before += s.warp_total[w];
         line.total += s.warp_total[w];
     }
-    line.large = (uint32_t)((uint64_t)line.total * STATIC_PERCENT<D> / (100 * gridDim.x));
-    if (line.total - line.large * gridDim.x > DYNAMIC_MAX)
-        line.large = (line.total - DYNAMIC_MAX + gridDim.x - 1) / gridDim.x;
+    line.large = line.total / gridDim.x;
     line.dynamic = line.large * gridDim.x;
-    if (TWICE && p.a.part == ATTEND_LATE) { /* hardly a group a CTA */
-        line.large = (line.total + gridDim.x - 1) / gridDim.x;
+    if (TWICE && p.a.part == ATTEND_LATE) { /* hardly a group a CTA: not worth a ticket */
+        line.large += line.dynamic < line.total;
         line.dynamic = line.total;
     }
     line.begin = min(line.large * blockIdx.x, line.dynamic);
@@ -767,6 +546,24 @@ __device__ bool next_stretch(const attend_params &p, attend_shared<D> &s, attend
     return true;
 }
 
+/* Begin to copy the first entries of the tables; returns the next one to copy. */
+template <int D, kern_branch BRANCH>
+__device__ __forceinline__ uint32_t copy_first(attend_cta<D, BRANCH> &cta, uint32_t units)
+{
+    uint32_t ahead = 0;
+    while (ahead < units * KERN_GROUP_ENTRIES &&
+           cta.s.unit[ahead / KERN_GROUP_ENTRIES].entries == 0)
+        ahead += KERN_GROUP_ENTRIES;
+    for (uint32_t stage = 0; stage < STAGES; stage++) {
+        if (ahead < units * KERN_GROUP_ENTRIES) {
+            if (cta.active(ahead)) cta.issue(ahead, stage);
+            ahead = next_entry<D>(cta.s, ahead, units);
+        }
+        copy_async_commit();
+    }
+    return ahead;
+}
+
 template <int D, kern_branch BRANCH, bool TWICE>
 __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constant__ attend_params p)
 {
@@ -782,17 +579,12 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
         if (base >= line.end && !next_stretch<D>(p, s, line, base)) break;
         const uint32_t units = min(line.end - base, UNITS);
         load_units<D, BRANCH, TWICE>(p, s, line, base, units);
-        uint32_t ahead = 0, issued = 0, done = 0;
-        while (ahead < units * KERN_GROUP_ENTRIES &&
-               s.unit[ahead / KERN_GROUP_ENTRIES].entries == 0)
-            ahead += KERN_GROUP_ENTRIES;
-        for (; issued < STAGES; issued++) {
-            if (ahead < units * KERN_GROUP_ENTRIES) {
-                if (cta.active(ahead)) cta.issue(ahead, issued);
-                ahead = next_entry<D>(s, ahead, units);
-            }
-            copy_async_commit();
+        if (p.over && item == UINT32_MAX) {
+            item = s.unit[0].item;
+            cta.load_query(item);
+            wait_gathered(p.over);
         }
+        uint32_t ahead = copy_first(cta, units), done = 0;
         for (uint32_t n = 0; n < units; n++) {
             const attend_unit &unit = s.unit[n];
             if (unit.item != item) {
@@ -835,8 +627,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
             if (!ends && place + 1 < line.end) continue;
             const bool last = arrive_last<D>(s, p.arrived + 2 + owner, given, members);
             given = 0;
-            if (!last) continue;
-            finish_split<D>(p, s, unit, partials, members);
+            if (last) finish_split<D>(p, s, unit, partials, members);
         }
         __syncthreads(); /* the tables have been read */
     }
@@ -866,6 +657,7 @@ template <int D, kern_branch BRANCH> status attend_rows(cuda_stream *stream, att
     const uint64_t items_row = (uint64_t)p.kv_heads * p.tiles;
     const uint64_t partial_bytes = PARTIAL<D> * sizeof(float);
     p.ctas = 2 * cuda_device_of(stream->base.backend)->sms - CUDA_BESIDE_CTAS;
+    if (p.ctas > DYNAMIC_MAX) return FAIL(UNSUPPORTED, "attend: %u CTAs at once", p.ctas);
     const uint64_t room =
         CUDA_WORKSPACE_BYTES / partial_bytes - p.ctas * SUPER_GROUPS - DYNAMIC_MAX;
     uint64_t wave = ITEMS_MAX / items_row;
@@ -914,6 +706,7 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
             args->summary.max_windows == 0 ? 1 : cuda_blocks(args->summary.max_windows, KERN_BLOCK);
     p.supers = cuda_blocks(cuda_blocks(p.a.max_select, KERN_GROUP_ENTRIES), SUPER_GROUPS);
     p.scale = CUDA_LOG2E / sqrtf((float)d);
+    p.over = args->after ? args->after->own_count + 2 : nullptr;
     if (d == 64) return attend_branch<64>(cuda_stream_of(stream), p);
     if (d == 128) return attend_branch<128>(cuda_stream_of(stream), p);
     return FAIL(UNSUPPORTED, "attend on CUDA has heads of 64 or 128, not %u", d);

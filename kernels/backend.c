@@ -60,6 +60,12 @@ bool kern_runs_inline(const kern_backend *backend)
     return backend->host_memory;
 }
 
+bool kern_attends_beside(const kern_backend *backend)
+{
+    CHECK(backend != NULL);
+    return backend->attends_beside;
+}
+
 bool kern_rounds_operands(const kern_backend *backend)
 {
     return backend->rounds_operands;
@@ -274,4 +280,17 @@ status kern_pick(kern_stream *stream, const kern_pick_args *args)
     TRY(kern_validate_pool(stream->backend, &args->pool));
     TRY(kern_validate_select(stream->backend, &args->select));
     return run_pick(stream, args);
+}
+
+status kern_bring(kern_stream *stream, const kern_bring_args *args)
+{
+    CHECK(stream != NULL && args != NULL);
+    TRY(kern_validate_bring(stream->backend, args));
+    if (stream->backend->ops->bring == NULL) {
+        TRY(kern_wait(stream, &args->wait));
+        return kern_gather(stream, &args->gather);
+    }
+    TRY(kern_validate_wait(stream->backend, &args->wait));
+    TRY(kern_validate_gather(stream->backend, &args->gather));
+    return run_bring(stream, args);
 }

@@ -76,7 +76,7 @@ struct kern_backend {
     const kern_device_ops *device;
     const char *numerics_id;
     bool host_memory; /* index arrays may be read by the host: validate looks into them */
-    bool rounds_operands;
+    bool rounds_operands, attends_beside;
     char describe[64];
     arena *arena;
     kern_team *team;

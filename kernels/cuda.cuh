@@ -103,6 +103,15 @@ static inline status cuda_launched(const char *op)
     return STATUS_OK;
 }
 
+/* A wait's deadline on the device's timer; UINT64_MAX: the host promises to answer. */
+static inline uint64_t cuda_deadline(const kern_stream *stream, const kern_wait_args *wait)
+{
+    const int64_t left = (int64_t)(wait->deadline_ns - clock_now(&wait->host->clock));
+    const int64_t now = (int64_t)clock_now(&clock_monotonic);
+    if (wait->deadline_ns == UINT64_MAX) return UINT64_MAX;
+    return (uint64_t)(now + cuda_device_of(stream->backend)->timer_offset_ns + left);
+}
+
 static inline uint32_t cuda_blocks(uint64_t items, uint32_t each)
 {
     return (uint32_t)((items + each - 1) / each);
@@ -196,6 +205,14 @@ __device__ __forceinline__ int32_t load_acquire(const int32_t *from)
     return v;
 }
 
+/* A word that another kernel wrote last of what it stands for. */
+__device__ __forceinline__ uint32_t load_acquire_device(const uint32_t *from)
+{
+    uint32_t v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
 /* Without an order: for looking again and again, by many threads at once. */
 __device__ __forceinline__ int32_t load_relaxed(const int32_t *from)
 {
@@ -211,6 +228,14 @@ __device__ __forceinline__ int32_t cta_load_acquire(const int32_t *from)
     if (threadIdx.x == 0) v = load_acquire(from);
     __syncthreads();
     return v;
+}
+
+/* Nanoseconds of the device's timer. */
+__device__ __forceinline__ uint64_t device_now()
+{
+    uint64_t t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
 }
 
 /* 16 bytes from global to shared memory without passing through registers. */

@@ -51,6 +51,8 @@ bool kern_runs_inline(const kern_backend *backend);
 /* True: kern_linear rounds the rows it is given to bf16, so ops that make such rows may leave them
  * in bf16, and it then has nothing to round. The bits are the same either way. */
 bool kern_rounds_operands(const kern_backend *backend);
+/* Whether attention may be given `after` (kern_attend_args): two streams then run at once. */
+bool kern_attends_beside(const kern_backend *backend);
 
 /* Copy and fill in the order of the stream, between any of device, shared and host memory. Host
  * memory that is not shared may be reused when the call returns. to == from: nothing to do. */

@@ -67,7 +67,7 @@ typedef struct kern_exchange {
      * ops behind it need not read it back over the link. Who answers looks at the lists above. */
     kern_miss *own_miss;       /* [capacity] */
     kern_arrival *own_arrival; /* [capacity] as it was published */
-    uint32_t *own_count;       /* [2]: published, unanswered */
+    uint32_t *own_count;       /* [3]: published, unanswered; parts of the gather that are over */
 } kern_exchange;
 
 /* Wakes whoever answers misses, and lets a single-threaded host answer them inside kern_wait. */
@@ -78,5 +78,31 @@ typedef struct kern_host {
     void *self;
     clock_ops clock;
 } kern_host;
+
+/* clang-format off */
+typedef struct kern_wait_args {      /* until every published miss has its arrival, or the deadline:
+                                      * what is still PENDING then becomes DEADLINE */
+    kern_exchange *exchange;
+    const kern_host *host;
+    uint64_t deadline_ns;
+    uint64_t *waited_ns;             /* shared memory, added to: time with nothing to do but wait */
+} kern_wait_args;
+
+typedef struct kern_gather_args {    /* copy each arrived block into its slot and check its digest in
+                                      * the same pass. A miss that failed or does not match unmaps its
+                                      * entry and makes its row void (row_status) */
+    kern_exchange *exchange;
+    kern_table table;
+    uint8_t *pool;
+    int32_t *row_status;             /* [R]; misses with row -1 report through arrival.state only */
+    uint32_t block_bytes;
+    bool verify;                     /* false only in the control that proves tests can fail */
+} kern_gather_args;
+
+typedef struct kern_bring_args {     /* wait, then gather; the time of waiting is not counted */
+    kern_wait_args wait;             /* waited_ns NULL */
+    kern_gather_args gather;
+} kern_bring_args;
+/* clang-format on */
 
 #endif

@@ -4,9 +4,14 @@
  * directly: one copy engine operation a block costs more than the block. A few CTAs fill PCIe and
  * leave the rest of the device to attention; the digest (kernels/xxh3.cuh) hides under the loads.
  *
+ * As `bring` it waits for what has not arrived, each item by the lane that needs to know of it, and
+ * at its end tells attend.cu, which may be waiting in another stream.
+ *
  * A block whose arrival failed, or whose bytes do not have the digest, is unmapped and its row made
  * void: bytes that were written to the slot before the digest was known are never looked at. */
 #include "kernels/xxh3.cuh"
+
+extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args);
 
 namespace
 {
@@ -19,6 +24,8 @@ struct gather_params {
     const kern_arrival *seen; /* the device's copy, where a PENDING one has its answer in arrival */
     kern_arrival *arrival;
     const int32_t *published;
+    uint32_t *over;       /* NULL, or counts CTAs that are done */
+    uint64_t deadline_ns; /* of what is PENDING, on the device's timer; 0: it is late already */
     kern_table table;
     uint8_t *pool;
     int32_t *row_status;
@@ -35,6 +42,18 @@ __device__ void fail_miss(const gather_params &p, uint32_t i, const kern_miss &m
     }
     p.arrival[i].state = why;
     if (miss.row >= 0 && p.row_status) atomicCAS(p.row_status + miss.row, (int)STATUS_OK, why);
+}
+
+/* Whether the arrival has come; what has not by the deadline is late, whoever is first decides. */
+__device__ bool arrival_comes(const gather_params &p, kern_arrival *arrival)
+{
+    int32_t *state = (int32_t *)&arrival->state;
+    while (load_relaxed(state) == STATUS_PENDING && device_now() < p.deadline_ns)
+        __nanosleep(500);
+    if (p.deadline_ns != 0 && load_relaxed(state) == STATUS_PENDING)
+        (void)atomicCAS_system(state, (int)STATUS_PENDING, (int)STATUS_DEADLINE);
+    __threadfence_system(); /* what the state stands for */
+    return load_relaxed(state) == STATUS_OK;
 }
 
 /* What a CTA needs to know of its next items, fetched for 32 of them at once: a read of host memory
@@ -65,7 +84,8 @@ __device__ uint32_t fetch_items(const gather_params &p, gather_shared<BLOCKS> &s
         const uint4 *a = reinterpret_cast<const uint4 *>(p.seen + i);
         const uint4 m0 = load_once(m), m1 = load_once(m + 1);
         uint4 a0 = load_once(a), a1 = load_once(a + 1);
-        if (p.seen != p.arrival && (int32_t)a1.z == STATUS_PENDING) {
+        if ((p.seen != p.arrival || p.deadline_ns != 0) && (int32_t)a1.z == STATUS_PENDING) {
+            (void)arrival_comes(p, p.arrival + i);
             a = reinterpret_cast<const uint4 *>(p.arrival + i);
             a0 = load_once(a), a1 = load_once(a + 1);
         }
@@ -120,12 +140,19 @@ __global__ void __launch_bounds__(XXH_THREADS, 4)
                 fail_miss(p, base + n * gridDim.x, item.miss, STATUS_CORRUPT);
         }
     }
+    if (!p.over) return;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence(); /* for all: what the barrier has ordered before it */
+        (void)atomicAdd(p.over, 1);
+    }
 }
 
 } // namespace
 
 /* own: the list is a plan's, and stands in the device's memory as well. */
-static status gather_list(kern_stream *stream, const kern_gather_args *args, bool own)
+static status gather_list(kern_stream *stream, const kern_gather_args *args, bool own,
+                          uint64_t deadline_ns)
 {
     if (args->block_bytes % XXH_BLOCK != 0 || args->block_bytes > XXH_BLOCK * XXH_BLOCKS_MAX)
         return FAIL(UNSUPPORTED, "gather on CUDA moves whole KiB up to 64 KiB, not %u bytes",
@@ -136,6 +163,8 @@ static status gather_list(kern_stream *stream, const kern_gather_args *args, boo
     p.seen = own ? x->own_arrival : x->arrival;
     p.arrival = x->arrival;
     p.published = own ? (const int32_t *)x->own_count : (const int32_t *)&x->published;
+    p.over = own ? x->own_count + 2 : nullptr;
+    p.deadline_ns = deadline_ns;
     p.table = args->table;
     p.pool = args->pool;
     p.row_status = args->row_status;
@@ -152,11 +181,22 @@ static status gather_list(kern_stream *stream, const kern_gather_args *args, boo
 
 extern "C" status cuda_gather(kern_stream *stream, const kern_gather_args *args)
 {
-    return gather_list(stream, args, args->exchange->own_count != nullptr);
+    return gather_list(stream, args, args->exchange->own_count != nullptr, 0);
 }
 
 /* A list that the host made (install.cu). */
 extern "C" status cuda_gather_given(kern_stream *stream, const kern_gather_args *args)
 {
-    return gather_list(stream, args, false);
+    return gather_list(stream, args, false, 0);
+}
+
+extern "C" status cuda_bring(kern_stream *stream, const kern_bring_args *args)
+{
+    const kern_host *host = args->wait.host;
+    if (host->pause || !args->wait.exchange->own_count) {
+        TRY(cuda_wait(stream, &args->wait));
+        return cuda_gather(stream, &args->gather);
+    }
+    if (host->notify) host->notify(host->self);
+    return gather_list(stream, &args->gather, true, cuda_deadline(stream, &args->wait));
 }

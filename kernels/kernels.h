@@ -262,25 +262,6 @@ typedef struct kern_plan_args {      /* diff the selection against the table, ch
     uint32_t rows, max_select, max_select_blocks, select_block, step;
 } kern_plan_args;
 
-typedef struct kern_wait_args {      /* until every published miss has its arrival, or the deadline:
-                                      * what is still PENDING then becomes DEADLINE */
-    kern_exchange *exchange;
-    const kern_host *host;
-    uint64_t deadline_ns;
-    uint64_t *waited_ns;             /* shared memory, added to: time with nothing to do but wait */
-} kern_wait_args;
-
-typedef struct kern_gather_args {    /* copy each arrived block into its slot and check its digest in
-                                      * the same pass. A miss that failed or does not match unmaps its
-                                      * entry and makes its row void (row_status) */
-    kern_exchange *exchange;
-    kern_table table;
-    uint8_t *pool;
-    int32_t *row_status;             /* [R]; misses with row -1 report through arrival.state only */
-    uint32_t block_bytes;
-    bool verify;                     /* false only in the control that proves tests can fail */
-} kern_gather_args;
-
 typedef struct kern_attend_args {    /* softmax over the selection with bias u, canonical order, one
                                       * partial for every KERN_GROUP_ENTRIES entries. Tokens beyond
                                       * row_pos and masked parts weigh 0. With `prefill` a backend
@@ -300,6 +281,9 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     kern_branch branch;
     kern_attend_part part;           /* not ATTEND_WHOLE: BRANCH_SELECTED of decode rows */
     const uint8_t *late;             /* from plan; read where part is not ATTEND_WHOLE */
+    const kern_exchange *after;      /* NULL, or with ATTEND_LATE where kern_attends_beside:
+                                      * the gather of these misses, already given to another stream,
+                                      * is waited for here, so that it need not have ended before */
     uint16_t *out_bf16;              /* [R, Hq, D] in place of out, or NULL */
 } kern_attend_args;
 
@@ -392,7 +376,7 @@ typedef struct kern_digest_args {    /* XXH3-64 of each row's bytes, seed 0: one
 
 /* Ops that are others one after the other, with the bits of those: a backend that makes them of one
  * piece has status <backend>_<op> here too, the others are called for the parts (backend.c). */
-#define KERN_JOINED_OPS(X) X(qkv) X(enter) X(pick)
+#define KERN_JOINED_OPS(X) X(qkv) X(enter) X(pick) X(bring)
 #define KERN_ALL_OPS(X)    KERN_OPS(X) KERN_JOINED_OPS(X)
 
 #define X(op) status kern_##op(kern_stream *stream, const kern_##op##_args *args);

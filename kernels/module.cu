@@ -362,7 +362,7 @@ status backend_open(const kern_config *config, kern_backend **out_backend)
     b->ops = &ops;
     b->device = &device_ops;
     b->host_memory = false;
-    b->rounds_operands = true;
+    b->rounds_operands = b->attends_beside = true;
     status done = describe_device(config->backend ? config->backend : "cuda", b, d);
     if (done == STATUS_OK && cublasLtCreate(&d->blas) != CUBLAS_STATUS_SUCCESS) {
         d->blas = nullptr;

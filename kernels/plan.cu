@@ -374,7 +374,7 @@ __device__ void publish(const plan_params &p, plan_shared &s)
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) {
-        if (p.own_count) p.own_count[0] = base, p.own_count[1] = s.all;
+        if (p.own_count) p.own_count[0] = base, p.own_count[1] = s.all, p.own_count[2] = 0;
         *(volatile uint64_t *)p.counts = base | (uint64_t)s.all << 32; /* both or neither */
     }
 }

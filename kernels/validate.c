@@ -373,6 +373,14 @@ status kern_validate_install(const kern_backend *b, const kern_install_args *a)
     return check_exchange(b, "install", a->exchange, &a->table, a->block_bytes);
 }
 
+status kern_validate_bring(const kern_backend *b, const kern_bring_args *a)
+{
+    (void)b;
+    REQUIRE(a->wait.exchange == a->gather.exchange && a->wait.waited_ns == NULL,
+            "bring: waits for one exchange and gathers another");
+    return STATUS_OK;
+}
+
 static status check_branch(const kern_attend_args *a)
 {
     REQUIRE(a->branch == BRANCH_NEAR || a->branch == BRANCH_COARSE, "attend: branch %d",
@@ -398,6 +406,9 @@ status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
     REQUIRE(a->part == ATTEND_WHOLE ||
                 (a->late != NULL && !a->prefill && a->branch == BRANCH_SELECTED),
             "attend: part %d of rows that are whole", (int)a->part);
+    REQUIRE(a->after == NULL ||
+                (b->attends_beside && a->part == ATTEND_LATE && a->after->own_count != NULL),
+            "attend: part %d after a gather that leaves no sign", (int)a->part);
     if (!b->host_memory || a->branch == BRANCH_COARSE) return STATUS_OK;
     for (uint64_t i = 0; i < (uint64_t)a->rows * s->kv_heads; i++)
         REQUIRE(a->count[i] >= 0 && (uint32_t)a->count[i] <= a->max_select,

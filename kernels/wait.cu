@@ -19,13 +19,6 @@ struct wait_params {
     uint64_t *waited_ns;  /* NULL, or where the time spent here is added */
 };
 
-__device__ __forceinline__ uint64_t device_now()
-{
-    uint64_t t;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
-    return t;
-}
-
 __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_params p)
 {
     cuda_begin();
@@ -60,17 +53,12 @@ extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
     const kern_host *host = args->host;
     if (!host->pause) {
         if (host->notify) host->notify(host->self);
-        const int64_t left = (int64_t)(args->deadline_ns - clock_now(&host->clock));
-        const int64_t now = (int64_t)clock_now(&clock_monotonic);
         wait_params p = {};
         p.arrival = x->arrival;
         p.published = x->own_count ? (const int32_t *)x->own_count : (const int32_t *)&x->published;
         p.unanswered =
             x->own_count ? (const int32_t *)x->own_count + 1 : (const int32_t *)&x->unanswered;
-        p.deadline_ns =
-            args->deadline_ns == UINT64_MAX /* the host promises to answer */
-                ? UINT64_MAX
-                : (uint64_t)(now + cuda_device_of(stream->backend)->timer_offset_ns + left);
+        p.deadline_ns = cuda_deadline(stream, args);
         p.waited_ns = args->waited_ns; /* shared memory */
         cuda_launch(s, {1, 256}, wait_kernel, p);
         return cuda_launched("wait");

@@ -26,7 +26,8 @@ typedef struct args {
     uint32_t tokens, limit, decode_from; /* eval; UINT32_MAX: all */
     uint64_t seed;                       /* of request ids and jitter, never of tokens */
     bool json;                           /* what format comes to */
-    bool no_prefetch, no_overlap, no_late_merge, no_verify, overwrite, resume, deterministic, profile, quiet;
+    bool no_prefetch, no_overlap, no_late_merge, no_verify;
+    bool overwrite, resume, deterministic, profile, quiet;
     bool help;
 } args;
 

@@ -209,37 +209,44 @@ bool fetch_merges_late(const worker_engine *e)
 
 /* A wait ends because the client completes every request by its deadline; rows whose blocks failed
  * are void. */
-static status wait_for(worker_engine *e, kern_stream *stream, uint32_t layer, uint64_t *waited_ns)
+static kern_wait_args wait_args(worker_engine *e, uint32_t layer, uint64_t *waited_ns)
 {
     uint64_t never = clock_now(&e->config.clock) + WAIT_SECONDS * UINT64_C(1000000000) +
                      e->layers * e->cluster.fetch_deadline_ns;
-    kern_wait_args wait = {.exchange = &e->exchange[layer],
-                           .host = &e->host,
-                           .deadline_ns = never,
-                           .waited_ns = waited_ns};
-    return kern_wait(stream, &wait);
+    return (kern_wait_args){.exchange = &e->exchange[layer],
+                            .host = &e->host,
+                            .deadline_ns = never,
+                            .waited_ns = waited_ns};
 }
 
 /* Where a layer has been gathered is a place of its own: with an early plan the side stream
- * has by then been given the next layer's wait, which this layer's attention must not stand for. */
-static status gather(worker_engine *e, uint32_t layer)
+ * has by then been given the next layer's wait, which this layer's attention must not stand for. As
+ * one op the gather holds its places while it waits: only beside attention, which leaves them. */
+static status gather_begin(worker_engine *e, uint32_t layer)
 {
-    kern_gather_args gather = {.exchange = &e->exchange[layer],
-                               .table = engine_table(e, layer),
-                               .pool = e->pool,
-                               .row_status = e->dev.status,
-                               .block_bytes = e->block_bytes,
-                               .verify = e->config.verify};
-    TRY(kern_gather(e->side, &gather));
+    uint64_t *waited_ns = e->side == e->stream ? e->wait_ns : NULL;
+    kern_bring_args a = {.wait = wait_args(e, layer, waited_ns),
+                         .gather = {.exchange = &e->exchange[layer],
+                                    .table = engine_table(e, layer),
+                                    .pool = e->pool,
+                                    .row_status = e->dev.status,
+                                    .block_bytes = e->block_bytes,
+                                    .verify = e->config.verify}};
+    TRY(kern_stream_place(e->stream, 0));
+    TRY(kern_stream_after(e->side, e->stream, 0));
+    if (fetch_merges_late(e)) {
+        TRY(kern_bring(e->side, &a));
+    } else {
+        TRY(kern_wait(e->side, &a.wait));
+        TRY(kern_gather(e->side, &a.gather));
+    }
     return kern_stream_place(e->side, layer % KERN_STREAM_PLACES);
 }
 
-static status gather_begin(worker_engine *e, uint32_t layer)
+const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer)
 {
-    TRY(kern_stream_place(e->stream, 0));
-    TRY(kern_stream_after(e->side, e->stream, 0));
-    TRY(wait_for(e, e->side, layer, e->side == e->stream ? e->wait_ns : NULL));
-    return gather(e, layer);
+    bool beside = fetch_merges_late(e) && kern_attends_beside(e->backend);
+    return beside ? &e->exchange[layer] : NULL;
 }
 
 status fetch_planned(worker_engine *e, uint32_t layer)
@@ -261,14 +268,16 @@ static status fetch_first(worker_engine *e, uint32_t layer)
         TRY(gather_begin(e, layer));
     }
     if (!beside || !e->config.with_store) return STATUS_OK;
-    return wait_for(e, e->stream, layer, e->wait_ns);
+    kern_wait_args wait = wait_args(e, layer, e->wait_ns);
+    return kern_wait(e->stream, &wait);
 }
 
 status fetch_finish(worker_engine *e, uint32_t layer)
 {
     uint64_t before = e->inline_ops ? *e->wait_ns : 0; /* else the device's until the step ends */
     TRY(fetch_first(e, layer));
-    TRY(kern_stream_after(e->stream, e->side, layer % KERN_STREAM_PLACES));
+    if (fetch_beside(e, layer) == NULL)
+        TRY(kern_stream_after(e->stream, e->side, layer % KERN_STREAM_PLACES));
     if (!e->inline_ops) return STATUS_OK;
     uint64_t waited = *e->wait_ns - before;
     if (waited > e->stats.stall_ns_max) e->stats.stall_ns_max = waited;

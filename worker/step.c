@@ -237,6 +237,7 @@ static status attend_part(worker_engine *e, uint32_t layer, kern_attend_part par
                           .max_select = e->max_select,
                           .block_bytes = e->block_bytes,
                           .part = part,
+                          .after = part == ATTEND_LATE ? fetch_beside(e, layer) : NULL,
                           .late = p.late};
     return branch_attend(e, &a, 0);
 }

@@ -124,6 +124,41 @@ void gather_own_case(gpu_bench &b, random_source &r, uint32_t count, uint32_t by
     check_that(all, "gather: %u blocks by the device's own lists, some answered late", count);
 }
 
+/* Wait and gather as one: most arrive while it waits, some never, and its end is counted. */
+void bring_case(gpu_bench &b, random_source &r, uint32_t count, uint32_t bytes)
+{
+    block_scene s(r, count, bytes);
+    kern_exchange *x = s.exchange.x;
+    kern_host host = {};
+    host.notify = [](void *) {};
+    host.clock = clock_monotonic;
+    std::vector<int32_t> expected(count, STATUS_OK);
+    for (uint32_t i = 0; i < count; i += 2)
+        x->arrival[i].state = STATUS_PENDING;
+    s.exchange.take_own(count, (count + 1) / 2);
+    kern_bring_args a = {};
+    a.wait.exchange = a.gather.exchange = x;
+    a.wait.host = &host;
+    a.wait.deadline_ns = clock_now(&clock_monotonic) + 300000000;
+    a.gather.table = s.table(), a.gather.pool = s.pool.device;
+    a.gather.row_status = s.status.device, a.gather.block_bytes = bytes, a.gather.verify = true;
+    expect_ok(kern_bring(b.gpu, &a), "bring");
+    for (uint32_t i = 0; i < count; i += 2) {
+        const int32_t state = i % 10 == 0 ? STATUS_PENDING : i % 10 == 2 ? STATUS_PEER_LOST : 0;
+        expected[i] = state == STATUS_PENDING ? STATUS_DEADLINE : state;
+        __atomic_store_n((int32_t *)&x->arrival[i].state, state, __ATOMIC_RELEASE);
+    }
+    b.sync();
+    const std::vector<uint8_t> pool = s.pool.down();
+    bool right = s.status.down() == expected;
+    for (uint32_t i = 0; i < count; i++)
+        right &= expected[i] != STATUS_OK || s.block_arrived(pool, i, count - 1 - i);
+    uint32_t over = 0;
+    CUDA(cudaMemcpy(&over, x->own_count + 2, sizeof over, cudaMemcpyDefault));
+    check_that(right && over == CUDA_BESIDE_CTAS,
+               "bring: %u blocks, some late, lost or never there; %u CTAs are over", count, over);
+}
+
 void install_case(gpu_bench &b, random_source &r, uint32_t bytes)
 {
     block_scene s(r, 12, bytes);
@@ -254,6 +289,7 @@ void check_blocks(gpu_bench &b, random_source &r, bool small)
 {
     gather_case(b, r, 21, 32768);
     gather_own_case(b, r, 23, 16384);
+    bring_case(b, r, 37, 16384);
     install_case(b, r, 16384);
     seal_case(b, r, 9, 32768);
     if (small) return;

@@ -176,7 +176,7 @@ struct shared_exchange {
      * leaves them. */
     void take_own(uint32_t count, uint32_t unanswered)
     {
-        const uint32_t counts[2] = {count, unanswered};
+        const uint32_t counts[3] = {count, unanswered, 0};
         if (!x->own_count) {
             CUDA(cudaMalloc((void **)&x->own_miss, x->capacity * sizeof *x->miss));
             CUDA(cudaMalloc((void **)&x->own_arrival, x->capacity * sizeof *x->arrival));
