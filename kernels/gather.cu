@@ -44,16 +44,15 @@ __device__ void fail_miss(const gather_params &p, uint32_t i, const kern_miss &m
     if (miss.row >= 0 && p.row_status) atomicCAS(p.row_status + miss.row, (int)STATUS_OK, why);
 }
 
-/* Whether the arrival has come; what has not by the deadline is late, whoever is first decides. */
-__device__ bool arrival_comes(const gather_params &p, kern_arrival *arrival)
+/* The arrival's state when it has come, or at the deadline. */
+__device__ int32_t await(const gather_params &p, const kern_arrival *arrival)
 {
-    int32_t *state = (int32_t *)&arrival->state;
-    while (load_relaxed(state) == STATUS_PENDING && device_now() < p.deadline_ns)
+    int32_t state;
+    while ((state = load_relaxed((const int32_t *)&arrival->state)) == STATUS_PENDING &&
+           device_now() < p.deadline_ns)
         __nanosleep(500);
-    if (p.deadline_ns != 0 && load_relaxed(state) == STATUS_PENDING)
-        (void)atomicCAS_system(state, (int)STATUS_PENDING, (int)STATUS_DEADLINE);
     __threadfence_system(); /* what the state stands for */
-    return load_relaxed(state) == STATUS_OK;
+    return state;
 }
 
 /* What a CTA needs to know of its next items, fetched for 32 of them at once: a read of host memory
@@ -84,8 +83,9 @@ __device__ uint32_t fetch_items(const gather_params &p, gather_shared<BLOCKS> &s
         const uint4 *a = reinterpret_cast<const uint4 *>(p.seen + i);
         const uint4 m0 = load_once(m), m1 = load_once(m + 1);
         uint4 a0 = load_once(a), a1 = load_once(a + 1);
-        if ((p.seen != p.arrival || p.deadline_ns != 0) && (int32_t)a1.z == STATUS_PENDING) {
-            (void)arrival_comes(p, p.arrival + i);
+        int32_t state = (int32_t)a1.z;
+        if ((p.seen != p.arrival || p.deadline_ns != 0) && state == STATUS_PENDING) {
+            state = await(p, p.arrival + i);
             a = reinterpret_cast<const uint4 *>(p.arrival + i);
             a0 = load_once(a), a1 = load_once(a + 1);
         }
@@ -95,7 +95,7 @@ __device__ uint32_t fetch_items(const gather_params &p, gather_shared<BLOCKS> &s
         to.source = reinterpret_cast<const uint8_t *>(a0.x | (uint64_t)a0.y << 32);
         to.seed = a0.z | (uint64_t)a0.w << 32;
         to.digest = a1.x | (uint64_t)a1.y << 32;
-        to.state = (int32_t)a1.z;
+        to.state = state;
         if (to.state != STATUS_OK)
             fail_miss(p, i, to.miss,
                       to.state == STATUS_PENDING ? (int32_t)STATUS_DEADLINE : to.state);

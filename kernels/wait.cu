@@ -2,8 +2,9 @@
  *
  * A host that answers misses from other threads (kern_host without `pause`) is waited for on the
  * device: one CTA watches the states until all are answered or the deadline has passed; what is
- * then still PENDING becomes DEADLINE by compare-and-swap, so whoever is first decides. The
- * deadline is carried over to the device's timer by the offset measured at open.
+ * then still PENDING becomes DEADLINE (by a store: atomics on host memory are no promise over PCIe,
+ * and an answer of the same moment may win as well). The deadline is carried over to the device's
+ * timer by the offset measured at open.
  *
  * A host with `pause` has one thread for everything: it is called here, after the stream has come
  * to rest, exactly as the CPU backends do. */
@@ -29,8 +30,7 @@ __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_
         int32_t *state = &p.arrival[i].state;
         while (load_relaxed(state) == STATUS_PENDING && device_now() < p.deadline_ns)
             __nanosleep(500);
-        if (load_relaxed(state) == STATUS_PENDING)
-            atomicCAS_system(state, (int)STATUS_PENDING, (int)STATUS_DEADLINE);
+        if (load_relaxed(state) == STATUS_PENDING) *(volatile int32_t *)state = STATUS_DEADLINE;
     }
     __threadfence_system(); /* what the states stand for, to the launches that follow */
     __syncthreads();

@@ -146,10 +146,9 @@ static status check_store(const flag_set *set, const bench_options *o)
             TRY(refuse(set, of_one[i], "--device names several, each worker a process of its own"));
     }
     if (o->resident) {
-        static const char *const of_misses[] = {"--churn",     "--victim-margin", "--no-prefetch",
-                                                "--rtt-us",    "--gbit",          "--fault",
-                                                "--nosi-like", "--lookahead",     "--no-overlap",
-                                                "--no-late-merge"};
+        static const char *const of_misses[] = {
+            "--churn", "--victim-margin", "--no-prefetch", "--rtt-us",     "--gbit",
+            "--fault", "--nosi-like",     "--lookahead",   "--no-overlap", "--no-late-merge"};
         for (size_t i = 0; i < sizeof of_misses / sizeof *of_misses; i++)
             TRY(refuse(set, of_misses[i], "with --resident nothing is fetched"));
     }

@@ -351,11 +351,11 @@ status fetch_room(worker_engine *e, uint32_t layer); /* before a layer goes to t
 bool fetch_merges_late(const worker_engine *e);
 /* Whose gather the late part of attention waits for by itself; NULL: fetch_finish sees to it. */
 const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer);
-status fetch_planned(worker_engine *e, uint32_t layer);               /* the stream has its plan */
-status fetch_finish(worker_engine *e, uint32_t layer);                /* wait, gather */
-status fetch_drain(worker_engine *e);           /* every layer's misses are with io */
-void fetch_abandon(worker_engine *e);           /* after a failed step */
-void fetch_over(worker_engine *e);              /* the stream is at rest: count */
+status fetch_planned(worker_engine *e, uint32_t layer); /* the stream has its plan */
+status fetch_finish(worker_engine *e, uint32_t layer);  /* wait, gather */
+status fetch_drain(worker_engine *e);                   /* every layer's misses are with io */
+void fetch_abandon(worker_engine *e);                   /* after a failed step */
+void fetch_over(worker_engine *e);                      /* the stream is at rest: count */
 bool fetch_wants_picks(const worker_engine *e); /* of the step under way: to count by prefetch */
 /* Counting that fetch_over put off until the device works again: of a sequence, or of all (-1). */
 void fetch_settle(worker_engine *e, int32_t seq);
