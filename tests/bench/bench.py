@@ -192,18 +192,8 @@ def group_store(bench):
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
-def wide_openblas(bench):
-    """OpenBLAS takes the kernels of a processor that it knows, and AVX2's on one that is newer than it is. Then it is
-    told to take AVX-512's, where our own products have them."""
-    for line in bench.lines(['bench_kernels', '1', 'ceilings']):
-        if 'avx512' in line['device'] and line.get('peer_core') in ('Haswell', 'Zen'):
-            os.environ.setdefault('OPENBLAS_CORETYPE', 'SkylakeX')
-            bench.note(f'OpenBLAS would take its kernels for {line["peer_core"]}; OPENBLAS_CORETYPE is '
-                       f'{os.environ["OPENBLAS_CORETYPE"]}')
-
-
 def group_products(bench):
-    wide_openblas(bench)
+    os.environ.pop('OPENBLAS_CORETYPE', None)  # its own choice of kernels
     core = None
     for threads in sorted({1, os.cpu_count()}):
         ratios = []

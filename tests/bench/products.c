@@ -5,9 +5,9 @@
  *
  * One JSON line a measurement. OpenBLAS gets the same weights as f32, so its matrices take twice
  * the memory; a product with one row is given to sgemv too, and the faster one counts. The two are
- * timed in turns with the same number of threads. OpenBLAS's idle threads spin for 2^26 cycles
- * before they sleep; what runs on several threads therefore runs for a while before it is timed.
- * Which of OpenBLAS's kernels it took stands in the line of ceilings. */
+ * timed in turns with the same number of threads. On several threads each runs for a while before
+ * it is timed: idle threads of OpenBLAS spin for 2^28 cycles before they sleep, and would share
+ * their core with ours. Which of its kernels it took stands in the line of ceilings. */
 #include "kernels/kernels.h"
 
 #include <stdlib.h>
@@ -21,7 +21,7 @@
 #include <immintrin.h>
 #endif
 
-enum { RUNS = 7, ROWS_MAX = 128, SAMPLE_NS = 2000000, SETTLE_NS = 40000000 };
+enum { RUNS = 7, ROWS_MAX = 128, SAMPLE_NS = 2000000, SETTLE_NS = 150000000 };
 
 /* With one thread processor time, which other programs hardly touch; else the wall's. */
 static bool by_wall;
@@ -160,9 +160,13 @@ static void run_gemv(const product *p)
 }
 #endif
 
-/* Microseconds of one call; *repeats is settled by the first. */
-static double time_one(void (*run)(const product *), const product *p, uint32_t *repeats)
+/* Microseconds of one call; *repeats is settled by the first. On several threads it runs untimed
+ * for so long before. */
+static double time_one(void (*run)(const product *), const product *p, uint32_t *repeats,
+                       uint64_t settle_ns)
 {
+    for (const uint64_t begin = now(); by_wall && now() - begin < settle_ns;)
+        run(p);
     if (*repeats == 0) {
         run(p);
         const uint64_t from = now();
@@ -170,8 +174,6 @@ static double time_one(void (*run)(const product *), const product *p, uint32_t 
         const uint64_t once = now() - from + 1;
         *repeats = once > SAMPLE_NS ? 1 : (uint32_t)(SAMPLE_NS / once);
     }
-    for (const uint64_t begin = now(); by_wall && now() - begin < SETTLE_NS;)
-        run(p);
     const uint64_t from = now();
     for (uint32_t i = 0; i < *repeats; i++)
         run(p);
@@ -183,10 +185,10 @@ static void bench_rows(const product *p, const shape *s, const char *device, uin
     double ours[RUNS], gemm[RUNS], gemv[RUNS];
     uint32_t repeats[3] = {0};
     for (int i = 0; i < RUNS; i++) {
-        ours[i] = time_one(run_ours, p, &repeats[0]);
+        ours[i] = time_one(run_ours, p, &repeats[0], SETTLE_NS);
 #ifdef BENCH_OPENBLAS
-        gemm[i] = time_one(run_gemm, p, &repeats[1]);
-        if (p->args.rows == 1) gemv[i] = time_one(run_gemv, p, &repeats[2]);
+        gemm[i] = time_one(run_gemm, p, &repeats[1], SAMPLE_NS);
+        if (p->args.rows == 1) gemv[i] = time_one(run_gemv, p, &repeats[2], SAMPLE_NS);
 #endif
     }
     printf("{\"kind\":\"product\",\"model\":\"%s\",\"name\":\"%s\",\"n\":%u,\"k\":%u,\"rows\":%u,"
