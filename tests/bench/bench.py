@@ -197,7 +197,7 @@ def group_products(bench):
     core = None
     for threads in sorted({1, os.cpu_count()}):
         ratios = []
-        for line in bench.lines(['bench_kernels', str(threads)]):
+        for line in bench.lines(['bench_kernels', str(threads)], timeout=1200):
             bench.device = line['device']
             if line['kind'] == 'ceiling':
                 core = line.get('peer_core')
@@ -207,7 +207,7 @@ def group_products(bench):
             work = 2e-3 * line['n'] * line['k'] * line['rows']  # flops / 1000: over us gives GF/s
             runs = [work / us for us in line['us']]
             peers = {name: line[key] for name, key in (('sgemm', 'gemm_us'), ('sgemv', 'gemv_us')) if key in line}
-            more = {'threads': threads, 'weight_bytes': line['weight_bytes']}
+            more = {'threads': threads, 'weight_bytes': line['weight_bytes'], 'disturbed': line['disturbed']}
             if peers:
                 best = min(peers, key=lambda name: median(peers[name]))
                 more.update(peer=f'OpenBLAS {best}', peer_value=work / median(peers[best]), peer_core=core, peer_bytes=line['peer_bytes'],

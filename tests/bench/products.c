@@ -7,9 +7,12 @@
  * the memory; a product with one row is given to sgemv too, and the faster one counts. The two are
  * timed in turns with the same number of threads. On several threads each runs for a while before
  * it is timed: idle threads of OpenBLAS spin for 2^28 cycles before they sleep, and would share
- * their core with ours. Which of its kernels it took stands in the line of ceilings. */
+ * their core with ours. Such a sample is taken again when other programs had a tenth of the machine
+ * or more; `disturbed` counts those that they had in all tries. Which of OpenBLAS's kernels it took
+ * stands in the line of ceilings. */
 #include "kernels/kernels.h"
 
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -21,10 +24,11 @@
 #include <immintrin.h>
 #endif
 
-enum { RUNS = 7, ROWS_MAX = 128, SAMPLE_NS = 2000000, SETTLE_NS = 150000000 };
+enum { RUNS = 7, ROWS_MAX = 128, SAMPLE_NS = 2000000, SETTLE_NS = 150000000, TRIES = 20 };
 
 /* With one thread processor time, which other programs hardly touch; else the wall's. */
 static bool by_wall;
+static long cores;
 
 static uint64_t now(void)
 {
@@ -160,13 +164,24 @@ static void run_gemv(const product *p)
 }
 #endif
 
-/* Microseconds of one call; *repeats is settled by the first. On several threads it runs untimed
- * for so long before. */
-static double time_one(void (*run)(const product *), const product *p, uint32_t *repeats,
-                       uint64_t settle_ns)
+/* Processor seconds that all have had but this process; 0 where Linux does not say. */
+static double others_had(void)
 {
-    for (const uint64_t begin = now(); by_wall && now() - begin < settle_ns;)
-        run(p);
+    FILE *f = fopen("/proc/stat", "r");
+    double user = 0, nice = 0, system = 0;
+    struct timespec own;
+    if (f == NULL) return 0;
+    const int got = fscanf(f, "cpu %lf %lf %lf", &user, &nice, &system);
+    (void)fclose(f);
+    CHECK(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &own) == 0);
+    if (got != 3) return 0;
+    return (user + nice + system) / (double)sysconf(_SC_CLK_TCK) - (double)own.tv_sec -
+           (double)own.tv_nsec * 1e-9;
+}
+
+/* Microseconds of one call; *repeats is settled by the first. */
+static double time_once(void (*run)(const product *), const product *p, uint32_t *repeats)
+{
     if (*repeats == 0) {
         run(p);
         const uint64_t from = now();
@@ -180,20 +195,55 @@ static double time_one(void (*run)(const product *), const product *p, uint32_t 
     return (double)(now() - from) / *repeats * 1e-3;
 }
 
+/* Whether others had a tenth of the machine or more since then. A tick is 10 ms, and each processor
+ * may owe one. */
+static bool is_disturbed(uint64_t begin, double others)
+{
+    return others_had() - others > (double)(now() - begin) * 1e-10 * (double)cores + 0.02;
+}
+
+static void wait_for_quiet(void)
+{
+    for (int i = 0; i < TRIES; i++) {
+        const double others = others_had();
+        const uint64_t begin = now();
+        (void)poll(NULL, 0, SETTLE_NS / 1000000);
+        if (!is_disturbed(begin, others)) return;
+    }
+}
+
+static double time_one(void (*run)(const product *), const product *p, uint32_t *repeats,
+                       uint32_t *disturbed)
+{
+    double us = 0;
+    for (int i = 0; i < TRIES; i++) {
+        const double others = others_had();
+        const uint64_t begin = now();
+        while (by_wall && now() - begin < SETTLE_NS)
+            run(p);
+        us = time_once(run, p, repeats);
+        if (!by_wall || !is_disturbed(begin, others)) return us;
+        wait_for_quiet();
+    }
+    ++*disturbed;
+    return us;
+}
+
 static void bench_rows(const product *p, const shape *s, const char *device, uint32_t threads)
 {
     double ours[RUNS], gemm[RUNS], gemv[RUNS];
-    uint32_t repeats[3] = {0};
+    uint32_t repeats[3] = {0}, disturbed = 0;
     for (int i = 0; i < RUNS; i++) {
-        ours[i] = time_one(run_ours, p, &repeats[0], SETTLE_NS);
+        ours[i] = time_one(run_ours, p, &repeats[0], &disturbed);
 #ifdef BENCH_OPENBLAS
-        gemm[i] = time_one(run_gemm, p, &repeats[1], SAMPLE_NS);
-        if (p->args.rows == 1) gemv[i] = time_one(run_gemv, p, &repeats[2], SAMPLE_NS);
+        gemm[i] = time_one(run_gemm, p, &repeats[1], &disturbed);
+        if (p->args.rows == 1) gemv[i] = time_one(run_gemv, p, &repeats[2], &disturbed);
 #endif
     }
     printf("{\"kind\":\"product\",\"model\":\"%s\",\"name\":\"%s\",\"n\":%u,\"k\":%u,\"rows\":%u,"
-           "\"threads\":%u,\"device\":\"%s\",\"weight_bytes\":%llu,\"peer_bytes\":%llu",
-           s->model, s->name, s->n, s->k, p->args.rows, threads, device,
+           "\"threads\":%u,\"device\":\"%s\",\"disturbed\":%u,\"weight_bytes\":%llu,"
+           "\"peer_bytes\":%llu",
+           s->model, s->name, s->n, s->k, p->args.rows, threads, device, disturbed,
            (unsigned long long)kern_weight_bytes(p->args.weight),
            (unsigned long long)s->n * s->k * sizeof(float));
     print_list("us", ours);
@@ -251,7 +301,7 @@ static void bench_shape(kern_backend *backend, const shape *s, uint32_t threads)
 
 int main(int argc, char **argv)
 {
-    const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    cores = sysconf(_SC_NPROCESSORS_ONLN);
     const uint32_t threads = argc > 1 ? (uint32_t)strtoul(argv[1], NULL, 10) : (uint32_t)cores;
     const kern_config config = {"cpu", threads, NULL};
     kern_backend *backend;
