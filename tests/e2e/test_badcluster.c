@@ -291,7 +291,7 @@ static void run_row(const bad_store *row)
 
 TEST(every_way_a_store_can_be_wrong_is_told_and_no_line_is_lost)
 {
-    write_input(300);
+    write_input(900); /* lasts until puts have been given up */
     PROGRAM_CALL(&run, "decode", "@in.jsonl", "-o", "@want.jsonl", "--model", SMALL_MODEL,
                  "--deterministic");
     EXPECT_EQ_I64(run.exit_code, 0);
