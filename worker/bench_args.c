@@ -33,7 +33,7 @@ static const flag_row rows[] = {
     {"--rtt-us", "N", "round trip of the simulated network, microseconds", AT(rtt_us), FLAG_TYPE_REAL, 0, 1e7},
     {"--gbit", "N", "rate of the simulated network, Gb/s a node and for the worker", AT(gbit), FLAG_TYPE_REAL, 0.001, 1e5},
     {"--host-tier", "SIZE", "host memory for blocks beside a store (default 0B: misses are remote)", AT(host_tier), FLAG_TYPE_BYTES, 0, 0},
-    {"--fault", "kill|flip|pause", "in the second run: a node dies or stops for 2 s; flip: replies lose bits", AT(fault_name), FLAG_TYPE_WORD, 0, 0},
+    {"--fault", "kill|flip|pause", "in the second run: a node dies (needs more nodes than replicas) or stops for 2 s; flip: replies lose bits", AT(fault_name), FLAG_TYPE_WORD, 0, 0},
     {"--park-quantum", "N", "steps before a sequence gives its place, when the pool is short (default 64)", AT(quantum), FLAG_TYPE_WHOLE, 1, 1 << 20},
     {"--runs", "N", "stretches that are measured one after the other (default 5)", AT(runs), FLAG_TYPE_WHOLE, 1, BENCH_RUNS_MAX},
     {"--steps", "N", "steps of a run (default 64: each sequence seals a block in each)", AT(steps), FLAG_TYPE_WHOLE, 1, 1 << 16},
@@ -163,6 +163,12 @@ static status check_store(const flag_set *set, const bench_options *o)
                     "--fault %s needs --replicas 2: contexts that were made up cannot be "
                     "computed again",
                     o->fault_name);
+    if (o->fault == FAULT_KILL && o->nodes <= o->replicas)
+        return FAIL(
+            INVALID,
+            "--fault kill needs more --nodes than --replicas (%u): with %u left no new block "
+            "can be stored, and its sequence ends",
+            o->replicas, o->nodes - 1);
     return STATUS_OK;
 }
 

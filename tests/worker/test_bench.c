@@ -289,6 +289,7 @@ TEST(what_makes_no_sense_is_refused_in_one_sentence)
         {{"--resident", "--churn", "5"}, "--churn has no meaning here: with --resident"},
         {{"--nosi-like", "--victim-margin", "5"}, "--nosi-like is an exact fit"},
         {{"--nodes", "1", "--fault", "kill"}, "--replicas 2: more than the 1 nodes"},
+        {{"--nodes", "2", "--fault", "kill"}, "more --nodes than --replicas (2): with 1 left"},
         {{"--fault", "flip", "--replicas", "1"}, "--fault flip needs --replicas 2"},
         {{"--fault", "pause", "--runs", "2"}, "--fault needs --runs 3"},
         {{"--cluster", "no.yaml", "--rtt-us", "5"}, "the nodes of --cluster are real"},
