@@ -313,10 +313,9 @@ typedef struct kern_install_args {   /* between steps: put arrived blocks (prefe
     bool verify;
 } kern_install_args;
 
-typedef struct kern_candidates_args { /* what to prefetch: the unforced blocks that a selection at the next
-                                      * position holds by their importance, whatever its query picks
-                                      * (the best total - query), and the table does not, best first.
-                                      * With `forced`, the forced ones before them */
+typedef struct kern_candidates_args { /* the best `count` unforced blocks by importance at next position
+                                      * that the table does not hold, best first: what to prefetch.
+                                      * With `forced`, the forced ones too */
     const int32_t *seq, *next_pos;   /* [n] */
     const int32_t *selector;         /* [n] */
     const kern_selector *selectors;

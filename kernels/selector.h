@@ -51,14 +51,6 @@ KERN_RULE bool selector_takes_all(const kern_selector *s, int32_t pos)
     return selector_current(s, pos) < selector_limit(s);
 }
 
-/* How many unforced blocks, of `forced` forced ones, a full selection holds by their importance
- * alone: whatever the query picks besides, each of the best so many is picked or filled in. */
-KERN_RULE uint32_t selector_sure(const kern_selector *s, uint32_t forced)
-{
-    const uint32_t picked = s->query > forced ? s->query : forced;
-    return s->fill_by_importance && s->total > picked ? s->total - picked : 0;
-}
-
 /* Whether this row's query scores decide anything. */
 KERN_RULE bool selector_needs_scores(const kern_selector *s, int32_t pos)
 {
