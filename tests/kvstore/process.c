@@ -167,6 +167,7 @@ void store_fill(const store *s, const block_id *id, uint8_t *out_bytes)
 
 bool store_next(store *s, uint64_t ns, kv_done *out_done)
 {
+    if (kv_client_next(s->client, out_done)) return true; /* one poll may bring many */
     for (uint64_t end = now() + ns;;) {
         kv_client_poll(s->client);
         if (kv_client_next(s->client, out_done)) return true;
