@@ -137,6 +137,7 @@ static void block_failed(kv_client *c, client_block *b, uint32_t node, status wh
 {
     if (b->state == BLOCK_DONE) return;
     CHECK(b->state == BLOCK_ASKED && b->asks_open > 0);
+    CHECK(node < CLUSTER_NODES_MAX);
     b->asks_open--;
     if (b->landing == node + 1) landing_end(c, b);
     b->tried |= bit(node);
