@@ -696,6 +696,8 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
     if (args->prefill && args->branch == BRANCH_SELECTED &&
         cuda_prefill_can(cuda_stream_of(stream), args->heads / args->summary.kv_heads, d))
         return cuda_prefill_attend(cuda_stream_of(stream), args);
+    if ((uintptr_t)args->q % 16 != 0 || args->row_stride % 4 != 0)
+        return FAIL(UNSUPPORTED, "attend on CUDA: queries that do not begin at 16 bytes");
     attend_params p = {};
     p.a = *args;
     p.kv_heads = args->summary.kv_heads;
@@ -704,7 +706,7 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
     if (args->branch == BRANCH_COARSE) /* an empty list has a group too */
         p.a.max_select =
             args->summary.max_windows == 0 ? 1 : cuda_blocks(args->summary.max_windows, KERN_BLOCK);
-    p.supers = cuda_blocks(cuda_blocks(p.a.max_select, KERN_GROUP_ENTRIES), SUPER_GROUPS);
+    p.supers = cuda_blocks(p.a.max_select, KERN_LATE_ENTRIES);
     p.scale = CUDA_LOG2E / sqrtf((float)d);
     p.over = args->after ? args->after->own_count + 2 : nullptr;
     if (d == 64) return attend_branch<64>(cuda_stream_of(stream), p);

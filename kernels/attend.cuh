@@ -11,6 +11,7 @@ namespace
 
 constexpr int WARPS = 4, THREADS = 32 * WARPS, ROWS = 16, STAGES = 3;
 constexpr uint32_t SUPER_GROUPS = 8, UNITS = 32, ENTRIES = UNITS * KERN_GROUP_ENTRIES;
+static_assert(SUPER_GROUPS * KERN_GROUP_ENTRIES == KERN_LATE_ENTRIES, "a super, a byte of late");
 constexpr uint32_t ITEMS_MAX = 4096;   /* lists times head tiles of one launch */
 constexpr int FOLD = 32;               /* columns folded at a time */
 constexpr uint32_t DYNAMIC_MAX = 1024; /* groups handed out by ticket, and CTAs */

@@ -238,6 +238,16 @@ __device__ __forceinline__ uint64_t device_now()
     return t;
 }
 
+/* The state of an arrival when it has come, or at the deadline; what it stands for is there after
+ * a __threadfence_system. */
+__device__ __forceinline__ int32_t await_state(const int32_t *from, uint64_t deadline_ns)
+{
+    int32_t state;
+    while ((state = load_relaxed(from)) == STATUS_PENDING && device_now() < deadline_ns)
+        __nanosleep(500);
+    return state;
+}
+
 /* 16 bytes from global to shared memory without passing through registers. */
 __device__ __forceinline__ void copy_async16(uint32_t to, const void *from)
 {

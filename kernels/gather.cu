@@ -44,17 +44,6 @@ __device__ void fail_miss(const gather_params &p, uint32_t i, const kern_miss &m
     if (miss.row >= 0 && p.row_status) atomicCAS(p.row_status + miss.row, (int)STATUS_OK, why);
 }
 
-/* The arrival's state when it has come, or at the deadline. */
-__device__ int32_t await(const gather_params &p, const kern_arrival *arrival)
-{
-    int32_t state;
-    while ((state = load_relaxed((const int32_t *)&arrival->state)) == STATUS_PENDING &&
-           device_now() < p.deadline_ns)
-        __nanosleep(500);
-    __threadfence_system(); /* what the state stands for */
-    return state;
-}
-
 /* What a CTA needs to know of its next items, fetched for 32 of them at once: a read of host memory
  * takes longer than a block. */
 struct alignas(16) gather_item {
@@ -85,7 +74,8 @@ __device__ uint32_t fetch_items(const gather_params &p, gather_shared<BLOCKS> &s
         uint4 a0 = load_once(a), a1 = load_once(a + 1);
         int32_t state = (int32_t)a1.z;
         if ((p.seen != p.arrival || p.deadline_ns != 0) && state == STATUS_PENDING) {
-            state = await(p, p.arrival + i);
+            state = await_state((const int32_t *)&p.arrival[i].state, p.deadline_ns);
+            __threadfence_system();
             a = reinterpret_cast<const uint4 *>(p.arrival + i);
             a0 = load_once(a), a1 = load_once(a + 1);
         }

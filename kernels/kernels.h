@@ -27,7 +27,8 @@ typedef struct kern_weight kern_weight;
 enum {
     KERN_BLOCK = PROTO_BLOCK_TOKENS, /* storage block: 64 tokens, K[64][D] then V[64][D] bf16 */
     KERN_GROUP_ENTRIES = 8,          /* one softmax partial for every 8 consecutive entries */
-    KERN_KEY_RING = 128,             /* last keys kept a (sequence, layer, KV head): >= window */
+    KERN_LATE_ENTRIES = 8 * KERN_GROUP_ENTRIES, /* of a byte of late, a bit each group */
+    KERN_KEY_RING = 128, /* last keys kept a (sequence, layer, KV head): >= window */
     KERN_SELECTORS_MAX = 16,
     KERN_TOP_LOGPROBS_MAX = 20,
     KERN_DIGEST_MIN = 61, /* floats of a row that a device takes the digest of */
@@ -251,8 +252,8 @@ typedef struct kern_plan_args {      /* diff the selection against the table, ch
     const uint8_t *row_on;           /* [R] or NULL: 0 rows are left alone */
     kern_table table;
     int32_t *slot;                   /* [R, Hk, M] out: pool slot of each entry of the selection */
-    uint8_t *late;                   /* [R, Hk, ceil(M / 64)] or NULL: out, bit g of byte i: a miss is
-                                      * among entries 64 i + 8 g .. 64 i + 8 g + 7 */
+    uint8_t *late;                   /* [R, Hk, ceil(M / KERN_LATE_ENTRIES)] or NULL: out, bit g of byte
+                                      * i: a miss is among the entries 64 i + 8 g .. 64 i + 8 g + 7 */
     kern_homes homes;
     kern_exchange *exchange;         /* out: miss[0 .. published), arrivals of blocks in host memory
                                       * OK, of others PENDING */

@@ -19,7 +19,6 @@ namespace
 constexpr uint32_t THREADS = 128, COUNTED_MAX = 4 * THREADS;
 constexpr size_t SHARED_MAX = 220 << 10; /* of ranks and wants; 1.2 million tokens, all selected */
 constexpr uint64_t TAKEN = ~0ull;        /* rank of an entry that may not be given away */
-constexpr uint32_t LATE_ENTRIES = 8 * KERN_GROUP_ENTRIES; /* of a byte of late */
 
 struct plan_params {
     kern_plan_args a;
@@ -153,13 +152,13 @@ __device__ plan_list list_of(const kern_plan_args &a, uint32_t row, uint32_t hea
 
 __device__ __forceinline__ uint32_t late_bytes(const kern_plan_args &a)
 {
-    return (a.max_select + LATE_ENTRIES - 1) / LATE_ENTRIES;
+    return (a.max_select + KERN_LATE_ENTRIES - 1) / KERN_LATE_ENTRIES;
 }
 
 /* Which groups of the warp's 32 picks have one that must come: for store_late, a barrier later. */
 __device__ __forceinline__ void note_late(plan_shared &s, uint32_t turn, bool late)
 {
-    static_assert(KERN_GROUP_ENTRIES == 8 && LATE_ENTRIES == 64, "two warps make a byte");
+    static_assert(KERN_GROUP_ENTRIES == 8 && KERN_LATE_ENTRIES == 64, "two warps make a byte");
     const uint32_t lanes = __ballot_sync(~0u, late);
     uint32_t bits = 0;
 #pragma unroll
@@ -171,8 +170,8 @@ __device__ __forceinline__ void note_late(plan_shared &s, uint32_t turn, bool la
 __device__ __forceinline__ void store_late(const kern_plan_args &a, const plan_shared &s,
                                            uint64_t list, uint32_t turn)
 {
-    const uint32_t byte = turn * (THREADS / LATE_ENTRIES) + threadIdx.x;
-    if (!a.late || threadIdx.x >= THREADS / LATE_ENTRIES || byte >= late_bytes(a)) return;
+    const uint32_t byte = turn * (THREADS / KERN_LATE_ENTRIES) + threadIdx.x;
+    if (!a.late || threadIdx.x >= THREADS / KERN_LATE_ENTRIES || byte >= late_bytes(a)) return;
     const uint8_t *half = s.late[turn % 2] + 2 * threadIdx.x;
     a.late[list * late_bytes(a) + byte] = (uint8_t)(half[0] | half[1] << 4);
 }

@@ -146,18 +146,15 @@ static bool publish_arrival(const kern_plan_args *a, const kern_miss *miss, kern
     return slot < 0;
 }
 
-/* A bit for each group of KERN_GROUP_ENTRIES entries. */
-enum { LATE_ENTRIES = 8 * KERN_GROUP_ENTRIES };
-
 static uint64_t late_bytes(const kern_plan_args *a)
 {
-    return (a->max_select + LATE_ENTRIES - 1) / LATE_ENTRIES;
+    return (a->max_select + KERN_LATE_ENTRIES - 1) / KERN_LATE_ENTRIES;
 }
 
 static void mark_late(const kern_plan_args *a, uint64_t index, uint32_t e)
 {
     uint8_t *late = a->late + index * late_bytes(a);
-    late[e / LATE_ENTRIES] |= (uint8_t)(1u << e % LATE_ENTRIES / KERN_GROUP_ENTRIES);
+    late[e / KERN_LATE_ENTRIES] |= (uint8_t)(1u << e % KERN_LATE_ENTRIES / KERN_GROUP_ENTRIES);
 }
 
 static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, plan_counts *n)

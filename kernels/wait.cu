@@ -28,9 +28,8 @@ __global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_
     const uint64_t start = device_now();
     for (uint32_t i = threadIdx.x; i < published; i += 256) {
         int32_t *state = &p.arrival[i].state;
-        while (load_relaxed(state) == STATUS_PENDING && device_now() < p.deadline_ns)
-            __nanosleep(500);
-        if (load_relaxed(state) == STATUS_PENDING) *(volatile int32_t *)state = STATUS_DEADLINE;
+        if (await_state(state, p.deadline_ns) == STATUS_PENDING)
+            *(volatile int32_t *)state = STATUS_DEADLINE;
     }
     __threadfence_system(); /* what the states stand for, to the launches that follow */
     __syncthreads();

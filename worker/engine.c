@@ -182,7 +182,7 @@ static void take_picks(taking *t)
     e->pick_mask = take(t, n, 1);
     for (int i = 0; i < 2; i++)
         e->scratch[i].late =
-            take(t, (uint64_t)e->seqs * e->kv_heads * (e->max_select / KERN_BLOCK + 1), 1);
+            take(t, (uint64_t)e->seqs * e->kv_heads * (e->max_select / KERN_LATE_ENTRIES + 1), 1);
     e->seen.block = take_seen(t, e->picks.block, n, sizeof(int32_t));
     e->seen.slot = take_seen(t, e->picks.slot, n, sizeof(int32_t));
     e->seen.count = take_seen(t, e->picks.count, 2 * lists, sizeof(int32_t));

@@ -108,7 +108,7 @@ typedef struct pick_buffers {
     float *query, *importance; /* [R, Hk, N] */
     int32_t *block, *slot;     /* [R, Hk, M] */
     uint8_t *mask;             /* [R, Hk, M] */
-    uint8_t *late;             /* [R, Hk, ceil(M / 64)], by plan */
+    uint8_t *late;             /* [R, Hk, ceil(M / KERN_LATE_ENTRIES)], by plan */
     int32_t *count, *settled;  /* [R, Hk] */
 } pick_buffers;
 
