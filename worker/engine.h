@@ -58,7 +58,7 @@ typedef struct sequence {
     uint32_t ran;           /* steps since it became active */
     uint32_t ahead_set;     /* of its ahead_bit, how many are set */
     uint32_t ahead_step;    /* when prefetch brought something last */
-    uint32_t resumed_step;  /* step number when it got its entries */
+    uint32_t whole_step;    /* the last whose row was not void, or when it got its entries */
     uint32_t row, row_step; /* its row in that step; last_pick has not the picks yet. 0: it has */
     uint32_t void_tries;    /* at this position */
     status void_status;

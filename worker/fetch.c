@@ -529,7 +529,10 @@ static bool is_awaited(const worker_engine *e, const prefetch_group *p)
     return p->generation == s->generation && (s->state == SEQ_ACTIVE || s->state == SEQ_RESUMING);
 }
 
-/* What the group brought, to the list of its layer. False: the list is full for now. */
+/* What the group brought, to the list of its layer. False: the list is full for now. It may not go
+ * in for what the row used last. A void row used nothing in the layers after the one that made it
+ * void, the open block neither, of which there is no copy: so what the row before it used counts.
+ */
 static bool list_add(worker_engine *e, const prefetch_group *p, const kern_exchange *from)
 {
     kern_exchange *to = &e->exchange[p->layer];
@@ -552,7 +555,7 @@ static bool list_add(worker_engine *e, const prefetch_group *p, const kern_excha
         atomic_store(&to->arrival[n].state, STATUS_OK);
         n++;
     }
-    e->keep_step[p->seq] = s->state == SEQ_ACTIVE ? e->step_number : s->resumed_step;
+    e->keep_step[p->seq] = s->whole_step;
     atomic_store(&to->published, n);
     return true;
 }

@@ -157,7 +157,7 @@ static bool resume(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     if (!entries_take(e, seq)) return false;
-    s->resumed_step = e->step_number;
+    s->whole_step = e->step_number;
     s->state = SEQ_RESUMING;
     s->ran = 0;
     s->void_status = e->failed != STATUS_OK ? e->failed : tail_install(e, seq);

@@ -497,6 +497,7 @@ static void row_done(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     s->void_tries = 0;
+    s->whole_step = e->step_number;
     s->done++;
     s->ran++;
 }

@@ -103,6 +103,62 @@ TEST(one_flip_is_one_repeated_step)
     EXPECT(stats.void_rows <= stats.corrupt);
 }
 
+/* There is no copy of an open block: of each sequence that decodes it is in the pool, in every
+ * layer and KV head. Its first token brings it there. */
+static bool open_blocks_are_resident(worker_engine *e)
+{
+    static int32_t entry[1024];
+    for (uint32_t seq = 0; seq < e->seqs; seq++) {
+        uint32_t block = e->seq[seq].done / KERN_BLOCK;
+        if (e->seq[seq].state != SEQ_ACTIVE || e->seq[seq].done % KERN_BLOCK == 0) continue;
+        for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+            kern_table t = engine_table(e, i / e->kv_heads);
+            const int32_t *row =
+                t.entry_of + ((size_t)seq * t.kv_heads + i % e->kv_heads) * t.max_blocks;
+            EXPECT(t.max_blocks <= 1024);
+            EXPECT(kern_copy(e->stream, entry, row, t.max_blocks * sizeof *row) == STATUS_OK);
+            EXPECT(kern_stream_sync(e->stream) == STATUS_OK);
+            if (entry[block] < 0) return false;
+        }
+    }
+    return true;
+}
+
+/* A void row used nothing in the layers after the one that made it void, and what prefetch brings
+ * next goes in for what was not used. No entry of the pool is to spare, and voids are many: both
+ * replicas of a block flip. */
+TEST(what_arrives_after_a_void_row_takes_no_open_block)
+{
+    run_setup setup = setup_of(3, 2);
+    cluster_config cluster;
+    cluster_config_default(&cluster);
+    cluster.victim_margin_percent = 0;
+    cluster.suspect_ns = 1000;
+    setup.cluster = &cluster;
+    setup.seqs = 4;
+    setup.hub_faults = (kv_faults){.seed = 3, .flip_wire = 0.14};
+    run *r = run_open(&setup);
+    worker_engine *e = run_engine(r);
+    worker_request request = {.prompt = prompt(),
+                              .prompt_count = PROMPT,
+                              .max_new = NEW,
+                              .selector = *run_selector(r),
+                              .sampling = {.top_p = 1.0f}};
+    for (request.id = 1; request.id <= setup.seqs; request.id++)
+        EXPECT(worker_submit(e, &request) == STATUS_OK);
+    while (!worker_idle(e)) {
+        status s = worker_step(e);
+        EXPECT(s == STATUS_OK || s == STATUS_PENDING);
+        EXPECT_MSG(open_blocks_are_resident(e), "not after step %u, %llu rows void", e->step_number,
+                   (unsigned long long)e->stats.void_rows);
+        worker_event event;
+        while (worker_next_event(e, &event))
+            EXPECT_MSG(event.result == STATUS_OK, "%s", log_last_error());
+    }
+    EXPECT(e->stats.void_rows > 0);
+    run_close(r);
+}
+
 TEST(blocks_that_a_card_wrote_give_the_same_bits)
 {
     (void)flipped(0.02, 2);
