@@ -23,8 +23,8 @@
  * are all in the pool and leaves, of a super that lacks some, their partials in the workspace; the
  * second takes the others, and who brings a super's last folds it. Again the same operations in the
  * same order: what was late does not show either. The second may be launched while the gather still
- * runs in another stream: it has its tables and queries by then, and waits for the gather's last
- * CTA.
+ * runs in another stream: it has its tables and queries by then, and waits for what its groups
+ * lack; meanwhile what it is going to read comes into the second-level cache.
  *
  * Precision: q and the weights are split into two bf16 each (high + low), so a product carries
  * about 16 bits; sums are float32. Source: NOSA, arXiv 2510.13602 (bias u in the logit); online
@@ -43,13 +43,11 @@
 namespace
 {
 
-/* Until the gather in the other stream is over; what it wrote is there then. */
-__device__ __forceinline__ void wait_gathered(const uint32_t *over)
+/* While attention waits the memory is idle: the start of the weight that is read after it. */
+__device__ __forceinline__ void bring_weight(const weight_part &w)
 {
-    if (threadIdx.x == 0)
-        while (load_acquire_device(over) < CUDA_BESIDE_CTAS)
-            __nanosleep(100);
-    __syncthreads();
+    for (uint32_t i = blockIdx.x * THREADS + threadIdx.x; i < w.rows; i += gridDim.x * THREADS)
+        cuda_bring_nearer(w.from + (uint64_t)i * w.pitch, w.bytes);
 }
 
 template <int D, kern_branch BRANCH> struct attend_cta {
@@ -564,6 +562,32 @@ __device__ __forceinline__ uint32_t copy_first(attend_cta<D, BRANCH> &cta, uint3
     return ahead;
 }
 
+/* Until the gather in the other stream is done with what the units lack; it is there then. */
+template <int D>
+__device__ __forceinline__ void wait_units(const attend_params &p, const attend_shared<D> &s,
+                                           uint32_t units)
+{
+    for (uint32_t e = threadIdx.x; e < units * KERN_GROUP_ENTRIES; e += THREADS) {
+        const attend_unit &unit = s.unit[e / KERN_GROUP_ENTRIES];
+        const uint64_t list = (uint64_t)p.first_row * p.kv_heads + unit.item / p.tiles;
+        const uint64_t at = list * p.a.max_select + unit.group * KERN_GROUP_ENTRIES;
+        if (e % KERN_GROUP_ENTRIES >= unit.entries) continue;
+        while (load_acquire_device(p.coming + at + e % KERN_GROUP_ENTRIES) != 0)
+            __nanosleep(100);
+    }
+    __syncthreads();
+}
+
+/* Likewise the blocks of the units; those that the gather writes it writes in the same cache. */
+template <int D>
+__device__ __forceinline__ void bring_units(const attend_params &p, const attend_shared<D> &s,
+                                            uint32_t units)
+{
+    for (uint32_t e = threadIdx.x; e < units * KERN_GROUP_ENTRIES; e += THREADS)
+        if (s.slot[e] >= 0)
+            cuda_bring_nearer(p.a.pool + (uint64_t)s.slot[e] * p.a.block_bytes, p.a.block_bytes);
+}
+
 template <int D, kern_branch BRANCH, bool TWICE>
 __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constant__ attend_params p)
 {
@@ -571,6 +595,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
     extern __shared__ __align__(128) uint8_t shared_bytes[];
     attend_shared<D> &s = *reinterpret_cast<attend_shared<D> *>(shared_bytes);
     attend_cta<D, BRANCH> cta(p, s);
+    if (p.coming) bring_weight(p.next);
     attend_line line = measure_line<D, BRANCH, TWICE>(p, s);
     row_state<D> state, group;
     state_clear(state);
@@ -579,10 +604,13 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
         if (base >= line.end && !next_stretch<D>(p, s, line, base)) break;
         const uint32_t units = min(line.end - base, UNITS);
         load_units<D, BRANCH, TWICE>(p, s, line, base, units);
-        if (p.over && item == UINT32_MAX) {
-            item = s.unit[0].item;
-            cta.load_query(item);
-            wait_gathered(p.over);
+        if (p.coming) {
+            bring_units<D>(p, s, units);
+            if (item == UINT32_MAX) {
+                item = s.unit[0].item;
+                cta.load_query(item);
+            }
+            wait_units<D>(p, s, units);
         }
         uint32_t ahead = copy_first(cta, units), done = 0;
         for (uint32_t n = 0; n < units; n++) {
@@ -687,6 +715,18 @@ template <int D> status attend_branch(cuda_stream *stream, attend_params &p)
     return attend_rows<D, BRANCH_SELECTED>(stream, p);
 }
 
+weight_part part_of(const kern_weight *w)
+{
+    weight_part part = {nullptr, 0, 0, 0};
+    if (!w || w->k % 8 != 0) return part;
+    const uint64_t most = NEXT_BYTES / w->n / 128 * 128; /* of a row, in lines */
+    part.from = reinterpret_cast<const uint8_t *>(w->data);
+    part.pitch = 2 * w->k;
+    part.bytes = most < part.pitch ? (uint32_t)most : part.pitch;
+    part.rows = part.bytes == 0 ? 0 : w->n;
+    return part;
+}
+
 } // namespace
 
 extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
@@ -708,7 +748,8 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
             args->summary.max_windows == 0 ? 1 : cuda_blocks(args->summary.max_windows, KERN_BLOCK);
     p.supers = cuda_blocks(p.a.max_select, KERN_LATE_ENTRIES);
     p.scale = CUDA_LOG2E / sqrtf((float)d);
-    p.over = args->after ? args->after->own_count + 2 : nullptr;
+    p.coming = args->after ? args->after->coming : nullptr;
+    if (args->after) p.next = part_of(args->next);
     if (d == 64) return attend_branch<64>(cuda_stream_of(stream), p);
     if (d == 128) return attend_branch<128>(cuda_stream_of(stream), p);
     return FAIL(UNSUPPORTED, "attend on CUDA has heads of 64 or 128, not %u", d);

@@ -16,6 +16,14 @@ constexpr uint32_t ITEMS_MAX = 4096;   /* lists times head tiles of one launch *
 constexpr int FOLD = 32;               /* columns folded at a time */
 constexpr uint32_t DYNAMIC_MAX = 1024; /* groups handed out by ticket, and CTAs */
 constexpr uint32_t LATE_MAX = 32768;   /* supers of a launch that is one of two */
+/* Of the next weight, beside the blocks of late groups. */
+constexpr uint64_t NEXT_BYTES = 24ull << 20;
+
+/* The first bytes of each row of a weight: what every tile of a product begins with. */
+struct weight_part {
+    const uint8_t *from;
+    uint32_t pitch, rows, bytes; /* rows: 0: nothing */
+};
 
 struct attend_params {
     kern_attend_args a;
@@ -26,9 +34,10 @@ struct attend_params {
     uint32_t *arrived;
     uint32_t first_row; /* of this launch */
     uint32_t items, kv_heads, group_heads, tiles, supers;
-    uint32_t ctas;        /* at most; both launches of two count places by it */
-    float scale;          /* log2(e) / sqrt(D) */
-    const uint32_t *over; /* NULL, or counts CTAs of the gather that are done */
+    uint32_t ctas;          /* at most; both launches of two count places by it */
+    float scale;            /* log2(e) / sqrt(D) */
+    const uint32_t *coming; /* [R, Hk, M] NULL, or not 0: the gather beside is not done with it */
+    weight_part next;       /* for who waits for that */
 };
 
 /* A group of 8 entries in the CTA's stretch. An item is a (row, KV head, tile of 16 heads). */

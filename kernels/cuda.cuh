@@ -142,6 +142,19 @@ __device__ __forceinline__ void cuda_begin_short()
 #endif
 }
 
+/* Begins to copy into the second-level cache; from and bytes are multiples of 16. */
+__device__ __forceinline__ void cuda_bring_nearer(const void *from, uint32_t bytes)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
+                 :
+                 : "l"(__cvta_generic_to_global(from)), "r"(bytes)
+                 : "memory");
+#else
+    (void)from, (void)bytes;
+#endif
+}
+
 constexpr float CUDA_LOG2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float bf16_float(uint16_t b)
@@ -211,6 +224,12 @@ __device__ __forceinline__ uint32_t load_acquire_device(const uint32_t *from)
     uint32_t v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
     return v;
+}
+
+/* After all that the thread, and those behind a barrier before it, have written. */
+__device__ __forceinline__ void store_release_device(uint32_t *to, uint32_t v)
+{
+    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(v) : "memory");
 }
 
 /* Without an order: for looking again and again, by many threads at once. */

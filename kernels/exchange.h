@@ -41,7 +41,7 @@ typedef struct kern_miss {
     int32_t row, seq, kv_head, block; /* row: -1 in an install list */
     int32_t entry, slot;              /* where it goes */
     uint32_t agnostic;                /* 1: forced or importance-filled, 0: free query pick */
-    uint32_t reserved;
+    uint32_t place;                   /* from plan: which pick of [R, Hk, M]; else its caller's */
 } kern_miss;
 
 enum { KERN_FROM_HOME = 1 }; /* kern_arrival.source_kind of what plan found in host memory */
@@ -67,7 +67,9 @@ typedef struct kern_exchange {
      * ops behind it need not read it back over the link. Who answers looks at the lists above. */
     kern_miss *own_miss;       /* [capacity] */
     kern_arrival *own_arrival; /* [capacity] as it was published */
-    uint32_t *own_count;       /* [3]: published, unanswered; parts of the gather that are over */
+    uint32_t *own_count;       /* [2]: published, unanswered */
+    uint32_t *coming;          /* [capacity] by place: 1 from the plan on until the gather is done
+                                * with the miss; 0 at first */
 } kern_exchange;
 
 /* Wakes whoever answers misses, and lets a single-threaded host answer them inside kern_wait. */

@@ -2,10 +2,12 @@
  *
  * Bound: the link. The sources are pinned host memory (host tier or landing zone), read by the SMs
  * directly: one copy engine operation a block costs more than the block. A few CTAs fill PCIe and
- * leave the rest of the device to attention; the digest (kernels/xxh3.cuh) hides under the loads.
+ * leave the rest of the device to attention; the digest (kernels/xxh3.cuh) hides under the loads:
+ * eight warps of a CTA move blocks and sum their stripes, a ninth makes digests of the sums, so
+ * that nobody who moves waits for arithmetic, or for stores to be seen.
  *
- * As `bring` it waits for what has not arrived, each item by the lane that needs to know of it, and
- * at its end tells attend.cu, which may be waiting in another stream.
+ * As `bring` it waits for what has not arrived, each item by the lane that needs to know of it. Of
+ * each item of a plan it tells attend.cu, which may be waiting in another stream, that it is done.
  *
  * A block whose arrival failed, or whose bytes do not have the digest, is unmapped and its row made
  * void: bytes that were written to the slot before the digest was known are never looked at. */
@@ -18,13 +20,14 @@ namespace
 
 /* 16 CTAs with 16 to 32 KiB under way each cover the link's latency. */
 constexpr uint32_t GATHER_CTAS = CUDA_BESIDE_CTAS;
+constexpr uint32_t THREADS = XXH_THREADS + 32;
 
 struct gather_params {
     const kern_miss *miss;
     const kern_arrival *seen; /* the device's copy, where a PENDING one has its answer in arrival */
     kern_arrival *arrival;
     const int32_t *published;
-    uint32_t *over;       /* NULL, or counts CTAs that are done */
+    uint32_t *coming;     /* NULL, or by a miss's place: 0 when it is done with */
     uint64_t deadline_ns; /* of what is PENDING, on the device's timer; 0: it is late already */
     kern_table table;
     uint8_t *pool;
@@ -42,6 +45,12 @@ __device__ void fail_miss(const gather_params &p, uint32_t i, const kern_miss &m
     }
     p.arrival[i].state = why;
     if (miss.row >= 0 && p.row_status) atomicCAS(p.row_status + miss.row, (int)STATUS_OK, why);
+}
+
+/* The item is in the pool, or will not be. */
+__device__ __forceinline__ void miss_done(const gather_params &p, const kern_miss &miss)
+{
+    if (p.coming) store_release_device(p.coming + miss.place, 0);
 }
 
 /* What a CTA needs to know of its next items, fetched for 32 of them at once: a read of host memory
@@ -86,56 +95,99 @@ __device__ uint32_t fetch_items(const gather_params &p, gather_shared<BLOCKS> &s
         to.seed = a0.z | (uint64_t)a0.w << 32;
         to.digest = a1.x | (uint64_t)a1.y << 32;
         to.state = state;
-        if (to.state != STATUS_OK)
+        if (to.state != STATUS_OK) {
             fail_miss(p, i, to.miss,
                       to.state == STATUS_PENDING ? (int32_t)STATUS_DEADLINE : to.state);
+            miss_done(p, to.miss);
+        }
     }
     __syncthreads();
     return min(32u, first < end ? (end - first - 1) / gridDim.x + 1 : 0);
 }
 
-/* Items in a row, the loads of each begun while the one before is stored. Warp 0 finishes a digest
- * while the others go on. */
+/* Named barriers of all threads, two of each by turns: a block's sums are there; they have been
+ * used. */
+enum { BARRIER_THERE = 1, BARRIER_USED = 3 };
+
+template <int BARRIER> __device__ __forceinline__ void barrier_arrive(uint32_t turn)
+{
+    if (turn == 0) asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
+    if (turn == 1) asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER + 1), "n"(THREADS) : "memory");
+}
+
+template <int BARRIER> __device__ __forceinline__ void barrier_await(uint32_t turn)
+{
+    if (turn == 0) asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
+    if (turn == 1) asm volatile("bar.sync %0, %1;" ::"n"(BARRIER + 1), "n"(THREADS) : "memory");
+}
+
+/* The CTA's first warps: items in a row, the loads of each begun while the one before is stored.
+ * moved: blocks of this CTA so far. */
 template <bool VERIFY, uint32_t BLOCKS>
-__global__ void __launch_bounds__(XXH_THREADS, 4)
-    gather_kernel(const __grid_constant__ gather_params p)
+__device__ __forceinline__ void move_items(const gather_params &p, gather_shared<BLOCKS> &s,
+                                           uint32_t items, uint32_t &moved)
+{
+    const uint32_t blocks = p.block_bytes / XXH_BLOCK;
+    xxh_piece piece = {};
+    if (items > 0 && s.item[0].state == STATUS_OK) xxh_load(piece, s.item[0].source, 0, blocks);
+    for (uint32_t n = 0; n < items; n++) {
+        const gather_item &item = s.item[n];
+        const uint8_t *next = nullptr;
+        if (n + 1 < items && s.item[n + 1].state == STATUS_OK) next = s.item[n + 1].source;
+        if (item.state != STATUS_OK) {
+            if (next) xxh_load(piece, next, 0, blocks);
+            continue;
+        }
+        const uint32_t turn = moved++ % 2;
+        if (moved > 2) barrier_await<BARRIER_USED>(turn);
+        xxh_move<VERIFY>(s.xxh, s.sum[turn], piece, item.source,
+                         p.pool + (uint64_t)item.miss.slot * p.block_bytes, p.block_bytes,
+                         item.seed, next);
+        barrier_arrive<BARRIER_THERE>(turn);
+    }
+}
+
+/* The last warp, which moves nothing and so may wait for what others have stored: digests, and who
+ * waits for the blocks. */
+template <bool VERIFY, uint32_t BLOCKS>
+__device__ __forceinline__ void finish_items(const gather_params &p, gather_shared<BLOCKS> &s,
+                                             uint32_t first, uint32_t items, uint32_t &moved)
+{
+    for (uint32_t n = 0; n < items; n++) {
+        const gather_item &item = s.item[n];
+        if (item.state != STATUS_OK) continue;
+        const uint32_t turn = moved++ % 2;
+        barrier_await<BARRIER_THERE>(turn);
+        if (VERIFY && threadIdx.x % 32 < 8) {
+            const uint64_t digest = xxh_finish(s.xxh, s.sum[turn], p.block_bytes, item.seed);
+            if (threadIdx.x % 32 == 0 && digest != item.digest)
+                fail_miss(p, first + n * gridDim.x, item.miss, STATUS_CORRUPT);
+        }
+        __syncwarp();
+        barrier_arrive<BARRIER_USED>(turn);
+        if (threadIdx.x % 32 == 0) miss_done(p, item.miss);
+    }
+}
+
+template <bool VERIFY, uint32_t BLOCKS>
+__global__ void __launch_bounds__(THREADS, 3) gather_kernel(const __grid_constant__ gather_params p)
 {
     cuda_begin();
     __shared__ gather_shared<BLOCKS> s;
     static_assert(sizeof(kern_miss) == 32 && sizeof(kern_arrival) == 32, "read as two uint4 each");
     const uint32_t count = (uint32_t)cta_load_acquire(p.published);
-    const uint32_t blocks = p.block_bytes / XXH_BLOCK;
+    const bool moves = threadIdx.x < XXH_THREADS;
+    uint32_t moved = 0;
     xxh_begin(s.xxh);
     for (uint32_t base = blockIdx.x; base < count; base += 32 * gridDim.x) {
         const uint32_t items = fetch_items(p, s, base, count);
-        xxh_piece piece = {};
-        if (s.item[0].state == STATUS_OK) xxh_load(piece, s.item[0].source, 0, blocks);
-        for (uint32_t n = 0; n < items; n++) {
-            const gather_item &item = s.item[n];
-            const uint8_t *next = nullptr;
-            if (n + 1 < items && s.item[n + 1].state == STATUS_OK) next = s.item[n + 1].source;
-            if (item.state != STATUS_OK) {
-                if (next) xxh_load(piece, next, 0, blocks);
-                if (VERIFY) __syncthreads(); /* sums are used by turns */
-                continue;
-            }
-            xxh_move<VERIFY>(s.xxh, s.sum[n % 2], piece, item.source,
-                             p.pool + (uint64_t)item.miss.slot * p.block_bytes, p.block_bytes,
-                             item.seed, next);
-            if (!VERIFY) continue;
-            __syncthreads();
-            if (threadIdx.x >= 8) continue;
-            const uint64_t digest = xxh_finish(s.xxh, s.sum[n % 2], p.block_bytes, item.seed);
-            if (threadIdx.x == 0 && digest != item.digest)
-                fail_miss(p, base + n * gridDim.x, item.miss, STATUS_CORRUPT);
-        }
+        if (moves)
+            move_items<VERIFY>(p, s, items, moved);
+        else
+            finish_items<VERIFY>(p, s, base, items, moved);
     }
-    if (!p.over) return;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence(); /* for all: what the barrier has ordered before it */
-        (void)atomicAdd(p.over, 1);
-    }
+    for (uint32_t i = moved < 2 ? 0 : moved - 2; moves && i < moved; i++)
+        barrier_await<BARRIER_USED>(i % 2); /* leaves no barrier half full */
 }
 
 } // namespace
@@ -153,13 +205,13 @@ static status gather_list(kern_stream *stream, const kern_gather_args *args, boo
     p.seen = own ? x->own_arrival : x->arrival;
     p.arrival = x->arrival;
     p.published = own ? (const int32_t *)x->own_count : (const int32_t *)&x->published;
-    p.over = own ? x->own_count + 2 : nullptr;
+    p.coming = own ? x->coming : nullptr;
     p.deadline_ns = deadline_ns;
     p.table = args->table;
     p.pool = args->pool;
     p.row_status = args->row_status;
     p.block_bytes = args->block_bytes;
-    const cuda_grid grid = {GATHER_CTAS, XXH_THREADS};
+    const cuda_grid grid = {GATHER_CTAS, THREADS};
     if (!args->verify)
         cuda_launch(cuda_stream_of(stream), grid, gather_kernel<false, 1>, p);
     else if (args->block_bytes <= 32 * XXH_BLOCK)

@@ -286,6 +286,8 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
                                       * the gather of these misses, already given to another stream,
                                       * is waited for here, so that it need not have ended before */
     uint16_t *out_bf16;              /* [R, Hq, D] in place of out, or NULL */
+    const kern_weight *next;         /* NULL, or of the product that comes next: who waits with `after`
+                                      * brings some of it nearer. No bit depends on it */
 } kern_attend_args;
 
 typedef struct kern_gate_args {      /* x[r,h,:] = add[r,h,:] + x[r,h,:] / (1 + e^-gate[r,h]), in place

@@ -29,7 +29,7 @@ constexpr uint32_t PERIOD = 61;      /* rows of different activations; prime, so
 constexpr uint32_t ROWS_MOST = 2048; /* of one product; more go in waves */
 constexpr uint64_t OUT_BYTES_MOST = 256ull << 20, X_BYTES_MOST = 64ull << 20;
 constexpr uint64_t TIMED_BYTES = 4ull << 20;
-constexpr int EACH = 4;   /* taken of one ranking */
+constexpr int EACH = 6;   /* taken of one ranking */
 constexpr int ROUNDS = 5; /* timed launches of an algorithm */
 constexpr float PROBE_SCALE = 0.7f;
 
@@ -384,20 +384,34 @@ status time_round(const trial &t, uint32_t rows, candidates *all, size_t begin)
     return STATUS_OK;
 }
 
-/* Medians; what is far behind after a round is timed no more. */
+void drop_beyond(candidates *all, size_t begin, float most)
+{
+    all->erase(std::remove_if(all->begin() + (ptrdiff_t)begin, all->end(),
+                              [most](const candidate &c) { return c.median() > most; }),
+               all->end());
+}
+
+float least_median(const candidates &all)
+{
+    float best = 1e30f;
+    for (const candidate &c : all)
+        best = std::min(best, c.median());
+    return best;
+}
+
+/* Medians; what is far behind after a round, and behind after all, is timed no more: those that are
+ * left get as many rounds again. */
 status time_all(const trial &t, uint32_t rows, candidates *all, size_t begin)
 {
     TRY(time_round(t, rows, all, begin));
     for (size_t i = begin; i < all->size(); i++)
         (*all)[i].ms.clear();
     TRY(time_round(t, rows, all, begin));
-    float best = 1e30f;
-    for (const candidate &c : *all)
-        best = std::min(best, c.median());
-    all->erase(std::remove_if(all->begin() + (ptrdiff_t)begin, all->end(),
-                              [best](const candidate &c) { return c.median() > 1.5f * best; }),
-               all->end());
+    drop_beyond(all, begin, 1.5f * least_median(*all));
     for (int i = 1; i < ROUNDS; i++)
+        TRY(time_round(t, rows, all, begin));
+    drop_beyond(all, begin, 1.05f * least_median(*all));
+    for (int i = 0; i < ROUNDS; i++)
         TRY(time_round(t, rows, all, begin));
     std::stable_sort(all->begin(), all->end(), [](const candidate &a, const candidate &b) {
         return a.median() < b.median();

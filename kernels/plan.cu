@@ -3,7 +3,8 @@
  *
  *   plan     one CTA a (sequence, KV head): its rows in order. Entries are ranked once a row by
  *            (free first, least recently used, least important, lowest); each miss takes the least.
- *            Misses go to the workspace.
+ *            Misses go to the workspace, with what their homes say: looks at host memory, under way
+ *            while entries are ranked.
  *   publish  the CTA that ends last: the misses in order of row, head and entry into the exchange,
  *            which the host sees, with the arrivals of those that lie in host memory; then their
  *            numbers (release).
@@ -20,15 +21,23 @@ constexpr uint32_t THREADS = 128, COUNTED_MAX = 4 * THREADS;
 constexpr size_t SHARED_MAX = 220 << 10; /* of ranks and wants; 1.2 million tokens, all selected */
 constexpr uint64_t TAKEN = ~0ull;        /* rank of an entry that may not be given away */
 
+/* A kern_arrival as it is stored. */
+struct alignas(16) arrival_words {
+    uint64_t source, seed, digest;
+    int32_t state, source_kind;
+};
+static_assert(sizeof(arrival_words) == sizeof(kern_arrival), "stored as two uint4");
+
 struct plan_params {
     kern_plan_args a;
-    kern_miss *miss;   /* [rows, kv_heads, max_select] in the workspace */
-    uint32_t *missing; /* [rows, kv_heads] */
+    kern_miss *miss;        /* [rows, kv_heads, max_select] in the workspace */
+    arrival_words *arrived; /* the same */
+    uint32_t *missing;      /* [rows, kv_heads] */
     uint32_t *where; /* [rows * kv_heads * max_select] each miss to publish, as an index of miss */
     uint32_t *done;  /* counter of CTAs */
     kern_miss *out_miss, *own_miss; /* own_...: NULL or the device's copies */
     kern_arrival *arrival, *own_arrival;
-    uint32_t *own_count;
+    uint32_t *own_count, *coming;
     uint64_t *counts; /* published, unanswered */
     uint32_t capacity;
 };
@@ -260,10 +269,39 @@ __device__ void match_entries(plan_shared &s, const plan_list &l, unsigned long 
     __syncthreads();
 }
 
+/* What the home of a block says of it. */
+struct home_words {
+    uint64_t seed, digest;
+    int32_t slot;
+};
+
+__device__ __forceinline__ home_words home_of(const kern_plan_args &a, const plan_list &l,
+                                              int32_t block)
+{
+    const kern_homes &h = a.homes;
+    if (!h.home) return home_words{0, 0, -1};
+    const kern_home *home =
+        h.home + (uint64_t)l.seq * h.seq_stride + (uint64_t)l.head * a.table.max_blocks + block;
+    return home_words{*(const volatile uint64_t *)&home->seed,
+                      *(const volatile uint64_t *)&home->digest, load_relaxed(&home->slot)};
+}
+
+/* A miss that lies in host memory is answered, else PENDING: somebody has to bring it. */
+__device__ __forceinline__ arrival_words arrival_of(const kern_plan_args &a, const home_words &home)
+{
+    const kern_homes &h = a.homes;
+    arrival_words w = {0, home.seed, home.digest, STATUS_PENDING, 0};
+    if (!h.home) return w;
+    w.source = (uint64_t)(h.memory + (uint64_t)(home.slot < 0 ? 0 : home.slot) * h.block_bytes);
+    w.state = home.slot < 0 ? STATUS_PENDING : STATUS_OK;
+    w.source_kind = KERN_FROM_HOME;
+    return w;
+}
+
 /* Their entries to the blocks that are missing, a block a thread; returns how many have to be
- * fetched. */
+ * fetched. home: of the thread's first. */
 __device__ uint32_t hand_out(const plan_params &p, const plan_shared &s, const plan_list &l,
-                             const uint32_t *wants, uint32_t missing)
+                             const uint32_t *wants, uint32_t missing, home_words home)
 {
     const kern_plan_args &a = p.a;
     for (uint32_t i = threadIdx.x; i < missing; i += THREADS) {
@@ -276,8 +314,11 @@ __device__ uint32_t hand_out(const plan_params &p, const plan_shared &s, const p
         l.slot[e] = slot;
         if (i == s.starts) continue;
         const uint32_t agnostic = (int32_t)e < a.settled[l.list] ? 1 : 0;
-        p.miss[l.list * a.max_select + i - (s.starts < i)] = kern_miss{
-            (int32_t)l.row, l.seq, (int32_t)l.head, block, (int32_t)entry, slot, agnostic, 0};
+        const uint64_t first = l.list * a.max_select, at = first + i - (s.starts < i);
+        if (p.coming) p.coming[first + e] = 1;
+        p.miss[at] = kern_miss{(int32_t)l.row, l.seq, (int32_t)l.head, block,
+                               (int32_t)entry, slot,  agnostic,        (uint32_t)first + e};
+        p.arrived[at] = arrival_of(a, i < THREADS ? home : home_of(a, l, block));
     }
     return missing - (s.starts != UINT32_MAX);
 }
@@ -292,6 +333,8 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
     const uint32_t closed = l.count - missing - s.open;
     uint32_t published = 0;
     if (missing > 0) {
+        home_words home = {};
+        if (threadIdx.x < missing) home = home_of(a, l, l.block[wants[threadIdx.x]]);
         if (missing > rank_entries(a, s, l, rank, first_row)) {
             if (threadIdx.x != 0) return;
             p.missing[l.list] = 0;
@@ -299,7 +342,7 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
             return;
         }
         match_entries(s, l, rank, wants, missing);
-        published = hand_out(p, s, l, wants, missing);
+        published = hand_out(p, s, l, wants, missing, home);
     }
     if (threadIdx.x != 0) return;
     p.missing[l.list] = published;
@@ -307,52 +350,28 @@ __device__ void plan_row(const plan_params &p, plan_shared &s, unsigned long lon
     if (published > 0) (void)atomicAdd(a.row_misses + row, published);
 }
 
-/* A kern_arrival as it is stored. */
-struct alignas(16) arrival_words {
-    uint64_t source, seed, digest;
-    int32_t state, source_kind;
-};
-static_assert(sizeof(arrival_words) == sizeof(kern_arrival), "stored as two uint4");
-
-/* Of a miss that lies in host memory, else PENDING: somebody has to bring it. */
-__device__ arrival_words arrival_of(const plan_params &p, int32_t seq, int32_t head, int32_t block)
-{
-    const kern_homes &h = p.a.homes;
-    arrival_words a = {0, 0, 0, STATUS_PENDING, 0};
-    if (!h.home) return a;
-    const kern_home *home =
-        h.home + (uint64_t)seq * h.seq_stride + (uint64_t)head * p.a.table.max_blocks + block;
-    const int32_t slot = load_relaxed(&home->slot);
-    a.seed = *(const volatile uint64_t *)&home->seed;
-    a.digest = *(const volatile uint64_t *)&home->digest;
-    a.source = (uint64_t)(h.memory + (uint64_t)(slot < 0 ? 0 : slot) * h.block_bytes);
-    a.state = slot < 0 ? STATUS_PENDING : STATUS_OK;
-    a.source_kind = KERN_FROM_HOME;
-    return a;
-}
-
 /* A miss and its arrival as entry i of the lists. True: unanswered. */
 __device__ bool publish_one(const plan_params &p, uint32_t i)
 {
     const uint4 *from = reinterpret_cast<const uint4 *>(p.miss + p.where[i]);
-    const uint4 low = __ldcg(from), high = __ldcg(from + 1); /* row, seq, head, block; ... */
-    const arrival_words a = arrival_of(p, (int32_t)low.y, (int32_t)low.z, (int32_t)low.w);
-    const uint4 *words = reinterpret_cast<const uint4 *>(&a);
+    const uint4 *words = reinterpret_cast<const uint4 *>(p.arrived + p.where[i]);
+    const uint4 low = __ldcg(from), high = __ldcg(from + 1);
+    const uint4 first = __ldcg(words), second = __ldcg(words + 1);
     uint4 *miss = reinterpret_cast<uint4 *>(p.out_miss + i);
     uint4 *arrival = reinterpret_cast<uint4 *>(p.arrival + i);
     miss[0] = low, miss[1] = high;
-    arrival[0] = words[0], arrival[1] = words[1];
+    arrival[0] = first, arrival[1] = second;
     if (p.own_count) {
         miss = reinterpret_cast<uint4 *>(p.own_miss + i);
         arrival = reinterpret_cast<uint4 *>(p.own_arrival + i);
         miss[0] = low, miss[1] = high;
-        arrival[0] = words[0], arrival[1] = words[1];
+        arrival[0] = first, arrival[1] = second;
     }
-    return a.state == STATUS_PENDING;
+    return (int32_t)second.z == STATUS_PENDING;
 }
 
 /* Misses of all lists, in their order, by one CTA: first where each of them is, a list a thread,
- * then a miss a thread, since a look at its home goes over the link. */
+ * then a miss a thread. */
 __device__ void publish(const plan_params &p, plan_shared &s)
 {
     const uint32_t lists = p.a.rows * p.a.table.kv_heads;
@@ -373,7 +392,7 @@ __device__ void publish(const plan_params &p, plan_shared &s)
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) {
-        if (p.own_count) p.own_count[0] = base, p.own_count[1] = s.all, p.own_count[2] = 0;
+        if (p.own_count) p.own_count[0] = base, p.own_count[1] = s.all;
         *(volatile uint64_t *)p.counts = base | (uint64_t)s.all << 32; /* both or neither */
     }
 }
@@ -383,11 +402,15 @@ __device__ void plan_rows(const plan_params &p, plan_shared &s, unsigned long lo
     const kern_plan_args &a = p.a;
     const uint32_t first = blockIdx.x, head = blockIdx.y;
     const int32_t seq = a.row_seq[first];
-    bool earlier = false;
-    for (uint32_t r = threadIdx.x; r < first; r += THREADS)
-        earlier |= a.row_seq[r] == seq;
+    bool earlier = false, later = false;
+    for (uint32_t r = threadIdx.x; r < a.rows; r += THREADS) {
+        const bool same = a.row_seq[r] == seq;
+        earlier |= same && r < first;
+        later |= same && r > first;
+    }
     if (__syncthreads_or(earlier)) return; /* the sequence's first row does all of them */
-    for (uint32_t row = first; row < a.rows; row++) {
+    const uint32_t end = __syncthreads_or(later) ? a.rows : first + 1;
+    for (uint32_t row = first; row < end; row++) {
         if (a.row_seq[row] != seq) continue;
         const uint64_t list = (uint64_t)row * a.table.kv_heads + head;
         const bool on = !a.row_on || a.row_on[row];
@@ -436,14 +459,15 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     if (bytes > SHARED_MAX || args->table.max_entries > 0xffff || args->max_select > 0xffff)
         return FAIL(UNSUPPORTED, "plan on CUDA: %u entries and %u picks a head are too many",
                     args->table.max_entries, args->max_select);
-    if (lists * (args->max_select * (sizeof(kern_miss) + sizeof(uint32_t)) + sizeof(uint32_t)) >
-        CUDA_WORKSPACE_BYTES)
+    const uint64_t pick_bytes = sizeof(kern_miss) + sizeof(arrival_words) + sizeof(uint32_t);
+    if (lists * (args->max_select * pick_bytes + sizeof(uint32_t)) > CUDA_WORKSPACE_BYTES)
         return FAIL(UNSUPPORTED, "plan on CUDA: %u rows of %u entries do not fit the workspace",
                     args->rows, args->max_select);
     plan_params p = {};
     p.a = *args;
     p.miss = reinterpret_cast<kern_miss *>(s->workspace);
-    p.missing = reinterpret_cast<uint32_t *>(p.miss + lists * args->max_select);
+    p.arrived = reinterpret_cast<arrival_words *>(p.miss + lists * args->max_select);
+    p.missing = reinterpret_cast<uint32_t *>(p.arrived + lists * args->max_select);
     p.where = p.missing + lists;
     p.done = s->counters;
     p.out_miss = args->exchange->miss;
@@ -455,6 +479,7 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     p.own_miss = args->exchange->own_miss;
     p.own_arrival = args->exchange->own_arrival;
     p.own_count = args->exchange->own_count;
+    p.coming = args->exchange->coming;
     p.capacity = args->exchange->capacity;
     TRY_CUDA(cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)SHARED_MAX));

@@ -10,6 +10,8 @@
 #include "kernels/cuda.cuh"
 #include "kernels/selector.h"
 
+constexpr uint32_t POOL_AHEAD = 6; /* windows read at once; a block of NOSA's touches five */
+
 /* Strides of window j in block b. */
 __device__ __forceinline__ float strides_shared(const kern_selector &s, uint32_t b, uint32_t j)
 {
@@ -18,9 +20,13 @@ __device__ __forceinline__ float strides_shared(const kern_selector &s, uint32_t
     return __fdiv_rn((float)tokens, (float)s.stride);
 }
 
-/* Block b of a list (row, KV head), b <= current. */
-__device__ __forceinline__ void pool_block(const kern_pool_args &a, const kern_selector &selector,
-                                           uint32_t row, uint32_t head, uint32_t b)
+struct pooled {
+    float query, importance;
+};
+
+/* Block b of a list (row, KV head), b <= current; stored and returned. */
+__device__ __forceinline__ pooled pool_block(const kern_pool_args &a, const kern_selector &selector,
+                                             uint32_t row, uint32_t head, uint32_t b)
 {
     const kern_summary &s = a.summary;
     const int32_t pos = a.row_pos[row];
@@ -35,15 +41,27 @@ __device__ __forceinline__ void pool_block(const kern_pool_args &a, const kern_s
         selector_block_windows(&selector, b, visible, &lo, &hi);
         query = importance = -INFINITY;
         float sum = 0.0f;
-        for (uint32_t j = lo; j < hi; j++) {
-            const float u = bf16_float(uc[j]);
-            if (scored && selector.raw)
-                sum = __fadd_rn(sum, scores[j]);
-            else if (scored && selector.near != 0)
-                sum = __fadd_rn(sum, __fmul_rn(strides_shared(selector, b, j), scores[j]));
-            else if (scored && scores[j] > query)
-                query = scores[j];
-            if (u > importance) importance = u;
+        for (uint32_t first = lo; first < hi; first += POOL_AHEAD) {
+            uint16_t u[POOL_AHEAD];
+            float score[POOL_AHEAD];
+#pragma unroll
+            for (uint32_t i = 0; i < POOL_AHEAD; i++) {
+                const uint32_t j = min(first + i, hi - 1);
+                u[i] = uc[j];
+                score[i] = scored ? scores[j] : 0.0f;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < POOL_AHEAD; i++) {
+                if (first + i >= hi) break;
+                if (scored && selector.raw)
+                    sum = __fadd_rn(sum, score[i]);
+                else if (scored && selector.near != 0)
+                    sum =
+                        __fadd_rn(sum, __fmul_rn(strides_shared(selector, b, first + i), score[i]));
+                else if (scored && score[i] > query)
+                    query = score[i];
+                importance = bf16_float(u[i]) > importance ? bf16_float(u[i]) : importance;
+            }
         }
         if (scored && hi > lo) {
             if (selector.raw)
@@ -54,6 +72,7 @@ __device__ __forceinline__ void pool_block(const kern_pool_args &a, const kern_s
     }
     a.query[list * a.max_select_blocks + b] = query;
     a.importance[list * a.max_select_blocks + b] = importance;
+    return pooled{query, importance};
 }
 
 #endif

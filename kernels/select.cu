@@ -8,12 +8,13 @@
  * Floats are only compared: the outcome is the CPU's. With `pick` pool's work is the CTA's first,
  * where blocks are few.
  *
- * Bound: latency. Top-k is a search for the k-th largest key, two bits a round below those that all
- * keys share: each thread counts its keys at or above three bounds, the counts meet by one barrier.
- * No atomics, so equal exponents (scores are much alike) cost nothing. As soon as the keys between
- * the bounds are few, they are ranked against each other in one step, smaller blocks first among
- * equals. Importance is bf16 and full of ties: when bits run out before, ties at the bound are
- * taken in ascending order by a scan. */
+ * Bound: latency. Where a thread has one block at most, each ranks its key against all others, with
+ * one barrier. Else top-k is a search for the k-th largest key, two bits a round below those that
+ * all keys share: each thread counts its keys at or above three bounds, the counts meet by one
+ * barrier. No atomics, so equal exponents (scores are much alike) cost nothing. As soon as the keys
+ * between the bounds are few, they are ranked against each other in one step, smaller blocks first
+ * among equals. Importance is bf16 and full of ties: when bits run out before, ties at the bound
+ * are taken in ascending order by a scan. */
 #include "kernels/pool.cuh"
 
 extern "C" {
@@ -25,7 +26,12 @@ namespace
 {
 
 constexpr uint32_t BLOCKS_MAX = 40000, CANDIDATES = 128;
-constexpr uint32_t FEW_BLOCKS = 512; /* a small CTA's work */
+constexpr uint32_t FEW_BLOCKS = 512, FEWER_BLOCKS = 256; /* one a thread */
+
+__host__ __device__ constexpr size_t whole_fours(uint32_t n)
+{
+    return ((size_t)n + 3) / 4 * 4;
+}
 
 enum part : uint8_t { PART_NONE, PART_SETTLED, PART_QUERY, PART_KEPT };
 
@@ -60,7 +66,6 @@ __device__ __forceinline__ uint32_t storage_mask(uint32_t block_tokens, const pa
     return mask;
 }
 
-/* A CTA of THREADS: few for short lists, whose time is barriers, more for long ones. */
 template <uint32_t THREADS> struct select_cta {
     constexpr static uint32_t WARPS = THREADS / 32;
 
@@ -152,6 +157,36 @@ template <uint32_t THREADS> struct select_cta {
         if (rank < want) parts[~(uint32_t)mine] = rule.to;
     }
 
+    /* A block a thread at most: its key's rank among all, smaller blocks first among equals. An
+     * equal key counts for the blocks behind it, since there v >= k is v > k - 1. key: in fours,
+     * the last filled with zeros. */
+    __device__ __forceinline__ static void mark_few(const float *value, const mark_rule &rule,
+                                                    part *parts, uint32_t *key)
+    {
+        const uint32_t b = rule.first + threadIdx.x, at = threadIdx.x / 4;
+        const uint32_t fours = (rule.end - rule.first + 3) / 4;
+        const bool eligible = b < rule.end && parts[b] == rule.from;
+        const uint32_t k = eligible ? rank_key(value[b]) : 0;
+        if (at < fours) key[threadIdx.x] = k;
+        __syncthreads();
+        if (k == 0) return;
+        const uint4 *others = reinterpret_cast<const uint4 *>(key);
+        uint32_t rank = 0;
+#pragma unroll 4
+        for (uint32_t i = 0; i < fours; i++) {
+            const uint4 v = others[i];
+            const uint32_t bound = i < at ? k - 1 : k;
+            rank += v.x > bound;
+            rank += v.y > bound;
+            rank += v.z > bound;
+            rank += v.w > bound;
+        }
+        const uint32_t lane = threadIdx.x % 4;
+        const uint4 v = others[at];
+        rank += (lane > 0 && v.x == k) + (lane > 1 && v.y == k) + (lane > 2 && v.z == k);
+        if (rank < rule.want) parts[b] = rule.to;
+    }
+
     /* Follow one rule. key: scratch. Threads read and write only marks of their own blocks, but for
      * those that are ranked: a barrier stands between two rules. */
     __device__ static void mark_best(select_shared &s, uint32_t &turn, const float *value,
@@ -159,6 +194,10 @@ template <uint32_t THREADS> struct select_cta {
     {
         const uint32_t want = rule.want, start = rule.first + threadIdx.x;
         if (want == 0) return;
+        if (rule.end - rule.first <= THREADS) {
+            mark_few(value, rule, parts, key);
+            return;
+        }
         uint32_t mine = 0, ones = 0, zeros = 0;
         for (uint32_t b = start; b < rule.end; b += THREADS) {
             const uint32_t k = parts[b] == rule.from ? rank_key(value[b]) : 0;
@@ -252,7 +291,9 @@ template <uint32_t THREADS> struct select_cta {
         extern __shared__ __align__(16) uint8_t shared_bytes[];
         __shared__ select_shared s;
         uint32_t *key = reinterpret_cast<uint32_t *>(shared_bytes);
-        part *parts = reinterpret_cast<part *>(key + a.max_select_blocks);
+        float *query_here = reinterpret_cast<float *>(key + whole_fours(a.max_select_blocks));
+        float *importance_here = query_here + (pool ? a.max_select_blocks : 0);
+        part *parts = reinterpret_cast<part *>(importance_here + (pool ? a.max_select_blocks : 0));
         const uint64_t list = blockIdx.x;
         const uint32_t row = (uint32_t)(list / a.kv_heads);
         const kern_selector selector = a.selectors[a.row_selector[row]];
@@ -260,8 +301,13 @@ template <uint32_t THREADS> struct select_cta {
         const uint32_t current = selector_current(&selector, pos);
         const bool all = selector_takes_all(&selector, pos);
         for (uint32_t b = threadIdx.x; pool && b <= current && b < a.max_select_blocks;
-             b += THREADS) /* read behind the barriers of cta_sum */
-            pool_block(*pool, selector, row, (uint32_t)(list % a.kv_heads), b);
+             b += THREADS) { /* read behind the barrier of cta_sum */
+            const pooled v = pool_block(*pool, selector, row, (uint32_t)(list % a.kv_heads), b);
+            query_here[b] = v.query, importance_here[b] = v.importance;
+        }
+        const float *query = pool ? query_here : a.query + list * a.max_select_blocks;
+        const float *importance =
+            pool ? importance_here : a.importance + list * a.max_select_blocks;
         uint32_t turn = 0, mine = 0;
         for (uint32_t b = threadIdx.x; b <= current; b += THREADS) {
             parts[b] = all || selector_forced(&selector, b, current) ? PART_SETTLED : PART_NONE;
@@ -271,10 +317,9 @@ template <uint32_t THREADS> struct select_cta {
             const uint32_t forced = cta_sum(s, turn, mine);
             const uint32_t picks = selector.query > forced ? selector.query - forced : 0;
             const uint32_t held = forced + picks;
-            mark_queries(s, turn, a.query + list * a.max_select_blocks, selector, current, picks,
-                         parts, key);
+            mark_queries(s, turn, query, selector, current, picks, parts, key);
             if (selector.fill_by_importance && selector.total > held)
-                mark_best(s, turn, a.importance + list * a.max_select_blocks,
+                mark_best(s, turn, importance,
                           {0, current + 1, selector.total - held, PART_NONE, PART_SETTLED}, parts,
                           key);
         }
@@ -282,13 +327,14 @@ template <uint32_t THREADS> struct select_cta {
 
         const uint32_t last = (uint32_t)pos / KERN_BLOCK;
         const uint32_t near = selector_near_first(&selector, pos);
+        const bool once = last < THREADS; /* one scan tells where the second part begins */
         mine = 0;
-        for (uint32_t b = threadIdx.x; b <= last; b += THREADS) {
+        for (uint32_t b = threadIdx.x; !once && b <= last; b += THREADS) {
             bool settled;
             const uint32_t m = storage_mask(selector.block, parts, current, b, settled);
             mine += (m != 0 && settled) || b >= near;
         }
-        const uint32_t settled_count = cta_sum(s, turn, mine);
+        uint32_t settled_count = once ? 0 : cta_sum(s, turn, mine);
         int32_t *block = a.block + list * a.max_select;
         uint8_t *mask = a.mask + list * a.max_select;
         uint32_t settled_at = 0, query_at = settled_count;
@@ -301,6 +347,7 @@ template <uint32_t THREADS> struct select_cta {
             settled |= nearby;
             uint32_t both;
             const uint32_t before = cta_scan(s, turn, !listed ? 0 : settled ? 1 : 1 << 16, both);
+            if (once) settled_count = query_at = both & 0xffff;
             const uint32_t at =
                 settled ? settled_at + (before & 0xffff) : query_at + (before >> 16);
             if (listed && at < a.max_select) block[at] = (int32_t)b, mask[at] = (uint8_t)m;
@@ -330,9 +377,11 @@ __global__ void __launch_bounds__(THREADS) pick_kernel(const __grid_constant__ k
     select_cta<THREADS>::run(a.select, &a.pool);
 }
 
-size_t shared_bytes_of(const kern_select_args &a)
+size_t shared_bytes_of(const kern_select_args &a, bool pools)
 {
-    return (size_t)a.max_select_blocks * (sizeof(uint32_t) + sizeof(part));
+    const size_t values = pools ? 2 * sizeof(float) * a.max_select_blocks : 0;
+    return whole_fours(a.max_select_blocks) * sizeof(uint32_t) + values +
+           a.max_select_blocks * sizeof(part);
 }
 
 template <uint32_t THREADS> status launch(cuda_stream *stream, const kern_select_args &a)
@@ -340,8 +389,8 @@ template <uint32_t THREADS> status launch(cuda_stream *stream, const kern_select
     TRY_CUDA(cudaFuncSetAttribute(select_kernel<THREADS>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   (int)(BLOCKS_MAX * (sizeof(uint32_t) + sizeof(part)))));
-    cuda_launch(stream, {a.rows * a.kv_heads, THREADS, shared_bytes_of(a)}, select_kernel<THREADS>,
-                a);
+    cuda_launch(stream, {a.rows * a.kv_heads, THREADS, shared_bytes_of(a, false)},
+                select_kernel<THREADS>, a);
     return cuda_launched("select");
 }
 
@@ -354,7 +403,7 @@ extern "C" status cuda_select(kern_stream *stream, const kern_select_args *args)
         return FAIL(UNSUPPORTED, "select on CUDA has up to %u selection blocks, not %u", BLOCKS_MAX,
                     args->max_select_blocks);
     cuda_stream *s = cuda_stream_of(stream);
-    return args->max_select_blocks <= FEW_BLOCKS ? launch<128>(s, *args) : launch<512>(s, *args);
+    return args->max_select_blocks <= FEWER_BLOCKS ? launch<256>(s, *args) : launch<512>(s, *args);
 }
 
 extern "C" status cuda_pick(kern_stream *stream, const kern_pick_args *args)
@@ -365,7 +414,11 @@ extern "C" status cuda_pick(kern_stream *stream, const kern_pick_args *args)
         return cuda_select(stream, &a);
     }
     if (a.rows == 0) return STATUS_OK;
-    cuda_launch(cuda_stream_of(stream), {a.rows * a.kv_heads, 128, shared_bytes_of(a)},
-                pick_kernel<128>, *args);
+    cuda_stream *s = cuda_stream_of(stream);
+    const uint32_t lists = a.rows * a.kv_heads;
+    if (a.max_select_blocks <= FEWER_BLOCKS)
+        cuda_launch(s, {lists, 256, shared_bytes_of(a, true)}, pick_kernel<256>, *args);
+    else
+        cuda_launch(s, {lists, 512, shared_bytes_of(a, true)}, pick_kernel<512>, *args);
     return cuda_launched("pick");
 }

@@ -188,8 +188,9 @@ static status plan_head(const kern_plan_args *a, uint32_t row, uint32_t head, pl
         a->row_misses[row]++;
         CHECK(n->published < a->exchange->capacity);
         kern_miss *miss = &a->exchange->miss[n->published];
-        *miss = (kern_miss){(int32_t)row, a->row_seq[row],  (int32_t)head,         block,
-                            entry,        v.slot_of[entry], e < a->settled[index], 0};
+        *miss = (kern_miss){
+            (int32_t)row, a->row_seq[row],  (int32_t)head,         block,
+            entry,        v.slot_of[entry], e < a->settled[index], (uint32_t)list + (uint32_t)e};
         n->unanswered += publish_arrival(a, miss, &a->exchange->arrival[n->published]);
         n->published++;
     }

@@ -359,6 +359,9 @@ static void take_exchanges(taking *t)
     kern_miss *own_miss = own > 0 ? take(t, own * capacity, sizeof(kern_miss)) : NULL;
     kern_arrival *own_arrival = own > 0 ? take(t, own * capacity, sizeof(kern_arrival)) : NULL;
     uint32_t *own_count = own > 0 ? take(t, own * 16, sizeof(uint32_t)) : NULL;
+    uint32_t *coming = own > 0 ? take(t, own * capacity, sizeof(uint32_t)) : NULL;
+    if (coming != NULL)
+        t->result = kern_fill(t->e->stream, coming, 0, own * capacity * sizeof(uint32_t));
     if (t->result != STATUS_OK || t->dry) return;
     e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
     e->arrived = ARENA_NEW(e->memory, int32_t, e->groups);
@@ -373,6 +376,7 @@ static void take_exchanges(taking *t)
         x->own_miss = own_miss + (size_t)(g & 1) * capacity;
         x->own_arrival = own_arrival + (size_t)(g & 1) * capacity;
         x->own_count = own_count + (size_t)(g & 1) * 16;
+        x->coming = coming + (size_t)(g & 1) * capacity;
     }
 }
 

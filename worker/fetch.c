@@ -420,7 +420,7 @@ static bool is_wanted(const worker_engine *e, const fetch_wish *wish, const kern
     size_t entry = (size_t)miss->kv_head * e->max_blocks + (size_t)miss->block;
     if (wish->resident != NULL && wish->resident[entry] >= 0) return false;
     const kern_home *home = &e->shared.home[engine_home(
-        e, (uint32_t)miss->seq, miss->reserved, (uint32_t)miss->kv_head, (uint32_t)miss->block)];
+        e, (uint32_t)miss->seq, miss->place, (uint32_t)miss->kv_head, (uint32_t)miss->block)];
     if (!wish->resume && atomic_load(&home->slot) >= 0) return false;
     for (uint32_t i = 0; i < n; i++) {
         if (x->miss[i].kv_head == miss->kv_head && x->miss[i].block == miss->block) return false;
@@ -448,7 +448,7 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
                               .block = wish->block[(size_t)h * wish->per_head + i],
                               .entry = -1,
                               .slot = -1,
-                              .reserved = wish->layer};
+                              .place = wish->layer};
             if (!is_wanted(e, wish, x, n, &miss)) continue;
             x->miss[n] = miss;
             atomic_store(&x->arrival[n].state, STATUS_PENDING);

@@ -330,7 +330,7 @@ void io_let_go(worker_io *io, int32_t group)
     for (uint32_t i = 0; i < count; i++) {
         const kern_arrival *a = &x->arrival[i];
         if (atomic_load_explicit(&a->state, memory_order_acquire) != STATUS_OK) continue;
-        io_disown(io, x->miss[0].reserved, &x->miss[i], a);
+        io_disown(io, x->miss[0].place, &x->miss[i], a);
     }
     io_command command = {.op = IO_GATHERED, .group = group};
     io_send(io, &command);

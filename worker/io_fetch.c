@@ -28,7 +28,7 @@ static uint32_t flight_place(const worker_io *io, uint64_t key)
 static uint32_t group_layer(const worker_io *io, int32_t g)
 {
     const kern_miss *m = io->config.exchange[g].miss;
-    return (uint32_t)g < io->config.layers ? (uint32_t)g : m[0].reserved;
+    return (uint32_t)g < io->config.layers ? (uint32_t)g : m[0].place;
 }
 
 static void flight_remove(worker_io *io, int32_t g, uint32_t i)

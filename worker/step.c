@@ -238,7 +238,8 @@ static status attend_part(worker_engine *e, uint32_t layer, kern_attend_part par
                           .block_bytes = e->block_bytes,
                           .part = part,
                           .after = part == ATTEND_LATE ? fetch_beside(e, layer) : NULL,
-                          .late = p.late};
+                          .late = p.late,
+                          .next = e->config.model->layer[layer].o};
     return branch_attend(e, &a, 0);
 }
 

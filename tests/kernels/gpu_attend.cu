@@ -135,7 +135,8 @@ void check_narrow(gpu_bench &b, kern_attend_args a, const char *name,
     check_same(text, narrow.down(), want);
 }
 
-/* In two calls: the first must not look at late blocks, which are NaN meanwhile. */
+/* In two calls: the first must not look at late blocks, which are NaN meanwhile. The second begins
+ * when they are there, or before: then it waits for each of them. */
 void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists &l,
                 const char *name, const std::vector<float> &whole)
 {
@@ -144,12 +145,18 @@ void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists
     mirror<float> out(whole.size());
     mirror<uint8_t> late(lists * each);
     const std::vector<uint8_t> pool = l.pool.host;
+    mirror<uint32_t> coming(lists * a.max_select);
+    kern_exchange beside = {};
+    beside.coming = coming.device;
     bool same = true;
-    for (uint32_t odds = 0; odds < 4; odds++) { /* none, some, most, all */
+    for (uint32_t odds = 0; odds < 7; odds++) { /* none, some, most, all; some, most, all before */
         std::fill(late.host.begin(), late.host.end(), 0);
+        std::fill(coming.host.begin(), coming.host.end(), 0);
         for (size_t i = 0; i < lists * a.max_select; i++) {
             const size_t list = i / a.max_select, e = i % a.max_select;
-            if ((int32_t)e >= l.count.host[list] || r.below(3 * 8) >= odds * 8) continue;
+            if ((int32_t)e >= l.count.host[list] || r.below(3 * 8) >= (odds - odds / 4 * 3) * 8)
+                continue;
+            coming.host[i] = 1;
             late.host[list * each + e / 64] |= (uint8_t)(1u << e % 64 / 8);
             memset(&l.pool.host[(size_t)l.slot.host[i] * bytes], 0xff, bytes);
         }
@@ -158,10 +165,16 @@ void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists
         expect_ok(kern_attend(b.gpu, &a), name);
         b.sync();
         l.pool.host = pool;
-        l.pool.up();
         a.part = ATTEND_LATE;
-        expect_ok(kern_attend(b.gpu, &a), name);
+        a.after = odds > 3 ? &beside : nullptr;
+        if (odds > 3) coming.up();
+        if (odds > 3) expect_ok(kern_attend(b.gpu, &a), name);
+        l.pool.up();
+        std::fill(coming.host.begin(), coming.host.end(), 0);
+        coming.up();
+        if (odds <= 3) expect_ok(kern_attend(b.gpu, &a), name);
         b.sync();
+        a.after = nullptr;
         same &= out.down() == whole;
     }
     check_that(same, "attend %s: what is late is merged with the same bits", name);

@@ -361,7 +361,7 @@ struct gather_bench {
             const uint32_t from = (uint32_t)(((uint64_t)i * 2654435761u) % blocks);
             kern_arrival *a = &exchange.x->arrival[i];
             map.host[i] = (int32_t)i;
-            exchange.x->miss[i] = {(int32_t)i, 0, 0, (int32_t)i, (int32_t)i, (int32_t)i, 0, 0};
+            exchange.x->miss[i] = {(int32_t)i, 0, 0, (int32_t)i, (int32_t)i, (int32_t)i, 0, i};
             a->source = source + (size_t)from * bytes;
             a->seed = k.r.next();
             a->digest = bytes_digest(a->source, bytes, a->seed);

@@ -176,16 +176,33 @@ struct shared_exchange {
      * leaves them. */
     void take_own(uint32_t count, uint32_t unanswered)
     {
-        const uint32_t counts[3] = {count, unanswered, 0};
+        const uint32_t counts[2] = {count, unanswered};
+        std::vector<uint32_t> coming(x->capacity);
+        for (uint32_t i = 0; i < count; i++)
+            coming[x->miss[i].place] = 1;
         if (!x->own_count) {
             CUDA(cudaMalloc((void **)&x->own_miss, x->capacity * sizeof *x->miss));
             CUDA(cudaMalloc((void **)&x->own_arrival, x->capacity * sizeof *x->arrival));
             CUDA(cudaMalloc((void **)&x->own_count, sizeof counts));
+            CUDA(cudaMalloc((void **)&x->coming, coming.size() * sizeof coming[0]));
         }
         CUDA(cudaMemcpy(x->own_miss, x->miss, count * sizeof *x->miss, cudaMemcpyDefault));
         CUDA(cudaMemcpy((void *)x->own_arrival, (const void *)x->arrival,
                         count * sizeof *x->arrival, cudaMemcpyDefault));
         CUDA(cudaMemcpy(x->own_count, counts, sizeof counts, cudaMemcpyDefault));
+        CUDA(cudaMemcpy(x->coming, coming.data(), coming.size() * sizeof coming[0],
+                        cudaMemcpyDefault));
+    }
+    /* How many misses the device still waits for. */
+    uint32_t still_coming() const
+    {
+        std::vector<uint32_t> coming(x->capacity);
+        uint32_t n = 0;
+        CUDA(cudaMemcpy(coming.data(), x->coming, coming.size() * sizeof coming[0],
+                        cudaMemcpyDefault));
+        for (uint32_t one : coming)
+            n += one;
+        return n;
     }
     ~shared_exchange()
     {
@@ -194,6 +211,7 @@ struct shared_exchange {
         (void)cudaFree(x->own_miss);
         (void)cudaFree(x->own_arrival);
         (void)cudaFree(x->own_count);
+        (void)cudaFree(x->coming);
         (void)cudaFreeHost(x);
     }
 };

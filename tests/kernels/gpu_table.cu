@@ -127,7 +127,7 @@ bool same_misses(const kern_exchange *a, const kern_exchange *b)
     return true;
 }
 
-/* What plan keeps for the device's ops is what it published. */
+/* What plan keeps for the device's ops is what it published, and each of it is on its way. */
 bool same_own(const kern_exchange *x)
 {
     uint32_t counts[2] = {};
@@ -139,6 +139,10 @@ bool same_own(const kern_exchange *x)
     std::vector<uint8_t> miss(misses), arrival(arrivals);
     CUDA(cudaMemcpy(miss.data(), x->own_miss, misses, cudaMemcpyDefault));
     CUDA(cudaMemcpy(arrival.data(), (const void *)x->own_arrival, arrivals, cudaMemcpyDefault));
+    std::vector<uint32_t> coming(x->capacity);
+    CUDA(cudaMemcpy(coming.data(), x->coming, coming.size() * sizeof coming[0], cudaMemcpyDefault));
+    for (uint32_t i = 0; i < counts[0]; i++)
+        if (coming[x->miss[i].place] != 1) return false;
     return memcmp(miss.data(), x->miss, misses) == 0 &&
            memcmp(arrival.data(), (const void *)x->arrival, arrivals) == 0;
 }

@@ -151,7 +151,7 @@ static uint32_t publish(sim *s, sim_fetch *f, uint32_t g, uint32_t layer, bool a
             if (seq->forgetting || !seq->sealed[place_of((int32_t)layer, head, block)]) continue;
             if (!all && sim_chance(s, 0.4)) continue;
             if (g >= LAYERS && n > 0 && x->miss[0].seq != q) continue; /* a prefetch is one's */
-            x->miss[n] = (kern_miss){.seq = q, .kv_head = head, .block = block, .reserved = layer};
+            x->miss[n] = (kern_miss){.seq = q, .kv_head = head, .block = block, .place = layer};
             atomic_store(&x->arrival[n].state, STATUS_PENDING);
             n++;
         }
@@ -203,7 +203,7 @@ static void compare(sim *s, sim_fetch *f, uint32_t g, uint32_t i, const char *wh
 {
     const kern_miss *m = &f->exchange[g].miss[i];
     alignas(64) uint8_t want[NET_BODY_MAX];
-    block_id id = io_block_id(f->io, m->seq, (int32_t)m->reserved, m->kv_head, m->block);
+    block_id id = io_block_id(f->io, m->seq, (int32_t)m->place, m->kv_head, m->block);
     bytes_of(&id, want);
     if (memcmp(f->exchange[g].arrival[i].source, want, sizeof want) != 0)
         sim_fail(s, "P2", "io group %u arrival %u: other bytes %s", g, i, when);
@@ -217,7 +217,7 @@ static status gathered(sim_fetch *f, uint32_t g, uint32_t i)
     status r = (status)atomic_load(&a->state);
     if (r != STATUS_OK || f->group[g].verify) return r;
     if (bytes_digest(a->source, NET_BODY_MAX, a->seed) == a->digest) return r;
-    io_disown(f->io, x->miss[i].reserved, &x->miss[i], a);
+    io_disown(f->io, x->miss[i].place, &x->miss[i], a);
     atomic_store(&a->state, STATUS_CORRUPT);
     return STATUS_CORRUPT;
 }
