@@ -52,6 +52,9 @@ struct cuda_device {
     cuda_products products;
     cuda_shape *shapes; /* of weights packed so far */
     bool slow_told;     /* that a product goes by the kernel that defines its bits */
+    cudaEvent_t zero;   /* what marks count from, at zero_ns of the host's clock */
+    uint64_t zero_ns;
+    uint32_t marked; /* streams that have marks */
     char numerics_id[64];
 };
 

@@ -174,6 +174,7 @@ void stream_destroy(kern_stream *stream)
         if (place) (void)cudaEventDestroy(place);
     for (uint32_t i = 0; i < s->marks.made; i++)
         (void)cudaEventDestroy(s->marks.event[i]);
+    cuda_device_of(s->base.backend)->marked -= s->marks.used > 0;
     (void)cudaFree(s->workspace);
     (void)cudaFree(s->counters);
     delete s;
@@ -204,17 +205,29 @@ status stream_create(kern_backend *backend, kern_stream **out_stream)
     return STATUS_OK;
 }
 
+/* The first mark of all: the stream is at rest, so that the device is where the host is. */
+bool mark_zero(cuda_stream *s)
+{
+    cuda_device *d = cuda_device_of(s->base.backend);
+    if (!d->zero && cudaEventCreate(&d->zero) != cudaSuccess) return false;
+    d->zero_ns = clock_now(&clock_monotonic);
+    return cudaEventRecord(d->zero, s->handle) == cudaSuccess;
+}
+
 void stream_mark(kern_stream *stream, uint32_t op)
 {
     cuda_stream *s = cuda_stream_of(stream);
+    cuda_device *d = cuda_device_of(stream->backend);
     cuda_marks &m = s->marks;
     const bool made =
         m.used < m.made ||
         (m.made < CUDA_MARKS && cudaEventCreate(&m.event[m.made]) == cudaSuccess && ++m.made > 0);
-    if (!made || cudaEventRecord(m.event[m.used], s->handle) != cudaSuccess) {
+    if (!made || (d->marked == 0 && !mark_zero(s)) ||
+        cudaEventRecord(m.event[m.used], s->handle) != cudaSuccess) {
         m.left_out += op != KERN_OP_COUNT;
         return;
     }
+    d->marked += m.used == 0;
     m.op[m.used++] = op;
 }
 
@@ -222,17 +235,19 @@ void stream_mark(kern_stream *stream, uint32_t op)
 void tell_marks(cuda_stream *s)
 {
     cuda_marks &m = s->marks;
+    cuda_device *d = cuda_device_of(s->base.backend);
     const kern_watch *watch = s->base.watch;
+    if (watch && watch->ran) watch->ran(watch->self, KERN_OP_COUNT, 0, m.left_out);
     for (uint32_t i = 0; i + 1 < m.used && watch && watch->ran; i++) {
         float begin = 0.0f, end = 0.0f; /* milliseconds */
         if (m.op[i] == KERN_OP_COUNT) continue;
-        if (cudaEventElapsedTime(&begin, m.event[0], m.event[i]) != cudaSuccess ||
-            cudaEventElapsedTime(&end, m.event[0], m.event[i + 1]) != cudaSuccess)
+        if (cudaEventElapsedTime(&begin, d->zero, m.event[i]) != cudaSuccess ||
+            cudaEventElapsedTime(&end, d->zero, m.event[i + 1]) != cudaSuccess)
             break;
-        watch->ran(watch->self, m.op[i], (uint64_t)(begin * 1e6), (uint64_t)(end * 1e6));
+        watch->ran(watch->self, m.op[i], d->zero_ns + (uint64_t)(begin * 1e6),
+                   d->zero_ns + (uint64_t)(end * 1e6));
     }
-    if (m.left_out > 0 && watch && watch->ran)
-        watch->ran(watch->self, KERN_OP_COUNT, 0, m.left_out);
+    d->marked -= m.used > 0;
     m.used = m.left_out = 0;
 }
 
@@ -272,6 +287,7 @@ void backend_close(kern_backend *backend)
     cuda_device *d = cuda_device_of(backend);
     cuda_linear_forget(backend);
     if (d->blas) (void)cublasLtDestroy(d->blas);
+    if (d->zero) (void)cudaEventDestroy(d->zero);
     delete d;
     delete backend;
 }

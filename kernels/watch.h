@@ -21,8 +21,10 @@ typedef struct kern_watch {
     void (*end)(void *self, uint32_t op, const void *args);
     void *self;
     /* NULL, or what such a backend is told to do beside: it takes the time of each op on its own
-     * clock, and at each kern_stream_sync tells of those since the last, in order. Nanoseconds from
-     * one begin of theirs; op KERN_OP_COUNT: `end_ns` ops did not fit and are left out. */
+     * clock, and at each kern_stream_sync tells of those since the last, in order. Nanoseconds of
+     * the host's monotonic clock, to some microseconds; exact between ops of all streams that were
+     * watched together. Before them comes op KERN_OP_COUNT: of them `end_ns`, the last, did not fit
+     * and are left out. */
     void (*ran)(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns);
 } kern_watch;
 /* NULL ends it. The watch is borrowed until then. */

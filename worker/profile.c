@@ -20,17 +20,17 @@ static void on_end(void *self, uint32_t op, const void *args)
     p->op[op].ns += clock_now(&clock_monotonic) - p->begun_ns;
 }
 
-/* Times count from the first op since a sync. */
 static void on_ran(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns)
 {
     profile_lane *lane = self;
     profile *p = lane->of;
-    if (op == KERN_OP_COUNT) {
+    if (op == KERN_OP_COUNT) { /* those since a sync */
         p->left_out += end_ns;
+        lane->ended_ns = 0;
         return;
     }
     bool aside = lane == &p->lane[1];
-    if (!aside && begin_ns > 0 && begin_ns > lane->ended_ns)
+    if (!aside && lane->ended_ns > 0 && begin_ns > lane->ended_ns)
         p->between_ns += begin_ns - lane->ended_ns;
     if (aside) p->aside_ns += end_ns - begin_ns;
     lane->ended_ns = end_ns;

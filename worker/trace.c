@@ -1,14 +1,15 @@
-/* A timeline: one lane of steps, one of ops, one of waits for blocks.
+/* A timeline: one lane of steps, one of ops, one of waits for blocks, and one of ops beside them.
  *
- * Ops do not know their layer; the weights, summaries, tables and exchanges they are given do. On a
- * device that works behind its stream an op's span is its launch, and the last wait of a step shows
- * the work: the title says so. */
+ * Ops do not know their layer; the weights, summaries, tables and exchanges they are given do. A
+ * device that works behind its stream tells afterwards when each op ran, in the order in which they
+ * were launched: until then their layers stand in a queue. */
 #include "worker/trace.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { LANE_STEP, LANE_OP, LANE_WAIT };
+enum { LANE_STEP, LANE_OP, LANE_WAIT, LANE_BESIDE, LANES };
+enum { LAUNCHED_MAX = 4096 }; /* ops of a stream from one sync to the next; a step has about 900 */
 
 typedef struct span_row {
     uint64_t begin_ns, end_ns;
@@ -16,12 +17,21 @@ typedef struct span_row {
     uint8_t lane, op;
 } span_row;
 
+/* One of the streams that are watched. */
+typedef struct trace_stream {
+    trace *of;
+    kern_watch watch;
+    uint8_t lane;
+    int32_t layer[LAUNCHED_MAX]; /* of ops launched and not yet told of */
+    uint64_t launched, told, left_out;
+} trace_stream;
+
 struct trace {
     worker_engine *engine;
     span_row *row;
     uint32_t count, room;
     uint64_t lost, begun_ns;
-    kern_watch watch;
+    trace_stream stream[2]; /* the engine's; what runs beside it */
 };
 
 static void keep(trace *t, span_row row)
@@ -97,6 +107,8 @@ int32_t trace_layer_of(const worker_engine *e, uint32_t op, const void *args)
         return layer_of_table(e, &((const kern_plan_args *)args)->table);
     case KERN_OP_gather:
         return layer_of_table(e, &((const kern_gather_args *)args)->table);
+    case KERN_OP_bring:
+        return layer_of_table(e, &((const kern_bring_args *)args)->gather.table);
     case KERN_OP_install:
         return layer_of_table(e, &((const kern_install_args *)args)->table);
     case KERN_OP_wait:
@@ -110,20 +122,46 @@ int32_t trace_layer_of(const worker_engine *e, uint32_t op, const void *args)
 
 static void on_begin(void *self, uint32_t op, const void *args)
 {
-    trace *t = self;
+    trace *t = ((trace_stream *)self)->of;
     (void)op;
     (void)args;
     t->begun_ns = clock_now(&t->engine->config.clock);
 }
 
+static void keep_op(const trace_stream *s, uint32_t op, int32_t layer, uint64_t begin_ns,
+                    uint64_t end_ns)
+{
+    bool waits = op == KERN_OP_wait && s->lane == LANE_OP;
+    keep(s->of, (span_row){.begin_ns = begin_ns,
+                           .end_ns = end_ns,
+                           .layer = layer,
+                           .lane = waits ? LANE_WAIT : s->lane,
+                           .op = (uint8_t)op});
+}
+
 static void on_end(void *self, uint32_t op, const void *args)
 {
-    trace *t = self;
-    keep(t, (span_row){.begin_ns = t->begun_ns,
-                       .end_ns = clock_now(&t->engine->config.clock),
-                       .layer = trace_layer_of(t->engine, op, args),
-                       .lane = op == KERN_OP_wait ? LANE_WAIT : LANE_OP,
-                       .op = (uint8_t)op});
+    trace_stream *s = self;
+    int32_t layer = trace_layer_of(s->of->engine, op, args);
+    if (s->watch.ran != NULL)
+        s->layer[s->launched++ % LAUNCHED_MAX] = layer;
+    else
+        keep_op(s, op, layer, s->of->begun_ns, clock_now(&s->of->engine->config.clock));
+}
+
+/* Ops left out are the last of those told of together: their layers come before the next ones'. */
+static void on_ran(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns)
+{
+    trace_stream *s = self;
+    if (op == KERN_OP_COUNT) {
+        s->told += s->left_out;
+        s->left_out = end_ns;
+        s->of->lost += end_ns;
+        return;
+    }
+    bool known = s->launched - s->told <= LAUNCHED_MAX;
+    keep_op(s, op, known ? s->layer[s->told % LAUNCHED_MAX] : -1, begin_ns, end_ns);
+    s->told++;
 }
 
 trace *trace_create(arena *a, worker_engine *engine, uint32_t spans)
@@ -133,14 +171,20 @@ trace *trace_create(arena *a, worker_engine *engine, uint32_t spans)
     t->engine = engine;
     t->row = ARENA_NEW(a, span_row, spans);
     t->room = spans;
-    t->watch = (kern_watch){.begin = on_begin, .end = on_end, .self = t};
+    for (uint32_t i = 0; i < 2; i++) {
+        trace_stream *s = &t->stream[i];
+        s->of = t;
+        s->lane = i == 0 ? LANE_OP : LANE_BESIDE;
+        s->watch = (kern_watch){on_begin, on_end, s, engine->inline_ops ? NULL : on_ran};
+    }
     return t;
 }
 
 void trace_switch(trace *t, bool on)
 {
-    kern_stream_watch(t->engine->stream, on ? &t->watch : NULL);
-    kern_stream_watch(t->engine->side, on ? &t->watch : NULL);
+    const worker_engine *e = t->engine;
+    kern_stream_watch(e->stream, on ? &t->stream[0].watch : NULL);
+    if (e->side != e->stream) kern_stream_watch(e->side, on ? &t->stream[1].watch : NULL);
 }
 
 void trace_step(trace *t, uint64_t begin_ns, uint64_t end_ns, uint32_t rows)
@@ -170,7 +214,8 @@ static void write_row(FILE *f, const span_row *r, uint64_t zero_ns)
 
 status trace_write(const trace *t, const char *path, const char *title)
 {
-    static const char *const lanes[] = {"steps", "ops", "waits for blocks"};
+    static const char *const lanes[LANES] = {"steps", "ops", "waits for blocks", "ops beside them"};
+    uint32_t used = t->engine->side == t->engine->stream ? LANE_BESIDE : LANES;
     FILE *f = fopen(path, "we");
     if (f == NULL) return FAIL(IO, "%s: cannot be written", path);
     uint64_t zero_ns = UINT64_MAX;
@@ -181,7 +226,7 @@ status trace_write(const trace *t, const char *path, const char *title)
                   "\"traceEvents\":[\n"
                   "{\"name\":\"process_name\",\"ph\":\"M\",\"pid\":1,\"args\":{\"name\":\"%s\"}}",
                   t->count, (unsigned long long)t->lost, title);
-    for (uint32_t i = 0; i < 3; i++)
+    for (uint32_t i = 0; i < used; i++)
         (void)fprintf(f,
                       ",\n{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":1,\"tid\":%u,"
                       "\"args\":{\"name\":\"%s\"}}",

@@ -8,7 +8,7 @@
 #include "kernels/backend.h"
 #include "tests/test.h"
 
-enum { QUEUE = 1024, RANGES = 512 }; /* a GPU takes about as many launches ahead */
+enum { QUEUE = 1024, RANGES = 512, MARKS = 8192 }; /* a GPU takes about as many launches ahead */
 
 typedef struct apart_stream apart_stream;
 
@@ -26,6 +26,7 @@ typedef union command_args {
         apart_stream *of;
         uint64_t until;
     } after;
+    uint32_t mark;
 } command_args;
 
 typedef struct command {
@@ -45,6 +46,11 @@ struct apart_stream {
     uint64_t place[KERN_STREAM_PLACES]; /* what had been asked for there: the caller's */
     bool stop;
     status failed;
+    struct {
+        uint32_t op;
+        uint64_t ns;
+    } mark[MARKS]; /* the device's until a sync */
+    uint32_t marked;
 };
 
 static struct {
@@ -175,6 +181,14 @@ static status run_after(apart_stream *s, const command_args *args)
     return result;
 }
 
+static status run_mark(apart_stream *s, const command_args *args)
+{
+    EXPECT(s->marked < MARKS);
+    s->mark[s->marked].op = args->mark;
+    s->mark[s->marked++].ns = clock_now(&clock_monotonic);
+    return STATUS_OK;
+}
+
 static void *work(void *self)
 {
     apart_stream *s = self;
@@ -261,6 +275,28 @@ X(attend)
 X(gate)
 #undef X
 
+static void apart_mark(kern_stream *stream, uint32_t op)
+{
+    next_args(of(stream), run_mark)->mark = op;
+    hand_over(of(stream), false);
+}
+
+/* As module.cu tells; the last op of all is left out, if there is anybody to tell. */
+static void tell_marks(apart_stream *s)
+{
+    const kern_watch *watch = s->base.watch;
+    const uint32_t marked = s->marked;
+    uint32_t last = marked;
+    s->marked = 0;
+    if (watch == NULL || watch->ran == NULL || marked == 0) return;
+    while (last > 0 && s->mark[last - 1].op == KERN_OP_COUNT)
+        last--;
+    watch->ran(watch->self, KERN_OP_COUNT, 0, last > 0);
+    for (uint32_t i = 0; i + 1 < last; i++)
+        if (s->mark[i].op != KERN_OP_COUNT)
+            watch->ran(watch->self, s->mark[i].op, s->mark[i].ns, s->mark[i + 1].ns);
+}
+
 static status apart_sync(kern_stream *stream)
 {
     apart_stream *s = of(stream);
@@ -269,6 +305,7 @@ static status apart_sync(kern_stream *stream)
         pthread_cond_wait(&s->changed, &s->mutex);
     const status result = s->failed;
     pthread_mutex_unlock(&s->mutex);
+    tell_marks(s);
     return result;
 }
 
@@ -431,6 +468,7 @@ static const kern_device_ops apart_device = {
     .weight_free = apart_weight_free,
     .close = apart_close,
     .probe = apart_probe,
+    .mark = apart_mark,
 };
 
 kern_backend *apart_open(kern_backend *inner)

@@ -4,7 +4,10 @@
 #include "kernels/backend.h"
 #include "tests/test.h"
 #include "tests/worker/apart.h"
+#include "tests/worker/program.h"
 #include "tests/worker/run.h"
+#include "worker/json.h"
+#include "worker/trace.h"
 
 enum {
     REQUESTS = 3,
@@ -13,7 +16,8 @@ enum {
     NEW = 70,
     FEW_NEW = 24,
     MANY = 19,
-    MANY_NEW = 24
+    MANY_NEW = 24,
+    TIMED_STEPS = 6
 }; /* LONG: where there is room */
 
 typedef struct outcome {
@@ -145,6 +149,74 @@ TEST(so_it_has_with_gathers_before_attention_and_not_beside_it)
     run_setup setup = setup_of("own", 2);
     setup.no_overlap = true;
     same_apart(setup);
+}
+
+/* A timeline of some steps, while they are made. */
+static struct {
+    arena *memory;
+    trace *trace;
+    uint64_t begun_ns;
+    uint32_t steps;
+} timed;
+
+static void time_step(worker_engine *e)
+{
+    uint64_t now = clock_now(&clock_monotonic);
+    if (e->decode_rows > 0 && timed.steps < TIMED_STEPS) {
+        if (timed.trace == NULL) {
+            timed.trace = trace_create(timed.memory, e, 1 << 16);
+            trace_switch(timed.trace, true);
+        } else {
+            trace_step(timed.trace, timed.begun_ns, now, e->decode_rows);
+            if (++timed.steps == TIMED_STEPS) {
+                trace_switch(timed.trace, false);
+                EXPECT(trace_write(timed.trace, program_path("apart.json"), "apart") == STATUS_OK);
+            }
+        }
+    }
+    timed.begun_ns = clock_now(&clock_monotonic);
+}
+
+/* By the device's clock: ops of a stream one after the other and within their step, those beside
+ * the layers in a lane of their own, and each of a layer. What the device leaves out is lost, and
+ * the layers of the others are still theirs. */
+TEST(a_timeline_shows_when_the_device_ran_each_op)
+{
+    enum { OPS = 1, BESIDE = 3 };
+    run_setup setup = setup_of("own", 2);
+    setup.wrap = apart_open;
+    timed.memory = arena_create("timeline");
+    (void)outcome_many(&setup, REQUESTS, NEW, time_step);
+    EXPECT_EQ_U64(timed.steps, TIMED_STEPS);
+    cJSON *tree = cJSON_Parse(program_read(timed.memory, "apart.json"));
+    EXPECT(tree != NULL);
+    double ended[4] = {0};
+    uint32_t layer = 0, attends = 0, gathers = 0, steps = 0;
+    EXPECT(json_get(json_get(tree, "otherData"), "left_out")->valuedouble > 0);
+    const cJSON *at;
+    cJSON_ArrayForEach(at, json_get(tree, "traceEvents"))
+    {
+        const char *name = json_get(at, "name")->valuestring;
+        const int lane = json_get(at, "tid") != NULL ? json_get(at, "tid")->valueint : -1;
+        if (json_get(at, "dur") == NULL) continue;
+        const double from = json_get(at, "ts")->valuedouble;
+        EXPECT_MSG(lane == 0 || from >= ended[lane] - 0.01,
+                   "%s begins %.3f us before the end of "
+                   "what is ahead of it",
+                   name, ended[lane] - from);
+        ended[lane] = from + json_get(at, "dur")->valuedouble;
+        steps += lane == 0;
+        gathers += lane == BESIDE && strcmp(name, "gather") == 0;
+        if (lane != OPS || strcmp(name, "attend") != 0) continue;
+        const uint32_t l = (uint32_t)json_get(json_get(at, "args"), "layer")->valueint;
+        EXPECT_MSG(l == layer || l == (layer + 1) % 8, "layer %u after layer %u", l, layer);
+        layer = l;
+        attends++;
+    }
+    EXPECT_EQ_U64(steps, TIMED_STEPS);
+    EXPECT(attends >= 8 * TIMED_STEPS && gathers >= 7 * TIMED_STEPS);
+    cJSON_Delete(tree);
+    arena_destroy(timed.memory);
 }
 
 /* Many rows, each with misses of its own. */
