@@ -143,6 +143,7 @@ bool io_host_put_some(worker_io *io)
         };
         status result = kv_put_submit(io->client, &put, &slot->ticket);
         if (result == STATUS_BUSY) return false;
+        if (slot->tries == 0) slot->tried_ns = now;
         list_remove(io, &io->dirty, s);
         list_push(io, &io->putting, s);
         slot->state = SLOT_PUT;
@@ -151,6 +152,37 @@ bool io_host_put_some(worker_io *io)
         if (clock_now(&io->clock) < io->retry_ns) return false;
     }
     return false;
+}
+
+/* Nodes may come back. */
+static bool may_pass(status s)
+{
+    return s == STATUS_DEGRADED || s == STATUS_UNREACHABLE || s == STATUS_PEER_LOST ||
+           s == STATUS_FENCED || s == STATUS_BUSY || s == STATUS_DEADLINE;
+}
+
+/* Its block stays in host memory, and its sequence goes on until that is full or put_deadline over.
+ * Where waiting does not help, or the store has never taken a block, it is told at once. */
+static void put_failed(worker_io *io, int32_t s, status result)
+{
+    host_slot *slot = &io->slot[s];
+    uint64_t now = clock_now(&io->clock);
+    bool told = slot->tries > IO_PUT_TRIES;
+    bool waits = may_pass(result) && io->stats.stored_blocks > 0;
+    io->stats.put_retries++;
+    slot->state = SLOT_DIRTY;
+    list_push(io, &io->dirty, s);
+    io->retry_ns = now + 20000000u; /* let the store breathe: 20 ms */
+    if (waits && (io->trouble_ns == 0 || now - io->trouble_ns > 10 * io->put_deadline_ns)) {
+        LOG(WARN, "a block cannot be stored now: %s; tried again for %.1f s (client.put_deadline)",
+            status_sentence(result), (double)io->put_deadline_ns * 1e-9);
+        io->trouble_ns = now;
+    }
+    if (slot->tries < IO_PUT_TRIES) slot->tries++;
+    if (told || slot->tries < IO_PUT_TRIES) return;
+    if (waits && now - slot->tried_ns < io->put_deadline_ns) return;
+    slot->tries = IO_PUT_TRIES + 1;
+    if (!slot->orphan) io_emit(io, IO_PUT_FAILED, slot->seq, IO_NONE, result);
 }
 
 void io_host_put_done(worker_io *io, int32_t s, status result)
@@ -168,13 +200,7 @@ void io_host_put_done(worker_io *io, int32_t s, status result)
         slot->state = SLOT_CLEAN;
         list_push(io, &io->clean, s);
     } else {
-        io->stats.put_retries++;
-        slot->state = SLOT_DIRTY;
-        list_push(io, &io->dirty, s);
-        io->retry_ns = clock_now(&io->clock) + 20000000u; /* let the store breathe: 20 ms */
-        if (++slot->tries == IO_PUT_TRIES && !slot->orphan)
-            io_emit(io, IO_PUT_FAILED, seq, IO_NONE, result);
-        if (slot->tries > IO_PUT_TRIES) slot->tries = IO_PUT_TRIES + 1;
+        put_failed(io, s, result);
     }
     slot_settle(io, s);
     io_host_forgotten_check(io, seq);

@@ -12,7 +12,7 @@ enum {
     IO_RING = 1 << 14, /* commands under way */
     IO_EVENTS = 1 << 12,
     IO_GETS_MAX = 512, /* get requests under way */
-    IO_PUT_TRIES = 3,  /* before a sequence is told that its block cannot be stored */
+    IO_PUT_TRIES = 3,  /* at least, before a sequence is told that its block cannot be stored */
     /* Handed to the client before it is polled again: answers and demands wait behind no more
      * copying than that. */
     IO_PUTS_A_TURN = 32,
@@ -29,10 +29,11 @@ typedef enum slot_state {
 typedef struct host_slot {
     int32_t seq, layer, kv_head, block;
     slot_state state;
-    bool hold;   /* prefill still reads it */
-    bool orphan; /* its context was forgotten or the block was sealed again: free when idle */
-    uint8_t tries;
-    uint32_t pins; /* arrivals that point into it */
+    bool hold;         /* prefill still reads it */
+    bool orphan;       /* its context was forgotten or the block was sealed again: free when idle */
+    uint8_t tries;     /* to store it */
+    uint64_t tried_ns; /* when the first began */
+    uint32_t pins;     /* arrivals that point into it */
     kv_ticket ticket;
     int32_t prev, next; /* in the list of its state: dirty queue, puts under way, clean LRU */
 } host_slot;
@@ -93,10 +94,10 @@ struct worker_io {
     uint8_t *memory; /* [slots, block_bytes] */
     host_slot *slot; /* [slots] */
     slot_list dirty, clean, putting;
-    uint64_t retry_ns;
-    uint8_t *forgetting;    /* [S] IO_FORGET seen; waits for its puts and drop */
-    uint32_t *seq_busy;     /* [S] puts and drops under way */
-    kv_ticket *drop_ticket; /* [S] 0: none */
+    uint64_t retry_ns, trouble_ns; /* of puts: not before; when it was last said that they fail */
+    uint8_t *forgetting;           /* [S] IO_FORGET seen; waits for its puts and drop */
+    uint32_t *seq_busy;            /* [S] puts and drops under way */
+    kv_ticket *drop_ticket;        /* [S] 0: none */
 
     fetch_group *group; /* [groups] */
     get_request *get;   /* [IO_GETS_MAX] */

@@ -22,6 +22,9 @@ struct run {
     uint32_t servers;
     kv_server *server[8];
     kv_transport *transport[8];
+    arena *hub_memory;
+    uint64_t node_bytes;
+    kv_faults node_faults;
 };
 
 static void pump(void *self)
@@ -32,6 +35,23 @@ static void pump(void *self)
     }
 }
 
+static void start_node(run *r, uint32_t i)
+{
+    EXPECT(kv_transport_local_open(r->hub_memory, r->hub, &r->transport[i]) == STATUS_OK);
+    kv_server_config config = {.memory = r->hub_memory,
+                               .transport = r->transport[i],
+                               .clock = clock_monotonic,
+                               .seed = 77 + i,
+                               .memory_bytes = r->node_bytes,
+                               .lease_grace_ns = 30000000000u,
+                               .connections_max = 4,
+                               .epoch = 1,
+                               .faults = r->node_faults};
+    snprintf(config.name, sizeof config.name, "n%u", i);
+    snprintf(config.listen, sizeof config.listen, "%s", r->cluster.map.node[i].data);
+    EXPECT_MSG(kv_server_create(&config, &r->server[i]) == STATUS_OK, "%s", log_last_error());
+}
+
 static void open_hub(run *r, const run_setup *setup)
 {
     arena *a = arena_create("hub");
@@ -39,6 +59,9 @@ static void open_hub(run *r, const run_setup *setup)
     if (setup->hub_card_threads > 0)
         EXPECT(kv_hub_card_start(r->hub, setup->hub_card_threads) == STATUS_OK);
     r->servers = setup->hub_nodes;
+    r->hub_memory = a;
+    r->node_bytes = setup->hub_memory_bytes != 0 ? setup->hub_memory_bytes : 256 << 20;
+    r->node_faults = setup->hub_faults;
     r->cluster.map.epoch = 1;
     r->cluster.map.node_count = setup->hub_nodes;
     r->cluster.map.replicas = setup->hub_replicas;
@@ -48,20 +71,7 @@ static void open_hub(run *r, const run_setup *setup)
         snprintf(n->name, sizeof n->name, "n%u", i);
         snprintf(n->domain, sizeof n->domain, "d%u", i);
         snprintf(n->data, sizeof n->data, "127.0.0.1:%u", 7101 + i);
-        EXPECT(kv_transport_local_open(a, r->hub, &r->transport[i]) == STATUS_OK);
-        kv_server_config config = {
-            .memory = a,
-            .transport = r->transport[i],
-            .clock = clock_monotonic,
-            .seed = 77 + i,
-            .memory_bytes = setup->hub_memory_bytes != 0 ? setup->hub_memory_bytes : 256 << 20,
-            .lease_grace_ns = 30000000000u,
-            .connections_max = 4,
-            .epoch = 1,
-            .faults = setup->hub_faults};
-        snprintf(config.name, sizeof config.name, "n%u", i);
-        snprintf(config.listen, sizeof config.listen, "%s", n->data);
-        EXPECT_MSG(kv_server_create(&config, &r->server[i]) == STATUS_OK, "%s", log_last_error());
+        start_node(r, i);
     }
 }
 
@@ -70,6 +80,11 @@ void run_hub_kill(run *r, uint32_t node)
     kv_transport_close(r->transport[node]);
     kv_server_destroy(r->server[node]);
     r->server[node] = NULL;
+}
+
+void run_hub_restart(run *r, uint32_t node)
+{
+    start_node(r, node);
 }
 
 void *run_memory(size_t bytes)
@@ -191,6 +206,12 @@ void run_score(run *r, const int32_t *tokens, uint32_t count, float *score)
 status run_decode(run *r, const int32_t *tokens, uint32_t count, uint32_t max_new,
                   uint64_t *out_digest, worker_event *out_final)
 {
+    return run_decode_stepped(r, tokens, count, max_new, NULL, out_digest, out_final);
+}
+
+status run_decode_stepped(run *r, const int32_t *tokens, uint32_t count, uint32_t max_new,
+                          void (*stepped)(run *r), uint64_t *out_digest, worker_event *out_final)
+{
     worker_request request = {.id = 1,
                               .prompt = tokens,
                               .prompt_count = count,
@@ -203,6 +224,7 @@ status run_decode(run *r, const int32_t *tokens, uint32_t count, uint32_t max_ne
     while (!finished || !worker_idle(r->engine)) {
         status s = worker_step(r->engine);
         if (s != STATUS_OK && s != STATUS_PENDING) return s;
+        if (stepped != NULL) stepped(r);
         worker_event event;
         while (worker_next_event(r->engine, &event)) {
             uint64_t step[3] = {*out_digest, event.logits_digest, (uint64_t)event.sampled.token};

@@ -33,7 +33,11 @@ void run_score(run *r, const int32_t *tokens, uint32_t count, float *score);
 /* One request to its end; digest: chained over tokens and logits. Returns the result. */
 status run_decode(run *r, const int32_t *tokens, uint32_t count, uint32_t max_new,
                   uint64_t *out_digest, worker_event *out_final);
-void run_hub_kill(run *r, uint32_t node); /* its memory is gone; nobody answers there */
-void *run_memory(size_t bytes);           /* freed at exit */
+/* stepped: called after each step. */
+status run_decode_stepped(run *r, const int32_t *tokens, uint32_t count, uint32_t max_new,
+                          void (*stepped)(run *r), uint64_t *out_digest, worker_event *out_final);
+void run_hub_kill(run *r, uint32_t node);    /* its memory is gone; nobody answers there */
+void run_hub_restart(run *r, uint32_t node); /* it answers again, empty */
+void *run_memory(size_t bytes);              /* freed at exit */
 
 #endif

@@ -204,6 +204,57 @@ TEST(fewer_nodes_than_replicas_fails_the_request_as_degraded)
     run_close(r);
 }
 
+/* A node goes away, and comes back when some blocks could not be stored, or does not. */
+static struct {
+    bool away, back;
+} node;
+
+static void node_leaves(run *r)
+{
+    io_stats io;
+    io_stats_read(run_engine(r)->io, &io);
+    if (!node.away && io.stored_blocks > 100) run_hub_kill(r, 1), node.away = true;
+    if (node.back && io.put_retries > 5) run_hub_restart(r, 1), node.back = false;
+}
+
+static status node_away(uint64_t put_deadline_ns, bool back, uint64_t *out_digest,
+                        worker_stats *stats)
+{
+    run_setup setup = setup_of(2, 2);
+    cluster_config cluster;
+    cluster_config_default(&cluster);
+    cluster.put_deadline_ns = put_deadline_ns;
+    setup.cluster = &cluster;
+    run *r = run_open(&setup);
+    worker_event final;
+    node.away = false;
+    node.back = back;
+    const status result =
+        run_decode_stepped(r, prompt(), PROMPT, NEW, node_leaves, out_digest, &final);
+    EXPECT(node.away && !node.back);
+    worker_stats_read(run_engine(r), stats);
+    run_close(r);
+    return result;
+}
+
+/* Meanwhile blocks that it should have stay in host memory. */
+TEST(a_node_that_comes_back_before_the_deadline_costs_no_request)
+{
+    uint64_t digest;
+    worker_stats stats;
+    const status result = node_away(20000000000u, true, &digest, &stats);
+    EXPECT_MSG(result == STATUS_OK, "%s", status_sentence(result));
+    EXPECT_EQ_X64(digest, memory_digest());
+    EXPECT_EQ_U64(stats.stored.blocks, (PROMPT + NEW - 1) / 64 * 16);
+}
+
+TEST(a_node_that_stays_away_beyond_the_deadline_fails_the_request)
+{
+    uint64_t digest;
+    worker_stats stats;
+    EXPECT_EQ_I64(node_away(50000000, false, &digest, &stats), STATUS_DEGRADED);
+}
+
 TEST(a_pool_smaller_than_one_step_is_refused_with_what_it_needs)
 {
     run_setup setup = setup_of(0, 0);
