@@ -284,6 +284,12 @@ static void report_json(const bench *b, text *out, const per_run *runs, const be
 
 /* ---- table ----------------------------------------------------------------------------------- */
 
+/* Four digits, never an exponent. */
+static void figure(text *out, double value)
+{
+    text_format(out, fabs(value) < 1000 ? "%.4g" : "%.0f", value);
+}
+
 static void spread(text *out, const char *what, const double *runs, uint32_t count,
                    const char *unit)
 {
@@ -292,8 +298,13 @@ static void spread(text *out, const char *what, const double *runs, uint32_t cou
         least = fmin(least, runs[i]);
         most = fmax(most, runs[i]);
     }
-    text_format(out, "%-22s %.4g %s (%.4g to %.4g over %u runs)\n", what, median(runs, count), unit,
-                least, most, count);
+    text_format(out, "%-22s ", what);
+    figure(out, median(runs, count));
+    text_format(out, " %s (", unit);
+    figure(out, least);
+    text_add_string(out, " to ");
+    figure(out, most);
+    text_format(out, " over %u runs)\n", count);
 }
 
 static void report_text(const bench *b, text *out, const per_run *runs, const bench_span *all,

@@ -278,6 +278,8 @@ void report_decode_text(text *out, const report_decode *run, session *s)
         const fact_row *r = &rows[i];
         if (r->line == NULL || (r->store && !s->with_store)) continue;
         bool same = line != NULL && strcmp(line, r->line) == 0;
+        bool told = line != NULL && strcmp(line, "tokens") == 0; /* who asked, and for how much */
+        if (!same && told && f->stats.steps == 0) break;
         if (!same && line != NULL) text_add_string(out, "\n");
         if (same)
             text_add_string(out, ", ");
