@@ -6,7 +6,7 @@
  * repeat its position, has its picks put aside by its sequence. Whoever has neither, since it comes
  * from prefill, selects by the query that its prompt's last row left. All three are the same picks.
  */
-#include "worker/engine.h"
+#include "worker/fetch.h"
 
 enum { RUN_LAUNCHES = 8 }; /* of a run of rows, loaded or selected for, at most */
 
@@ -198,7 +198,8 @@ void ahead_ask(worker_engine *e, uint32_t layer)
                            .layer = layer,
                            .per_head = e->max_select,
                            .block = wanted,
-                           .stay = true};
+                           .stay = true,
+                           .last_step = e->step_number + 1};
         if (!fetch_ahead(e, &wish)) return;
     }
 }

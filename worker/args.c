@@ -36,6 +36,7 @@ static const verb_flag flags[] = {
     {BOTH, {"--threads", "N", "compute threads (default: one a core)", AT(threads), FLAG_TYPE_WHOLE, 1, 1024}},
     {BOTH, {"--backend", "NAME", "cpu, ref (simple and slow), cuda or cuda:N for the Nth GPU (default cpu)", AT(backend), FLAG_TYPE_TEXT, 0, 0}},
     {BOTH, {"--seed", "N", "of request ids and retry jitter, never of tokens (default: random)", AT(seed), FLAG_TYPE_SEED, 0, 0}},
+    {BOTH, {"--guess", "N%", "of the query's picks, so many candidates are guessed a layer early and asked the store for (default 0%)", AT(guess), FLAG_TYPE_PERCENT, 0, 1000}},
     {BOTH, {"--no-prefetch", NULL, "fetch blocks only when a step asks for them", AT(no_prefetch), FLAG_TYPE_ON, 0, 0}},
     {BOTH, {"--no-overlap", NULL, "gather blocks before attention, not beside it (GPU)", AT(no_overlap), FLAG_TYPE_ON, 0, 0}},
     {BOTH, {"--no-late-merge", NULL, "attend when all blocks of a layer are there, not first to those that are (GPU)", AT(no_late_merge), FLAG_TYPE_ON, 0, 0}},
@@ -104,6 +105,10 @@ static status check_whole(args_verb verb, const args *a)
     if (verb == ARGS_DECODE && a->output == NULL)
         return FAIL(INVALID, "decode needs -o FILE for its answers");
     if (a->hbm_bytes == 0) return FAIL(INVALID, "--hbm 0B: a worker needs device memory");
+    if (a->guess > 0 && a->no_prefetch)
+        return FAIL(INVALID, "--guess %u%% fetches ahead, and --no-prefetch says not to", a->guess);
+    if (a->guess > 0 && a->cluster == NULL)
+        return FAIL(INVALID, "--guess %u%% has nobody to ask: it needs --cluster", a->guess);
     if (a->overwrite && a->resume)
         return FAIL(INVALID, "--overwrite and --resume exclude each other");
     if (a->resume && strcmp(a->output, "-") == 0)

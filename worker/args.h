@@ -23,6 +23,7 @@ typedef struct args {
     uint64_t device_pool_bytes, host_tier_bytes, hbm_bytes; /* UINT64_MAX: not given */
     uint32_t max_num_seqs, max_model_len, max_num_batched_tokens, park_quantum, victim_margin,
         threads;                         /* UINT32_MAX: not given */
+    uint32_t guess;                      /* 0: none */
     uint32_t tokens, limit, decode_from; /* eval; UINT32_MAX: all */
     uint64_t seed;                       /* of request ids and jitter, never of tokens */
     bool json;                           /* what format comes to */

@@ -37,7 +37,7 @@ typedef struct bench_options {
     uint32_t context[BENCH_CONTEXTS_MAX], context_count; /* tokens; sequence i takes i % count */
     uint32_t batch;                                      /* 0: as many as the memory holds */
     uint32_t runs, steps, warm;                          /* steps: of one run */
-    uint32_t nodes, replicas, threads, margin, quantum;
+    uint32_t nodes, replicas, threads, margin, quantum, guess;
     uint64_t device_pool, kv_memory, hbm, host_tier, seed;
     double churn; /* 0: not given, the walk that was measured */
     double rtt_us, gbit;

@@ -24,6 +24,7 @@ static const flag_row rows[] = {
     {"--victim-margin", "N", "percent of pool slots beyond the selection (default 25; 0: exact fit)", AT(margin), FLAG_TYPE_WHOLE, 0, 1000},
     {"--resident", NULL, "all blocks stay in the pool: nothing is offloaded", AT(resident), FLAG_TYPE_ON, 0, 0},
     {"--nosi-like", NULL, "exact fit, no prefetch, no overlap: fetched when asked for; rows are named nosi_like", AT(nosi_like), FLAG_TYPE_ON, 0, 0},
+    {"--guess", "N%", "of the query's picks, so many candidates are guessed a layer early and asked the store for (default 0%)", AT(guess), FLAG_TYPE_PERCENT, 0, 1000},
     {"--no-prefetch", NULL, "fetch blocks only when a step asks for them", AT(no_prefetch), FLAG_TYPE_ON, 0, 0},
     {"--no-overlap", NULL, "gather blocks before attention, not beside it (GPU)", AT(no_overlap), FLAG_TYPE_ON, 0, 0},
     {"--no-late-merge", NULL, "attend when all blocks of a layer are there, not first to those that are (GPU)", AT(no_late_merge), FLAG_TYPE_ON, 0, 0},
@@ -139,6 +140,10 @@ static status check_store(const flag_set *set, const bench_options *o)
         TRY(refuse(set, of_network[i], "the nodes of --cluster are real"));
     if (!simulated) TRY(refuse(set, "--replicas", "there is no store; give --nodes"));
     if (!store) TRY(refuse(set, "--host-tier", "without a store host memory keeps every block"));
+    if (!store) TRY(refuse(set, "--guess", "there is no store to ask; give --nodes or --cluster"));
+    if (o->no_prefetch) TRY(refuse(set, "--guess", "nothing is fetched ahead"));
+    if (o->lookahead != NULL && strcmp(o->lookahead, "own") != 0)
+        TRY(refuse(set, "--guess", "with --lookahead the next picks are known, not guessed"));
     if (o->workers > 1) {
         static const char *const of_one[] = {"--nodes", "--rtt-us", "--gbit",
                                              "--fault", "--trace",  "--profile"};
@@ -183,6 +188,7 @@ static status check_rest(const flag_set *set, const bench_options *o)
     if (full) {
         TRY(refuse(set, "--churn", "full attention selects nothing"));
         TRY(refuse(set, "--lookahead", "full attention selects nothing"));
+        TRY(refuse(set, "--guess", "full attention selects nothing"));
     }
     if (o->text != NULL) {
         TRY(refuse(set, "--churn", "real text has its own"));

@@ -11,6 +11,7 @@
  * Filled sequences are READY but held (a prefetch group that does not exist) until bench_release,
  * so that the first fill of the pool can be measured apart. */
 #include "worker/bench.h"
+#include "worker/fetch.h"
 #include "worker/session.h"
 
 #include <math.h>

@@ -1,5 +1,5 @@
 /* Creation (all memory is taken here, and printed), requests in, events out. */
-#include "worker/engine.h"
+#include "worker/fetch.h"
 
 #include <string.h>
 
@@ -270,6 +270,24 @@ static void take_rows(taking *t)
     e->logits_digest = take_shared(t, ENGINE_LOGIT_ROWS, sizeof(uint64_t));
 }
 
+static void take_guess(taking *t)
+{
+    worker_engine *e = t->e;
+    uint64_t lists = (uint64_t)e->seqs * e->kv_heads, n = lists * e->max_select;
+    if (e->config.guess == 0) return;
+    take_scores(t, &e->guess, e->seqs);
+    e->guess.mask = take(t, n, 1);
+    e->guess.settled = take(t, lists, sizeof(int32_t));
+    e->guess.count = take(t, lists + 2 * n, sizeof(int32_t));
+    e->guess.block = e->guess.count == NULL ? NULL : e->guess.count + lists;
+    e->guess.slot = e->guess.count == NULL ? NULL : e->guess.block + n;
+    e->guess_norm = take_operand(t, (uint64_t)e->seqs * e->hidden);
+    e->guess_q = take(t, (uint64_t)e->seqs * e->heads * e->head_dim, sizeof(float));
+    e->guess_seen = take_seen(t, e->guess.count, e->layers * (lists + 2 * n), sizeof(int32_t));
+    e->guess_made = take_shared(t, e->layers, sizeof(atomic_int));
+    e->guess_sign = take_absent(t, 1);
+}
+
 static void take_summaries(taking *t)
 {
     worker_engine *e = t->e;
@@ -289,7 +307,7 @@ static void take_summaries(taking *t)
     e->slot_of = take_absent(t, heads * e->max_entries);
     e->used_step = take(t, heads * e->max_entries, sizeof(uint32_t));
     e->entries = take(t, e->seqs, sizeof(int32_t));
-    e->dev_selectors = take(t, KERN_SELECTORS_MAX, sizeof(kern_selector));
+    e->dev_selectors = take(t, 1, sizeof e->selectors);
     uint64_t lists = (uint64_t)e->layers * e->kv_heads;
     e->seen_entry_of = take_shared(t, lists * e->max_blocks, sizeof(int32_t));
     e->stage_home = take_absent(t, per_seq * e->max_blocks);
@@ -450,6 +468,7 @@ static uint64_t count_others(worker_engine *e)
     e->device_bytes = e->shared_bytes = 0;
     take_summaries(&t);
     take_rows(&t);
+    take_guess(&t);
     take_picks(&t);
     take_exchanges(&t);
     if (kern_probe(e->backend, "stream_bytes", &stream) != STATUS_OK) stream = 0;
@@ -585,6 +604,7 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
     e->pool = take(&t, e->pool_slots, e->block_bytes);
     take_summaries(&t);
     take_rows(&t);
+    take_guess(&t);
     take_picks(&t);
     take_exchanges(&t);
     status result = t.result;

@@ -5,7 +5,7 @@
  * sched.c    admit, park, resume, recompute   step.c    the step
  * select.c   score .. plan of rows            prefill.c a prompt's rows in a layer
  * ahead.c    lookahead `step`                 fetch.c   misses, prefetch, accounting
- * branch.c   attention's branches and gates */
+ * guess.c    the next layer's picks, guessed  branch.c  attention's branches and gates */
 #ifndef WORKER_ENGINE_H
 #define WORKER_ENGINE_H
 
@@ -20,10 +20,11 @@ enum {
     ENGINE_RECOMPUTE_MAX = 3,
     ENGINE_DOUBT_STEPS = 64, /* after a corrupt block the client compares digests so long */
     ENGINE_ROW_LISTS = 8,    /* of row_lists */
-    ENGINE_MEMORY_MAX = 96,
+    ENGINE_MEMORY_MAX = 128,
     ENGINE_WARM_EACH = 64, /* products are tried with each number of rows up to it, then with */
     ENGINE_WARM_STEP = 64, /* every so many, before the first step (step_warm) */
-    ENGINE_LAUNCHES_AHEAD = 700, /* ops given to the stream beyond the last plan that was seen */
+    ENGINE_NOT_PLANNED = INT32_MAX, /* kern_exchange.published of a layer whose plan has not run */
+    ENGINE_LAUNCHES_AHEAD = 700,    /* ops given to the stream beyond the last plan that was seen */
 };
 
 typedef enum seq_state {
@@ -122,7 +123,7 @@ typedef struct prefetch_group {
     bool used;
     int32_t seq, layer;
     uint32_t generation;
-    uint32_t step; /* when it was asked for */
+    uint32_t last_step; /* that it is for, where it stays */
     bool resume;
     bool stay, arrived; /* stay: not to be installed; arrived: all of it has its state */
 } prefetch_group;
@@ -140,6 +141,8 @@ typedef struct row_range {
 
 /* Rows to select for, at positions that may lie one step ahead, with the queries to do it by. */
 typedef struct pick_rows {
+    kern_stream *stream;            /* that the ops go to */
+    const kern_selector *selectors; /* the device's, or as they guess */
     uint32_t count;
     const int32_t *seq, *pos, *selector; /* [count] */
     const float *q;                      /* [count, Hq, D], stride floats between rows */
@@ -162,9 +165,9 @@ struct worker_engine {
     uint32_t rows_max, select_block, block_bytes;
     uint64_t qkv_stride;
     /* selectors */
-    kern_selector selectors[KERN_SELECTORS_MAX];
+    kern_selector selectors[2 * KERN_SELECTORS_MAX];
     uint32_t selector_count;
-    kern_selector *dev_selectors; /* the device's copy */
+    kern_selector *dev_selectors; /* the device's copy; behind it, as each guesses (guess.c) */
     /* memory of the backend: on the device, or shared with it where it says so */
     bool inline_ops; /* ops have run when their call returns */
     struct engine_memory {
@@ -219,8 +222,16 @@ struct worker_engine {
     float *last_q;
     int32_t *seen_ahead_block, *seen_ahead_count; /* ahead, read back (shared) */
     int32_t *seen_ahead_slot;                     /* pool slots of these (shared), -1: not there */
-    float *logits, *seen_logits;                  /* [ENGINE_LOGIT_ROWS, vocab]; read back */
-    kern_sampling *sampling;                      /* shared, as the next three */
+    /* an early guess: a layer's lists and the states they are made of; counts, blocks and slots lie
+     * one after the other, and are read back by layer, each then told of in guess_made (shared) */
+    pick_buffers guess;
+    operand guess_norm;
+    float *guess_q;
+    int32_t *guess_seen; /* where ops run inline, guess.count */
+    atomic_int *guess_made;
+    int32_t *guess_sign;         /* what is copied there: not 0 */
+    float *logits, *seen_logits; /* [ENGINE_LOGIT_ROWS, vocab]; read back */
+    kern_sampling *sampling;     /* shared, as the next three */
     int32_t *sample_pos;
     kern_sampled *sampled;
     uint64_t *logits_digest; /* [ENGINE_LOGIT_ROWS] */
@@ -237,6 +248,8 @@ struct worker_engine {
     uint32_t planned, gathered; /* layers of this step whose plan, whose gather is over */
     uint32_t counted;           /* ... whose misses are accounted for */
     uint32_t asked;             /* ... whose picks for the next step have been asked for */
+    bool guessing;              /* this step guesses */
+    uint32_t guessed;           /* ... whose guess has been asked for, or comes too late */
     uint32_t stay_blocks;       /* asked for to stay in the landing zone, and there still */
     uint32_t landed_open;       /* used out of the landing zone, their groups not over yet */
     uint64_t landed_used;       /* all that were used out of it */
@@ -314,22 +327,15 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
                    uint32_t out_row);
 status plan_layer(worker_engine *e,
                   uint32_t layer); /* all decode rows: select, plan, fetch_start */
-status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out);
+/* States x in the layer's norm (scratch `norm`) and query projection, turned; out: [count, Hq * D].
+ */
+status select_query(worker_engine *e, kern_stream *stream, uint32_t layer, row_range rows,
+                    const float *x, operand norm, float *out);
 status select_warm(worker_engine *e, uint32_t rows);
 /* The picks of the last step to `seen`, once the stream is at rest. */
 status select_read(worker_engine *e);
 /* Between steps: those of its last row to the sequence's last_pick, if they stand only there. */
 void select_keep(worker_engine *e, uint32_t seq);
-
-/* ahead.c: lookahead `step` */
-status ahead_load(worker_engine *e, uint32_t layer, row_range rows, pick_buffers *picks);
-status ahead_select(worker_engine *e, uint32_t layer); /* after attention: for the next position */
-void ahead_ask(worker_engine *e, uint32_t layer);      /* and fetch what those picks lack */
-bool ahead_asks(const worker_engine *e);               /* there is a store to ask */
-uint32_t ahead_launches(const worker_engine *e);       /* of a layer, for both, at most */
-void ahead_void(worker_engine *e, uint32_t seq);       /* its row has to repeat its position */
-void ahead_leave(worker_engine *e, uint32_t seq);      /* it has no row in the next step */
-float *ahead_last_query(const worker_engine *e, uint32_t seq, uint32_t layer);
 
 /* branch.c */
 /* Attention of rows from first_row of the step on, in all branches that the model has, into
@@ -342,44 +348,6 @@ uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows); /* rows
 status prefill_begin(worker_engine *e); /* before the first layer of a step with prompt rows */
 status prefill_layer(worker_engine *e, uint32_t layer);
 status prefill_sealed(worker_engine *e); /* after the step: digests, SEALED commands, prompt end */
-
-/* fetch.c */
-void fetch_begin(worker_engine *e);                  /* before the step's first plan */
-void fetch_pump(worker_engine *e);                   /* published misses on to io */
-status fetch_room(worker_engine *e, uint32_t layer); /* before a layer goes to the stream */
-/* Whether decode rows attend first to what is in the pool, while the rest is gathered. */
-bool fetch_merges_late(const worker_engine *e);
-/* Whose gather the late part of attention waits for by itself; NULL: fetch_finish sees to it. */
-const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer);
-status fetch_planned(worker_engine *e, uint32_t layer); /* the stream has its plan */
-status fetch_finish(worker_engine *e, uint32_t layer);  /* wait, gather */
-status fetch_drain(worker_engine *e);                   /* every layer's misses are with io */
-void fetch_abandon(worker_engine *e);                   /* after a failed step */
-void fetch_over(worker_engine *e);                      /* the stream is at rest: count */
-bool fetch_wants_picks(const worker_engine *e); /* of the step under way: to count by prefetch */
-/* Counting that fetch_over put off until the device works again: of a sequence, or of all (-1). */
-void fetch_settle(worker_engine *e, int32_t seq);
-/* Blocks of one layer that a sequence will want. */
-typedef struct fetch_wish {
-    uint32_t seq, layer, per_head;
-    const int32_t *block;    /* [Hk, per_head], most wanted first, -1 pads */
-    const int32_t *resident; /* [Hk, B] entries of the sequence's blocks in this layer, NULL: no
-                              * block is in the pool */
-    bool resume;             /* its first blocks: also what is in host memory */
-    bool stay;               /* for the next step, whose plans find them in the landing zone */
-} fetch_wish;
-bool fetch_ahead(worker_engine *e, const fetch_wish *wish);
-void fetch_arrived(worker_engine *e, int32_t group); /* every block of it has its state */
-void fetch_install(worker_engine *e); /* between steps: what arrived, into the pool */
-/* Between steps: misses that stand in the layers' exchanges with their arrivals, into the pool. Not
- * OK: the device failed. */
-status fetch_install_lists(worker_engine *e, bool verify);
-/* Candidates of n sequences in all layers into e->candidate [L, n, Hk, M]. */
-status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bool forced);
-void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n); /* what the pool lacks */
-void fetch_forget_ahead(worker_engine *e, uint32_t seq);
-void fetch_let_go(
-    worker_engine *e); /* between steps: groups in the landing zone that were for this */
 
 /* step.c */
 status step_run(worker_engine *e);

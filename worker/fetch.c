@@ -1,14 +1,13 @@
 /* Blocks on their way into the pool: a layer's misses, prefetch groups and installs between steps,
  * and the accounting of where every block came from. */
-#include "worker/engine.h"
+#include "worker/fetch.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    NOT_PLANNED = INT32_MAX, /* of kern_exchange.published: the plan has not run yet */
-    WAIT_SECONDS = 30,       /* beyond every deadline: only a dead io side lets a wait end by it */
-    AHEAD_STEPS = 64,        /* what prefetch brought and so many steps did not use was in vain */
+    WAIT_SECONDS = 30, /* beyond every deadline: only a dead io side lets a wait end by it */
+    AHEAD_STEPS = 64,  /* what prefetch brought and so many steps did not use was in vain */
 };
 
 /* ---- a layer's misses ------------------------------------------------------------------------
@@ -24,15 +23,16 @@ enum {
 static uint32_t layers_ahead(const worker_engine *e)
 {
     uint32_t tiles = (e->prefill_rows.count + ENGINE_PREFILL_TILE - 1) / ENGINE_PREFILL_TILE;
-    uint32_t a_layer = 44 + ahead_launches(e) + 12 * tiles;
+    uint32_t a_layer = 44 + ahead_launches(e) + guess_launches(e) + 12 * tiles;
     return ENGINE_LAUNCHES_AHEAD / a_layer;
 }
 
 void fetch_begin(worker_engine *e)
 {
+    guess_begin(e);
     e->run_ahead = layers_ahead(e);
     for (uint32_t l = 0; l < e->layers; l++)
-        atomic_store_explicit(&e->exchange[l].published, NOT_PLANNED, memory_order_release);
+        atomic_store_explicit(&e->exchange[l].published, ENGINE_NOT_PLANNED, memory_order_release);
     e->planned = e->gathered = e->counted = e->decode_rows > 0 ? 0 : e->layers;
     e->asked = e->inline_ops || e->source_rows[SOURCE_STEP].count == 0 ? e->layers : 0;
     *e->wait_ns = 0;
@@ -80,8 +80,9 @@ static bool count_source(worker_engine *e, const kern_exchange *x, uint32_t i)
 }
 
 /* A prefetched block whose group is over and that was not installed. */
-static void count_left(worker_engine *e)
+static void count_left(worker_engine *e, const kern_arrival *arrival)
 {
+    if (arrival->source_kind == IO_SOURCE_TAKEN) return;
     if (e->landed_open > 0)
         e->landed_open--;
     else
@@ -144,9 +145,10 @@ static void answer_here(worker_engine *e)
 void fetch_pump(worker_engine *e)
 {
     answer_here(e);
+    guess_ask(e);
     while (e->planned < e->layers) {
         uint32_t n = atomic_load_explicit(&e->exchange[e->planned].published, memory_order_acquire);
-        if (n == NOT_PLANNED) break;
+        if (n == ENGINE_NOT_PLANNED) break;
         if (atomic_load(&e->exchange[e->planned].unanswered) > 0) fetch_start(e, e->planned);
         e->planned++;
     }
@@ -462,7 +464,7 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
                                                            .seq = (int32_t)wish->seq,
                                                            .layer = (int32_t)wish->layer,
                                                            .generation = s->generation,
-                                                           .step = e->step_number,
+                                                           .last_step = wish->last_step,
                                                            .resume = wish->resume,
                                                            .stay = wish->stay};
     s->groups_open++;
@@ -510,11 +512,11 @@ void fetch_let_go(worker_engine *e)
         prefetch_group *p = &e->prefetch[i];
         sequence *s = &e->seq[p->seq];
         if (!p->used || !p->stay || !p->arrived) continue;
-        if (p->step == e->step_number && s->state == SEQ_ACTIVE) continue;
+        if (p->last_step > e->step_number && s->state == SEQ_ACTIVE) continue;
         const kern_exchange *x = &e->exchange[e->layers + i];
         uint32_t count = atomic_load(&x->published);
         for (uint32_t k = 0; k < count; k++) {
-            if (atomic_load(&x->arrival[k].state) == STATUS_OK) count_left(e);
+            if (atomic_load(&x->arrival[k].state) == STATUS_OK) count_left(e, &x->arrival[k]);
         }
         e->stay_blocks -= count;
         s->groups_stay--;
@@ -544,7 +546,7 @@ static bool list_add(worker_engine *e, const prefetch_group *p, const kern_excha
         const kern_arrival *arrival = &from->arrival[i];
         if (atomic_load_explicit(&arrival->state, memory_order_acquire) != STATUS_OK) continue;
         if (!awaited) {
-            count_left(e);
+            count_left(e, arrival);
             continue;
         }
         to->miss[n] = from->miss[i];
@@ -587,7 +589,7 @@ static void count_installed(worker_engine *e, uint32_t layer)
         bool in = count_source(e, x, i);
         if (!in) {
             count_corrupt(e, x, layer, i);
-            count_left(e);
+            count_left(e, &x->arrival[i]);
             continue;
         }
         uint32_t seq = (uint32_t)m->seq;

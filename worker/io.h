@@ -53,7 +53,8 @@ typedef struct io_event {
 } io_event;
 
 /* Where an arrival came from: kern_arrival.source_kind. */
-enum { IO_SOURCE_HOST = KERN_FROM_HOME, IO_SOURCE_REMOTE };
+/* TAKEN: of a prefetch, whose block a demand waited for and has too. */
+enum { IO_SOURCE_HOST = KERN_FROM_HOME, IO_SOURCE_REMOTE, IO_SOURCE_TAKEN };
 
 /* What steps and io know of a sequence. Written by the step thread between steps, before the
  * command that needs it, never while commands of that sequence are under way; but a home's slot is

@@ -58,7 +58,7 @@ static void answer(worker_io *io, int32_t g, uint32_t i, status result)
         bool host = b->state == FETCH_HOST;
         uint32_t slot = (uint32_t)b->slot + (host ? 0 : io->config.slots);
         a->source = io->memory + (size_t)slot * io->config.block_bytes;
-        a->source_kind = host ? IO_SOURCE_HOST : IO_SOURCE_REMOTE;
+        a->source_kind = host ? IO_SOURCE_HOST : b->taken ? IO_SOURCE_TAKEN : IO_SOURCE_REMOTE;
     } else {
         b->state = FETCH_FAILED;
         a->source = NULL;
@@ -220,6 +220,7 @@ static void wake_attached(worker_io *io, fetch_block *from, status result)
     fetch_block *b = &io->group[g].block[i];
     CHECK(b->state == FETCH_ATTACHED);
     if (result == STATUS_OK) {
+        from->taken = true;
         share_landed(io, g, i, from->slot);
     } else {
         b->state = FETCH_PENDING;

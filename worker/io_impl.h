@@ -56,6 +56,7 @@ typedef struct fetch_block {
     } state;
     int32_t slot;                   /* host slot or landing slot */
     int32_t wait_group, wait_index; /* a demand that waits for this prefetch, or IO_NONE */
+    bool taken;                     /* one has waited, and has it */
 } fetch_block;
 
 typedef struct fetch_group {

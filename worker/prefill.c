@@ -2,7 +2,7 @@
  * layer; complete blocks are sealed and put while the prompt goes on.
  * A row's bits depend on neither chunks nor batch, by the tile kernels either, whose order of
  * summation is their own: what came by prefill is recomputed by prefill. */
-#include "worker/engine.h"
+#include "worker/fetch.h"
 
 #include <string.h>
 

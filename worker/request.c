@@ -1,6 +1,6 @@
 /* Requests on their way in: what is refused at once, the selectors that ops must know, the queue.
  */
-#include "worker/engine.h"
+#include "worker/fetch.h"
 
 #include <string.h>
 
@@ -22,7 +22,10 @@ static status selector_register(worker_engine *e, const kern_selector *s)
     TRY(kern_selector_check(e->backend, s));
     if (e->selector_count == KERN_SELECTORS_MAX)
         return FAIL(UNSUPPORTED, "more than %d different selectors in one run", KERN_SELECTORS_MAX);
-    e->selectors[e->selector_count++] = *s;
+    const kern_selector guess = guess_selector(s, e->config.guess);
+    TRY(kern_selector_check(e->backend, &guess));
+    e->selectors[e->selector_count] = *s;
+    e->selectors[KERN_SELECTORS_MAX + e->selector_count++] = guess;
     return kern_copy(e->stream, e->dev_selectors, e->selectors, sizeof e->selectors);
 }
 

@@ -8,7 +8,7 @@
  * One sequence is in prefill at a time, oldest first. READY sequences get the pool in the order of
  * admission; when it is full and somebody waits, the one that ran longest beyond its quantum parks.
  */
-#include "worker/engine.h"
+#include "worker/fetch.h"
 
 #include <string.h>
 

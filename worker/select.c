@@ -1,12 +1,14 @@
 /* Selection of a range of rows: score -> pool -> select, then plan against the block table.
  * The query is an argument, so that it may come from a layer or a step earlier (lookahead). */
-#include "worker/engine.h"
+#include "worker/fetch.h"
 
 #include <string.h>
 
 pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride)
 {
-    return (pick_rows){.count = rows.count,
+    return (pick_rows){.stream = e->stream,
+                       .selectors = e->dev_selectors,
+                       .count = rows.count,
                        .seq = e->dev.seq + rows.first,
                        .pos = e->dev.pos + rows.first,
                        .selector = e->dev.selector + rows.first,
@@ -25,7 +27,7 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .row_seq = rows->seq,
         .row_pos = rows->pos,
         .row_selector = rows->selector,
-        .selectors = e->dev_selectors,
+        .selectors = rows->selectors,
         .summary = summary,
         .out = out->scores + h * e->max_windows,
         .row_stride = rows->stride,
@@ -39,7 +41,7 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .row_seq = rows->seq,
         .row_pos = rows->pos,
         .row_selector = rows->selector,
-        .selectors = e->dev_selectors,
+        .selectors = rows->selectors,
         .summary = summary,
         .query = out->query + h * e->max_select_blocks,
         .importance = out->importance + h * e->max_select_blocks,
@@ -51,7 +53,7 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .importance = pick.pool.importance,
         .row_pos = rows->pos,
         .row_selector = rows->selector,
-        .selectors = e->dev_selectors,
+        .selectors = rows->selectors,
         .block = out->block + h * e->max_select,
         .mask = out->mask + h * e->max_select,
         .count = out->count + h,
@@ -61,41 +63,43 @@ status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick
         .max_select_blocks = e->max_select_blocks,
         .max_select = e->max_select,
     };
-    TRY(kern_score(e->stream, &score));
-    return kern_pick(e->stream, &pick);
+    TRY(kern_score(rows->stream, &score));
+    return kern_pick(rows->stream, &pick);
 }
 
-static status project_query(worker_engine *e, const model_layer *w, uint32_t rows, float *out)
+static status project_query(worker_engine *e, kern_stream *stream, const model_layer *w,
+                            operand norm, uint32_t rows, float *out)
 {
     kern_linear_args q = {.weight = w->qkv,
-                          .x = e->norm.f32,
-                          .x_bf16 = e->norm.bf16,
+                          .x = norm.f32,
+                          .x_bf16 = norm.bf16,
                           .out = out,
                           .x_stride = e->hidden,
                           .out_stride = (uint64_t)e->heads * e->head_dim,
                           .rows = rows,
                           .columns = e->heads * e->head_dim,
                           .scale = 1.0f};
-    return kern_linear(e->stream, &q);
+    return kern_linear(stream, &q);
 }
 
 /* See step_warm: the product of select_query. */
 status select_warm(worker_engine *e, uint32_t rows)
 {
-    return project_query(e, &e->config.model->layer[0], rows, e->pick_q[0]);
+    return project_query(e, e->stream, &e->config.model->layer[0], e->norm, rows, e->pick_q[0]);
 }
 
 /* The layer's own query of other states: norm -> q_proj -> RoPE. out: [count, Hq * D] dense. */
-status select_query(worker_engine *e, uint32_t layer, row_range rows, const float *x, float *out)
+status select_query(worker_engine *e, kern_stream *stream, uint32_t layer, row_range rows,
+                    const float *x, operand norm, float *out)
 {
     const model_layer *w = &e->config.model->layer[layer];
-    kern_rmsnorm_args norm = {.x = x,
-                              .weight = w->input_norm,
-                              .out = e->norm.f32,
-                              .out_bf16 = e->norm.bf16,
-                              .rows = rows.count,
-                              .hidden = e->hidden,
-                              .eps = (float)e->config.model->config.norm_eps};
+    kern_rmsnorm_args normed = {.x = x,
+                                .weight = w->input_norm,
+                                .out = norm.f32,
+                                .out_bf16 = norm.bf16,
+                                .rows = rows.count,
+                                .hidden = e->hidden,
+                                .eps = (float)e->config.model->config.norm_eps};
     uint64_t width = (uint64_t)e->heads * e->head_dim;
     kern_rope_args rope = {.x = out,
                            .row_pos = e->dev.pos + rows.first,
@@ -106,9 +110,9 @@ status select_query(worker_engine *e, uint32_t layer, row_range rows, const floa
                            .head_dim = e->head_dim,
                            .max_tokens = e->config.model->max_tokens,
                            .row_stride = width};
-    TRY(kern_rmsnorm(e->stream, &norm));
-    TRY(project_query(e, w, rows.count, out));
-    return kern_rope(e->stream, &rope);
+    TRY(kern_rmsnorm(stream, &normed));
+    TRY(project_query(e, stream, w, norm, rows.count, out));
+    return kern_rope(stream, &rope);
 }
 
 /* ---- the plan of a layer --------------------------------------------------------------------- */

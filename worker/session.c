@@ -232,6 +232,7 @@ status session_start(session *s, FILE *plan)
         .clock = clock_monotonic,
         .seed = seed,
         .prefetch = !s->args->no_prefetch,
+        .guess = s->args->guess,
         .overlap = !s->args->no_overlap,
         .late_merge = !s->args->no_late_merge,
         .tiles = true,

@@ -3,7 +3,7 @@
  * No host branch depends on what the device computed until the step is over: selections, misses and
  * failures live in the arrays that ops pass on. A row whose block could not be had is void: the
  * batch finishes, that row's token is thrown away and the position is repeated. */
-#include "worker/engine.h"
+#include "worker/fetch.h"
 
 #include <math.h>
 #include <string.h>
@@ -270,7 +270,7 @@ static status queries_ahead(worker_engine *e, uint32_t layer, kern_source source
     if (rows.count == 0 || layer + 1 == e->layers) return STATUS_OK;
     if (e->selectors[e->row.selector[rows.first]].source != source) return STATUS_OK;
     size_t width = (size_t)e->heads * e->head_dim;
-    return select_query(e, layer + 1, rows, x + (size_t)rows.first * e->hidden,
+    return select_query(e, e->stream, layer + 1, rows, x + (size_t)rows.first * e->hidden, e->norm,
                         e->pick_q[(layer + 1) & 1] + (size_t)rows.first * width);
 }
 
@@ -306,6 +306,7 @@ static status layer_run(worker_engine *e, uint32_t l)
     TRY(branch_gate(e));
     TRY(keep_query(e, l));
     TRY(project_out(e, w));
+    TRY(guess_layer(e, l));
     TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));
     if (next_early && e->early == SOURCE_MID) TRY(plan_layer(e, l + 1)); /* under the MLP */
     TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));

@@ -33,8 +33,13 @@ typedef struct worker_config {
     bool hub_thread; /* with a hub: an io thread all the same, as with a real network; the other
                       * ends have threads of their own, and there is no pump */
     clock_ops clock;
-    uint64_t seed;        /* request ids and jitter, never tokens */
-    bool prefetch;        /* locality blocks a step ahead; on by default in the programs */
+    uint64_t seed;  /* request ids and jitter, never tokens */
+    bool prefetch;  /* locality blocks a step ahead; on by default in the programs */
+    uint32_t guess; /* so many candidates, percent of the query's picks, an early guess asks the
+                     * store for; 0: none is made. With prefetch, of rows that select by their
+                     * own query */
+    float guess_left_out; /* of what is guessed the share that is not asked for: 0, but in
+                           * benchmarks whose weights guess better than a trained model's */
     bool overlap;         /* gathers run beside the layers, where the backend can */
     bool late_merge;      /* then attention begins with the blocks that are there */
     bool tiles;           /* prompts by the backend's tile kernels, where it has them: faster, in

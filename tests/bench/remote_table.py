@@ -2,13 +2,14 @@
 
     python3 tests/bench/remote_table.py ROWS.jsonl [GEOMETRY]     (default: tests/bench/geometry/8b)
 
-ROWS are the lines of `tests/bench/gpu-decode remote combos`. For each row a layer may wait for
+ROWS are the lines of `tests/bench/gpu-decode remote combos guess`. For each row a layer may wait for
 
     max(0, RTT + transfer - window) + 10 us
 
-where transfer is its misses at the network's rate and window what the source of its selection leaves: nothing (own), the
-MLP of the layer before (mid), a layer (input), a step (step). Windows are parts of the step with all blocks resident, by
-the bytes of the weights that they read. The last lines name the fastest.
+where transfer is its misses at the network's rate and window what the source of its selection leaves: nothing (own, also
+with an early guess, which finds many of a layer's misses and seldom all), the MLP of the layer before (mid), a layer
+(input), a step (step). Windows are parts of the step with all blocks resident, by the bytes of the weights that they
+read. The last lines name the fastest.
 """
 import json
 import os
@@ -60,14 +61,16 @@ def table(cases, geometry):
             continue
         churn, rtt, gbit = (float(x) for x in found.groups())
         source = (re.search(r'lookahead (\w+)', case) or [None, 'own'])[1]
+        guess = re.search(r'guess (\d+%)', case)
+        by = source + (f', guess {guess[1]}' if guess else '')
         off = ', '.join(x for x in ('prefetch', 'overlap') if f'no {x}' in case)
         transfer = rows['decode']['remote_bytes_a_step'] / layers / (gbit / 8 * 1e3)
         may = max(0, rtt + transfer - base * 1e3 * shares[source]) + SLACK_US
         waits = rows['exposed']['value'] * 1e3 / layers
         step = rows['step_bound']['value']
-        mine = (step, source + (f', no {off}' if off else ''))
+        mine = (step, by + (f', no {off}' if off else ''))
         best[rtt, churn] = min(best.get((rtt, churn), mine), mine)
-        lines.append(f'| {rtt:g} | {churn:g} | {source} | {off} | {rows["decode"]["misses_a_head_and_step"]:.2f} | {step:.2f} | '
+        lines.append(f'| {rtt:g} | {churn:g} | {by} | {off} | {rows["decode"]["misses_a_head_and_step"]:.2f} | {step:.2f} | '
                      f'{step / base:.2f} | {waits:.1f} | {may:.1f}{"" if waits <= may else " (more)"} |')
     lines.append('')
     lines += [f'Fastest at {rtt:g} us, churn {churn:g}: {name}, {step / base:.3f} of all resident.'

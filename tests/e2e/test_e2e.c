@@ -28,7 +28,8 @@ typedef struct row {
     uint64_t host_tier_bytes;
     const char *faults;
     action act;
-    bool ragged; /* requests arrive while others decode */
+    uint32_t guess; /* percent */
+    bool ragged;    /* requests arrive while others decode */
     bool no_verify, no_prefetch;
     const char *source; /* selection source; its own reference */
     enum {
@@ -187,7 +188,8 @@ static void run_row(const char *name, const row *of, outcome *o)
                        .park_quantum = 32,
                        .cluster = of->nodes > 0 ? &cluster : NULL,
                        .no_verify = of->no_verify,
-                       .no_prefetch = of->no_prefetch};
+                       .no_prefetch = of->no_prefetch,
+                       .guess = of->guess};
     run *r = run_open(&setup);
     uint64_t started = now_ns();
     decode_all(r, of, o);
@@ -345,6 +347,14 @@ TEST(the_only_replica_killed_and_blocks_computed_again)
 {
     same("R=1, node killed",
          (row){.nodes = 3, .replicas = 1, .act = KILL, .wants = WANT_REMOTE | WANT_RECOMPUTE});
+}
+TEST(an_early_guess_while_a_node_is_killed)
+{
+    same("early guess, node killed", (row){.nodes = 3,
+                                           .replicas = 2,
+                                           .guess = 200,
+                                           .act = KILL,
+                                           .wants = WANT_REMOTE | WANT_FAILOVER});
 }
 TEST(lookahead_mid)
 {

@@ -147,6 +147,7 @@ run *run_open(const run_setup *setup)
                             .clock = clock_monotonic,
                             .seed = 1,
                             .prefetch = !setup->no_prefetch,
+                            .guess = setup->guess,
                             .overlap = !setup->no_overlap,
                             .late_merge = !setup->no_late_merge,
                             .verify = !setup->no_verify,

@@ -6,6 +6,7 @@
 #include "tests/worker/apart.h"
 #include "tests/worker/program.h"
 #include "tests/worker/run.h"
+#include "worker/fetch.h"
 #include "worker/json.h"
 #include "worker/trace.h"
 
@@ -280,6 +281,28 @@ TEST(flipped_replies_change_nothing_wherever_blocks_were)
         EXPECT(o.stats.corrupt > 0 && o.stats.client.corrupt > 0 && o.stats.recomputes == 0);
         for (uint32_t k = 0; k < REQUESTS; k++)
             EXPECT_EQ_X64(o.digest[k], right.digest[k]);
+    }
+}
+
+/* Beside the layers, where a plan may come before it, and is asked for while the device goes on. */
+TEST(an_early_guess_changes_nothing_and_fetches_more)
+{
+    cluster_config cluster;
+    run_setup setup = long_setup(&cluster, 16 << 20);
+    setup.selector.budget = "1,1,4,8";
+    const outcome here = outcome_of(&setup);
+    setup.wrap = apart_open;
+    for (uint32_t overlap = 0; overlap < 2; overlap++) {
+        setup.no_overlap = overlap == 0;
+        setup.guess = 0;
+        const outcome there = outcome_of(&setup);
+        setup.guess = 200;
+        const outcome guessed = outcome_of(&setup);
+        for (uint32_t i = 0; i < REQUESTS; i++) {
+            EXPECT_EQ_X64(there.digest[i], here.digest[i]);
+            EXPECT_EQ_X64(guessed.digest[i], here.digest[i]);
+        }
+        EXPECT(guessed.stats.prefetch.issued > there.stats.prefetch.issued);
     }
 }
 

@@ -89,6 +89,8 @@ static const bad_case cases[] = {
     {"more positions than the model has", NULL, NULL, NULL, NULL, NULL, {"--max-model-len", "16385"}, 2, NO_OUTPUT, 0, "16384"},
     {"no sequences", NULL, NULL, NULL, NULL, NULL, {"--max-num-seqs", "0"}, 2, NO_OUTPUT, 0, "--max-num-seqs"},
     {"a margin without percent", NULL, NULL, NULL, NULL, NULL, {"--victim-margin", "25"}, 2, NO_OUTPUT, 0, "%"},
+    {"a guess that nobody is asked for", NULL, NULL, NULL, NULL, NULL, {"--guess", "200%"}, 2, NO_OUTPUT, 0, "it needs --cluster"},
+    {"a guess without prefetch", NULL, NULL, NULL, NULL, NULL, {"--guess", "200%", "--no-prefetch"}, 2, NO_OUTPUT, 0, "--no-prefetch says not to"},
     {"threads that are none", NULL, NULL, NULL, NULL, NULL, {"--threads", "two"}, 2, NO_OUTPUT, 0, "--threads two"},
     {"an unknown selector", NULL, NULL, NULL, NULL, NULL, {"--selector", "mamba"}, 2, NO_OUTPUT, 0, "nosa|infllmv2|full"},
     {"an unknown lookahead", NULL, NULL, NULL, NULL, NULL, {"--lookahead", "far"}, 2, NO_OUTPUT, 0, "own|mid|input|step"},

@@ -191,6 +191,7 @@ TEST(all_kinds_of_selection_run_resident_and_parked)
         {"--selector", "infllmv2", "--resident"},
         {"--resident"},
         {"--lookahead", "step", "--nodes", "1"},
+        {"--guess", "200%", "--nodes", "1"},
         {"--nosi-like", "--device", "ref"},
         {"--device-pool", "9MiB", "--park-quantum", "4"},
         {"--kv-memory", "20MiB", "--batch", "max"},
@@ -207,7 +208,8 @@ TEST(all_kinds_of_selection_run_resident_and_parked)
         cJSON *row = row_of(strcmp(ways[i][0], "--nosi-like") == 0 ? "nosi_like" : "decode");
         EXPECT(number_of(row, "value") > 0);
         if (i == 1 || i == 2) EXPECT(number_of(row, "misses_a_head_and_step") == 0);
-        if (i == 5) EXPECT(number_of(row, "parks") > 0);
+        bool parks = strcmp(ways[i][0], "--device-pool") == 0;
+        if (parks) EXPECT(number_of(row, "parks") > 0);
         cJSON_Delete(row);
     }
 }
@@ -277,7 +279,7 @@ TEST(real_weights_decode_real_text)
 TEST(what_makes_no_sense_is_refused_in_one_sentence)
 {
     static const struct {
-        const char *flag[4];
+        const char *flag[6];
         const char *words;
     } rows[] = {
         {{"--churn", "1", "--selector", "full"}, "--churn has no meaning here: full attention"},
@@ -285,6 +287,11 @@ TEST(what_makes_no_sense_is_refused_in_one_sentence)
         {{"--churn", "no"}, "--churn no: must be a number from 0.01 to 1000"},
         {{"--replicas", "2"}, "--replicas has no meaning here: there is no store"},
         {{"--host-tier", "1GiB"}, "--host-tier has no meaning here"},
+        {{"--guess", "100%"}, "--guess has no meaning here: there is no store to ask"},
+        {{"--guess", "100"}, "%"},
+        {{"--guess", "100%", "--nodes", "1", "--no-prefetch"}, "nothing is fetched ahead"},
+        {{"--guess", "100%", "--nodes", "1", "--lookahead", "mid"}, "are known, not guessed"},
+        {{"--guess", "1%", "--nodes", "1", "--selector", "full"}, "full attention selects nothing"},
         {{"--resident", "--rtt-us", "5"}, "--rtt-us has no meaning here: with --resident"},
         {{"--resident", "--churn", "5"}, "--churn has no meaning here: with --resident"},
         {{"--nosi-like", "--victim-margin", "5"}, "--nosi-like is an exact fit"},
@@ -321,7 +328,7 @@ TEST(what_makes_no_sense_is_refused_in_one_sentence)
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *argv[PROGRAM_ARGS_MAX] = {"bench", "decode", "--model", TINY, "--quiet"};
-        for (int k = 0; k < 4 && rows[i].flag[k] != NULL; k++)
+        for (int k = 0; k < 6 && rows[i].flag[k] != NULL; k++)
             argv[5 + k] = rows[i].flag[k];
         program_call(argv, &run);
         EXPECT_MSG(run.exit_code != 0 && run.exit_code != -1, "%s", rows[i].words);

@@ -64,6 +64,33 @@ TEST(remote_blocks_give_the_bits_of_local_ones)
     EXPECT_EQ_U64(stats.stored.blocks, (PROMPT + NEW - 1) / 64 * 16);
 }
 
+/* What a guess found of what the layers behind the first one missed; `by` what it has used without.
+ */
+static double guess_finds(uint32_t percent, uint64_t by, worker_stats *stats)
+{
+    worker_event final;
+    run_setup setup = setup_of(3, 2);
+    uint64_t misses = 0;
+    setup.guess = percent;
+    EXPECT_EQ_X64(digest_of(&setup, &final, stats), memory_digest());
+    for (uint32_t l = 1; l < 8; l++)
+        misses += stats->misses_by_layer[l];
+    return (double)(stats->prefetch.used + stats->prefetch.late - by) / (double)misses;
+}
+
+/* On real text it is half of them with as many candidates as the query picks, and three quarters
+ * with twice as many. */
+TEST(an_early_guess_finds_most_misses_and_changes_no_bit)
+{
+    worker_stats stats;
+    (void)guess_finds(0, 0, &stats);
+    const uint64_t by = stats.prefetch.used;
+    const double once = guess_finds(100, by, &stats), twice = guess_finds(200, by, &stats);
+    EXPECT_MSG(once > 0.35 && twice > once + 0.1, "once %.3f, twice %.3f", once, twice);
+    EXPECT(stats.prefetch.wasted + stats.prefetch.used + stats.prefetch.late <=
+           stats.prefetch.issued);
+}
+
 TEST(without_prefetch_nothing_is_asked_for_ahead_not_even_on_resuming)
 {
     worker_event final;
@@ -78,11 +105,12 @@ TEST(without_prefetch_nothing_is_asked_for_ahead_not_even_on_resuming)
 }
 
 /* A share of the blocks that nodes send has a bit flipped: the bits of memory, and no recompute. */
-static worker_stats flipped(double share, uint32_t card_threads)
+static worker_stats flipped(double share, uint32_t card_threads, uint32_t guess)
 {
     worker_event final;
     worker_stats stats;
     run_setup setup = setup_of(3, 2);
+    setup.guess = guess;
     setup.hub_card_threads = card_threads;
     setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = share};
     EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
@@ -93,13 +121,18 @@ static worker_stats flipped(double share, uint32_t card_threads)
 
 TEST(flipped_replies_fail_over_and_change_nothing)
 {
-    EXPECT(flipped(0.05, 0).client.corrupt > 0);
+    EXPECT(flipped(0.05, 0, 0).client.corrupt > 0);
+}
+
+TEST(nor_do_those_that_an_early_guess_brings)
+{
+    EXPECT(flipped(0.02, 0, 200).client.corrupt > 0);
 }
 
 /* So few that a step meets one at most. */
 TEST(one_flip_is_one_repeated_step)
 {
-    worker_stats stats = flipped(0.002, 0);
+    worker_stats stats = flipped(0.002, 0, 0);
     EXPECT(stats.void_rows <= stats.corrupt);
 }
 
@@ -161,7 +194,7 @@ TEST(what_arrives_after_a_void_row_takes_no_open_block)
 
 TEST(blocks_that_a_card_wrote_give_the_same_bits)
 {
-    (void)flipped(0.02, 2);
+    (void)flipped(0.02, 2, 0);
 }
 
 TEST(lost_blocks_are_computed_again_with_the_same_bits)

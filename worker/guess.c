@@ -1,0 +1,144 @@
+/* An early guess at the next layer's picks, for rows that select by their own query: the state
+ * after this layer's attention, through that layer's norm, query and rotation, is near the query
+ * that it will have, so most of what the layer will miss is among its best blocks. They are fetched
+ * from the store while the MLP runs, and the plan finds them landed or on their way.
+ *
+ * A hint and nothing more: what is selected, and so every bit, is what it was. On a device that
+ * gathers on a stream of its own the guess is made there, beside the MLP, and nobody waits for it:
+ * the block table and the states that it reads may have moved on, and then it guesses wrong. */
+#include "worker/fetch.h"
+
+#include <string.h>
+
+enum { GUESS_LAUNCHES = 10 };
+
+/* The query's best beside what is always selected, as far as the budget goes. The windows that the
+ * row itself completes do not exist yet. */
+kern_selector guess_selector(const kern_selector *s, uint32_t percent)
+{
+    kern_selector g = *s;
+    uint64_t forced = s->init + (uint64_t)s->local + 1;
+    uint64_t picks = s->query > forced ? s->query - forced : 0;
+    uint64_t wanted = forced + (picks * percent + 99) / 100;
+    g.query = g.total = wanted < s->total ? (uint32_t)wanted : s->total;
+    g.fill_by_importance = g.bias = false;
+    g.source = SOURCE_MID;
+    g.chunk = 0;
+    return g;
+}
+
+static bool picks_by_query(const worker_engine *e, uint32_t row)
+{
+    const kern_selector *s = &e->selectors[e->row.selector[row]];
+    return s->query > s->init + s->local + 1;
+}
+
+void guess_begin(worker_engine *e)
+{
+    row_range rows = e->source_rows[SOURCE_OWN];
+    e->guessing = false;
+    for (uint32_t r = rows.first; r < rows.first + rows.count && !e->guessing; r++)
+        e->guessing = e->config.guess > 0 && ahead_asks(e) && picks_by_query(e, r);
+    e->guessed = e->guessing ? 1 : e->layers;
+    for (uint32_t l = 0; l < e->layers && e->guessing; l++)
+        atomic_store_explicit(&e->guess_made[l], 0, memory_order_relaxed);
+}
+
+uint32_t guess_launches(const worker_engine *e)
+{
+    return e->guessing ? GUESS_LAUNCHES : 0;
+}
+
+/* What a layer's guess is read back as: counts, then blocks, then slots. */
+static size_t seen_size(const worker_engine *e)
+{
+    return (size_t)e->seqs * e->kv_heads * (1 + 2 * (size_t)e->max_select);
+}
+
+/* ---- on the device --------------------------------------------------------------------------- */
+
+static status read_back(worker_engine *e, uint32_t layer)
+{
+    size_t size = seen_size(e);
+    if (!e->inline_ops)
+        TRY(kern_copy(e->side, e->guess_seen + layer * size, e->guess.count,
+                      size * sizeof *e->guess_seen));
+    return kern_copy(e->side, &e->guess_made[layer], e->guess_sign, sizeof *e->guess_sign);
+}
+
+static status make(worker_engine *e, uint32_t layer, row_range rows)
+{
+    size_t width = (size_t)e->heads * e->head_dim;
+    pick_rows of = pick_rows_of(e, rows, e->guess_q, width);
+    of.stream = e->side;
+    of.selectors = e->dev_selectors + KERN_SELECTORS_MAX;
+    kern_locate_args there = {.block = e->guess.block,
+                              .count = e->guess.count,
+                              .row_seq = of.seq,
+                              .row_pos = of.pos,
+                              .table = engine_table(e, layer),
+                              .slot = e->guess.slot,
+                              .rows = rows.count,
+                              .max_select = e->max_select};
+    TRY(select_query(e, e->side, layer, rows, e->x_next + (size_t)rows.first * e->hidden,
+                     e->guess_norm, e->guess_q));
+    TRY(select_rows(e, layer, &of, &e->guess, 0));
+    TRY(kern_locate(e->side, &there));
+    return read_back(e, layer);
+}
+
+status guess_layer(worker_engine *e, uint32_t layer)
+{
+    if (!e->guessing || layer + 1 == e->layers) return STATUS_OK;
+    if (e->side != e->stream) {
+        TRY(kern_stream_place(e->stream, 0));
+        TRY(kern_stream_after(e->side, e->stream, 0));
+    }
+    TRY(make(e, layer + 1, e->source_rows[SOURCE_OWN]));
+    if (e->inline_ops) guess_ask(e);
+    return STATUS_OK;
+}
+
+/* ---- and what the host asks for -------------------------------------------------------------- */
+
+static bool is_left_out(const worker_engine *e, const int32_t where[4])
+{
+    uint64_t draw = bytes_digest(where, 4 * sizeof *where, e->step_number);
+    return (double)(draw >> 11) * 0x1p-53 < (double)e->config.guess_left_out;
+}
+
+static void ask(worker_engine *e, uint32_t layer)
+{
+    row_range rows = e->source_rows[SOURCE_OWN];
+    size_t m = e->max_select, heads = e->kv_heads, lists = e->seqs * heads;
+    int32_t *count = e->guess_seen + (e->inline_ops ? 0 : layer * seen_size(e));
+    int32_t *block = count + lists, *slot = block + lists * m;
+    for (uint32_t r = 0; r < rows.count; r++) {
+        int32_t seq = e->row.seq[rows.first + r];
+        if (!picks_by_query(e, rows.first + r)) continue;
+        for (size_t i = r * heads * m; i < (r + 1) * heads * m; i++) {
+            int32_t where[4] = {seq, (int32_t)layer, (int32_t)(i / m), block[i]};
+            bool lacks = (int32_t)(i % m) < count[i / m] && slot[i] < 0;
+            if (!lacks || is_left_out(e, where)) block[i] = -1;
+        }
+        fetch_wish wish = {.seq = (uint32_t)seq,
+                           .layer = layer,
+                           .per_head = e->max_select,
+                           .block = block + r * heads * m,
+                           .stay = true,
+                           .last_step = e->step_number};
+        if (!fetch_ahead(e, &wish)) return;
+    }
+}
+
+/* Once the layer's plan is over it has asked for itself. */
+void guess_ask(worker_engine *e)
+{
+    for (; e->guessed < e->layers; e->guessed++) {
+        const kern_exchange *x = &e->exchange[e->guessed];
+        if (atomic_load_explicit(&x->published, memory_order_acquire) != ENGINE_NOT_PLANNED)
+            continue;
+        if (atomic_load_explicit(&e->guess_made[e->guessed], memory_order_acquire) == 0) return;
+        ask(e, e->guessed);
+    }
+}
