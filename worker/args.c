@@ -37,6 +37,7 @@ static const verb_flag flags[] = {
     {BOTH, {"--backend", "NAME", "cpu, ref (simple and slow), cuda or cuda:N for the Nth GPU (default cpu)", AT(backend), FLAG_TYPE_TEXT, 0, 0}},
     {BOTH, {"--seed", "N", "of request ids and retry jitter, never of tokens (default: random)", AT(seed), FLAG_TYPE_SEED, 0, 0}},
     {BOTH, {"--guess", "N%", "of the query's picks, so many candidates are guessed a layer early and asked the store for (default 0%)", AT(guess), FLAG_TYPE_PERCENT, 0, 1000}},
+    {BOTH, {"--two-batch", NULL, "halves of the batch take turns in each layer: one computes while the other's blocks come", AT(two_batch), FLAG_TYPE_ON, 0, 0}},
     {BOTH, {"--no-prefetch", NULL, "fetch blocks only when a step asks for them", AT(no_prefetch), FLAG_TYPE_ON, 0, 0}},
     {BOTH, {"--no-overlap", NULL, "gather blocks before attention, not beside it (GPU)", AT(no_overlap), FLAG_TYPE_ON, 0, 0}},
     {BOTH, {"--no-late-merge", NULL, "attend when all blocks of a layer are there, not first to those that are (GPU)", AT(no_late_merge), FLAG_TYPE_ON, 0, 0}},

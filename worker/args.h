@@ -27,7 +27,7 @@ typedef struct args {
     uint32_t tokens, limit, decode_from; /* eval; UINT32_MAX: all */
     uint64_t seed;                       /* of request ids and jitter, never of tokens */
     bool json;                           /* what format comes to */
-    bool no_prefetch, no_overlap, no_late_merge, no_verify;
+    bool two_batch, no_prefetch, no_overlap, no_late_merge, no_verify;
     bool overwrite, resume, deterministic, profile, quiet;
     bool help;
 } args;

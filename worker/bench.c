@@ -263,6 +263,7 @@ static status open_engine(bench *b)
                             .prefetch = !o->no_prefetch,
                             .guess = o->guess,
                             .guess_left_out = guess_left_out(b),
+                            .two_batch = o->two_batch,
                             .overlap = !o->no_overlap,
                             .late_merge = !o->no_late_merge,
                             .tiles = true,

@@ -41,7 +41,7 @@ typedef struct bench_options {
     uint64_t device_pool, kv_memory, hbm, host_tier, seed;
     double churn; /* 0: not given, the walk that was measured */
     double rtt_us, gbit;
-    bool resident, nosi_like, no_prefetch, no_overlap, no_late_merge;
+    bool resident, nosi_like, two_batch, no_prefetch, no_overlap, no_late_merge;
     bool profile, quiet, json, help;
     bool paced; /* --rtt-us or --gbit was given */
     bench_fault fault;

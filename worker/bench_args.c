@@ -25,6 +25,7 @@ static const flag_row rows[] = {
     {"--resident", NULL, "all blocks stay in the pool: nothing is offloaded", AT(resident), FLAG_TYPE_ON, 0, 0},
     {"--nosi-like", NULL, "exact fit, no prefetch, no overlap: fetched when asked for; rows are named nosi_like", AT(nosi_like), FLAG_TYPE_ON, 0, 0},
     {"--guess", "N%", "of the query's picks, so many candidates are guessed a layer early and asked the store for (default 0%)", AT(guess), FLAG_TYPE_PERCENT, 0, 1000},
+    {"--two-batch", NULL, "halves of the batch take turns in each layer: one computes while the other's blocks come", AT(two_batch), FLAG_TYPE_ON, 0, 0},
     {"--no-prefetch", NULL, "fetch blocks only when a step asks for them", AT(no_prefetch), FLAG_TYPE_ON, 0, 0},
     {"--no-overlap", NULL, "gather blocks before attention, not beside it (GPU)", AT(no_overlap), FLAG_TYPE_ON, 0, 0},
     {"--no-late-merge", NULL, "attend when all blocks of a layer are there, not first to those that are (GPU)", AT(no_late_merge), FLAG_TYPE_ON, 0, 0},
@@ -142,8 +143,10 @@ static status check_store(const flag_set *set, const bench_options *o)
     if (!store) TRY(refuse(set, "--host-tier", "without a store host memory keeps every block"));
     if (!store) TRY(refuse(set, "--guess", "there is no store to ask; give --nodes or --cluster"));
     if (o->no_prefetch) TRY(refuse(set, "--guess", "nothing is fetched ahead"));
-    if (o->lookahead != NULL && strcmp(o->lookahead, "own") != 0)
+    if (o->lookahead != NULL && strcmp(o->lookahead, "own") != 0) {
         TRY(refuse(set, "--guess", "with --lookahead the next picks are known, not guessed"));
+        TRY(refuse(set, "--two-batch", "rows that look ahead wait less, and take no turns"));
+    }
     if (o->workers > 1) {
         static const char *const of_one[] = {"--nodes", "--rtt-us", "--gbit",
                                              "--fault", "--trace",  "--profile"};
@@ -152,14 +155,17 @@ static status check_store(const flag_set *set, const bench_options *o)
     }
     if (o->resident) {
         static const char *const of_misses[] = {
-            "--churn", "--victim-margin", "--no-prefetch", "--rtt-us",     "--gbit",
-            "--fault", "--nosi-like",     "--lookahead",   "--no-overlap", "--no-late-merge"};
+            "--churn",      "--victim-margin", "--no-prefetch", "--rtt-us",
+            "--gbit",       "--fault",         "--nosi-like",   "--lookahead",
+            "--no-overlap", "--no-late-merge", "--two-batch",   "--guess"};
         for (size_t i = 0; i < sizeof of_misses / sizeof *of_misses; i++)
             TRY(refuse(set, of_misses[i], "with --resident nothing is fetched"));
     }
     if (o->nosi_like) {
         TRY(refuse(set, "--victim-margin", "--nosi-like is an exact fit"));
         TRY(refuse(set, "--lookahead", "--nosi-like fetches when a step asks"));
+        TRY(refuse(set, "--guess", "--nosi-like fetches when a step asks"));
+        TRY(refuse(set, "--two-batch", "--nosi-like stands still while it fetches"));
     }
     if (simulated && o->replicas > o->nodes)
         return FAIL(INVALID, "--replicas %u: more than the %u nodes", o->replicas, o->nodes);

@@ -137,6 +137,7 @@ static void case_name(const bench *b, text *out)
         text_format(out, ", churn %.3g", o->churn > 0 ? o->churn : b->walk.misses);
     if (o->lookahead != NULL) text_format(out, ", lookahead %s", o->lookahead);
     if (o->guess > 0) text_format(out, ", guess %u%%", o->guess);
+    if (o->two_batch) text_add_string(out, ", two batches");
     if (o->no_prefetch && !o->resident) text_add_string(out, ", no prefetch");
     if (o->nodes > 0)
         text_format(out, ", %u simulated nodes R=%u, RTT %g us, %g Gb/s", o->nodes, o->replicas,

@@ -27,12 +27,16 @@ status branch_attend(worker_engine *e, kern_attend_args *rows, uint32_t first_ro
 /* x = add + x times the branch's gate; the last one leaves what the output projection takes. */
 static status gate_one(worker_engine *e, uint32_t branch, float *x, const float *add, bool last)
 {
-    kern_gate_args a = {.x = x,
-                        .out_bf16 = last ? e->heads_out.bf16 : NULL,
-                        .gate = e->out_gate + (size_t)branch * e->heads,
-                        .add = add,
-                        .gate_stride = (uint64_t)e->gates * e->heads,
-                        .rows = e->rows,
+    row_range rows = e->part[e->now].rows;
+    size_t at = (size_t)rows.first * e->heads * e->head_dim;
+    uint64_t gate_stride = (uint64_t)e->gates * e->heads;
+    kern_gate_args a = {.x = x + at,
+                        .out_bf16 =
+                            last && e->heads_out.bf16 != NULL ? e->heads_out.bf16 + at : NULL,
+                        .gate = e->out_gate + rows.first * gate_stride + (size_t)branch * e->heads,
+                        .add = add != NULL ? add + at : NULL,
+                        .gate_stride = gate_stride,
+                        .rows = rows.count,
                         .heads = e->heads,
                         .head_dim = e->head_dim};
     return kern_gate(e->stream, &a);

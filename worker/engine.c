@@ -45,6 +45,20 @@ kern_table engine_table(const worker_engine *e, uint32_t layer)
                         .max_entries = e->max_entries};
 }
 
+kern_exchange *engine_exchange(const worker_engine *e, uint32_t layer)
+{
+    return &e->exchange[layer * e->halves + e->now];
+}
+
+row_range engine_rows(const worker_engine *e, kern_source source, uint32_t part)
+{
+    row_range of = e->source_rows[source], in = e->part[part].decode;
+    uint32_t first = of.first > in.first ? of.first : in.first;
+    uint32_t end = of.first + of.count, last = in.first + in.count;
+    if (last < end) end = last;
+    return (row_range){first, end > first ? end - first : 0};
+}
+
 kern_homes engine_homes(const worker_engine *e, uint32_t layer)
 {
     return (kern_homes){.home = e->shared.home + engine_home(e, 0, layer, 0, 0),
@@ -53,10 +67,20 @@ kern_homes engine_homes(const worker_engine *e, uint32_t layer)
                         .block_bytes = e->block_bytes};
 }
 
+static size_t late_bytes(const worker_engine *e)
+{
+    return (e->max_select + KERN_LATE_ENTRIES - 1) / KERN_LATE_ENTRIES;
+}
+
 pick_buffers engine_picks(const worker_engine *e, uint32_t layer)
 {
-    size_t lists = (size_t)layer * e->seqs * e->kv_heads;
+    size_t row = (size_t)e->part[e->now].decode.first * e->kv_heads;
+    size_t lists = (size_t)layer * e->seqs * e->kv_heads + row;
     pick_buffers p = e->scratch[layer & 1];
+    p.scores += row * e->max_windows;
+    p.query += row * e->max_select_blocks;
+    p.importance += row * e->max_select_blocks;
+    p.late += row * late_bytes(e);
     p.block = e->picks.block + lists * e->max_select;
     p.slot = e->picks.slot + lists * e->max_select;
     p.mask = e->pick_mask + lists * e->max_select;
@@ -91,6 +115,9 @@ static void read_dims(worker_engine *e)
     const model_config *m = &e->config.model->config;
     const sparse_config *sparse = &m->sparse;
     e->layers = m->layers;
+    e->halves = e->config.two_batch ? 2 : 1;
+    e->demands = e->layers * e->halves;
+    e->parts = 1;
     e->heads = m->heads;
     e->kv_heads = m->kv_heads;
     e->head_dim = m->head_dim;
@@ -181,8 +208,7 @@ static void take_picks(taking *t)
     e->picks.settled = e->picks.count == NULL ? NULL : e->picks.count + lists;
     e->pick_mask = take(t, n, 1);
     for (int i = 0; i < 2; i++)
-        e->scratch[i].late =
-            take(t, (uint64_t)e->seqs * e->kv_heads * (e->max_select / KERN_LATE_ENTRIES + 1), 1);
+        e->scratch[i].late = take(t, (uint64_t)e->seqs * e->kv_heads * late_bytes(e), 1);
     e->seen.block = take_seen(t, e->picks.block, n, sizeof(int32_t));
     e->seen.slot = take_seen(t, e->picks.slot, n, sizeof(int32_t));
     e->seen.count = take_seen(t, e->picks.count, 2 * lists, sizeof(int32_t));
@@ -283,8 +309,8 @@ static void take_guess(taking *t)
     e->guess.slot = e->guess.count == NULL ? NULL : e->guess.block + n;
     e->guess_norm = take_operand(t, (uint64_t)e->seqs * e->hidden);
     e->guess_q = take(t, (uint64_t)e->seqs * e->heads * e->head_dim, sizeof(float));
-    e->guess_seen = take_seen(t, e->guess.count, e->layers * (lists + 2 * n), sizeof(int32_t));
-    e->guess_made = take_shared(t, e->layers, sizeof(atomic_int));
+    e->guess_seen = take_seen(t, e->guess.count, e->demands * (lists + 2 * n), sizeof(int32_t));
+    e->guess_made = take_shared(t, e->demands, sizeof(atomic_int));
     e->guess_sign = take_absent(t, 1);
 }
 
@@ -343,7 +369,7 @@ static void take_host(worker_engine *e)
     }
     e->shared.context = ARENA_NEW(a, context_id, e->seqs);
     e->ahead_bit = ARENA_NEW(a, uint8_t, e->seqs * homes);
-    e->fetching = ARENA_NEW(a, bool, e->layers);
+    e->fetching = ARENA_NEW(a, bool, e->demands);
     e->uncounted = ARENA_NEW(a, row_uncounted, e->seqs);
     e->copy_slot = ARENA_NEW(a, int32_t, e->seqs * heads);
     e->resume_list = ARENA_NEW(a, int32_t, (size_t)e->kv_heads * 2 * e->max_select);
@@ -365,15 +391,15 @@ static void take_exchanges(taking *t)
     /* With lookahead `step` a sequence has groups of two steps: whose blocks it uses in this one,
      * and whose it will use in the next. */
     uint32_t each = e->seqs < 32 ? 2 * e->seqs + 1 : 65;
-    e->groups = e->layers * (1 + each);
-    uint64_t all = e->layers * (capacity + each * ahead);
+    e->groups = e->demands + e->layers * each;
+    uint64_t all = (uint64_t)e->demands * capacity + e->layers * each * ahead;
     e->shared.home = take_shared(t, (uint64_t)e->seqs * e->layers * e->kv_heads * e->max_blocks,
                                  sizeof(kern_home));
     e->exchange = take_shared(t, e->groups, sizeof(kern_exchange));
     kern_miss *miss = take_shared(t, all, sizeof(kern_miss));
     kern_arrival *arrival = take_shared(t, all, sizeof(kern_arrival));
     /* A plan may run one layer ahead of attention. */
-    uint64_t own = e->inline_ops ? 0 : 2;
+    uint64_t own = e->inline_ops ? 0 : 2 * e->halves;
     kern_miss *own_miss = own > 0 ? take(t, own * capacity, sizeof(kern_miss)) : NULL;
     kern_arrival *own_arrival = own > 0 ? take(t, own * capacity, sizeof(kern_arrival)) : NULL;
     uint32_t *own_count = own > 0 ? take(t, own * 16, sizeof(uint32_t)) : NULL;
@@ -381,20 +407,21 @@ static void take_exchanges(taking *t)
     if (coming != NULL)
         t->result = kern_fill(t->e->stream, coming, 0, own * capacity * sizeof(uint32_t));
     if (t->result != STATUS_OK || t->dry) return;
-    e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->layers);
+    e->prefetch = ARENA_NEW(e->memory, prefetch_group, e->groups - e->demands);
     e->arrived = ARENA_NEW(e->memory, int32_t, e->groups);
     for (uint32_t g = 0; g < e->groups; g++) {
         kern_exchange *x = &e->exchange[g];
-        x->capacity = g < e->layers ? capacity : (uint32_t)ahead;
+        x->capacity = g < e->demands ? capacity : (uint32_t)ahead;
         x->miss = miss;
         x->arrival = arrival;
         miss += x->capacity;
         arrival += x->capacity;
-        if (g >= e->layers || own == 0) continue;
-        x->own_miss = own_miss + (size_t)(g & 1) * capacity;
-        x->own_arrival = own_arrival + (size_t)(g & 1) * capacity;
-        x->own_count = own_count + (size_t)(g & 1) * 16;
-        x->coming = coming + (size_t)(g & 1) * capacity;
+        if (g >= e->demands || own == 0) continue;
+        const size_t turn = g % own;
+        x->own_miss = own_miss + turn * capacity;
+        x->own_arrival = own_arrival + turn * capacity;
+        x->own_count = own_count + turn * 16;
+        x->coming = coming + turn * capacity;
     }
 }
 
@@ -422,6 +449,7 @@ static status create_io(worker_engine *e)
                     .shared = e->shared,
                     .seqs = e->seqs,
                     .layers = e->layers,
+                    .demands = e->demands,
                     .kv_heads = e->kv_heads,
                     .max_blocks = e->max_blocks,
                     .block_bytes = e->block_bytes,

@@ -139,6 +139,12 @@ typedef struct row_range {
     uint32_t first, count;
 } row_range;
 
+/* Rows that go through a layer together: all of a step's, or, where two parts take turns, half of
+ * its decode rows; the last part has the prompt's too. */
+typedef struct step_part {
+    row_range rows, decode; /* decode: the first of `rows` */
+} step_part;
+
 /* Rows to select for, at positions that may lie one step ahead, with the queries to do it by. */
 typedef struct pick_rows {
     kern_stream *stream;            /* that the ops go to */
@@ -189,7 +195,10 @@ struct worker_engine {
     /* rows of the step under way: decode rows by source, then prefill rows */
     uint32_t rows, decode_rows;
     row_range source_rows[4], prefill_rows;
-    kern_source early; /* the source all decode rows share, else SOURCE_OWN */
+    step_part part[2];
+    uint32_t parts, now; /* of this step; which one the ops are being given for, 0 between steps */
+    uint32_t halves;     /* parts at most */
+    kern_source early;   /* the source all decode rows share, else SOURCE_OWN */
     row_lists row, dev;
     float *x, *x_next, *qkv, *gate_up, *pick_q[2];
     operand norm, act, heads_out;
@@ -236,25 +245,26 @@ struct worker_engine {
     kern_sampled *sampled;
     uint64_t *logits_digest; /* [ENGINE_LOGIT_ROWS] */
     /* exchange with io */
-    kern_exchange *exchange;  /* [groups]: layers, then prefetch */
-    prefetch_group *prefetch; /* [groups - layers] */
-    uint32_t groups;
+    kern_exchange *exchange;  /* [groups]: demands, [L, halves], then prefetch */
+    prefetch_group *prefetch; /* [groups - demands] */
+    uint32_t groups, demands;
     int32_t *arrived; /* groups that wait for fetch_install */
     uint32_t arrived_count;
     io_shared shared;
-    bool *fetching; /* [L] IO_FETCH sent, IO_GATHERED owed: not all was in host memory */
+    bool *fetching; /* [demands] IO_FETCH sent, IO_GATHERED owed: not all was in host memory */
     status failed;  /* OK, or why the device may be in any state: nothing is computed any more */
     uint32_t run_ahead; /* layers of this step that the stream may have beyond the last plan seen */
-    uint32_t planned, gathered; /* layers of this step whose plan, whose gather is over */
-    uint32_t counted;           /* ... whose misses are accounted for */
-    uint32_t asked;             /* ... whose picks for the next step have been asked for */
-    bool guessing;              /* this step guesses */
-    uint32_t guessed;           /* ... whose guess has been asked for, or comes too late */
-    uint32_t stay_blocks;       /* asked for to stay in the landing zone, and there still */
-    uint32_t landed_open;       /* used out of the landing zone, their groups not over yet */
-    uint64_t landed_used;       /* all that were used out of it */
-    uint32_t doubt_until;       /* the client compares digests in steps before it */
-    row_uncounted *uncounted;   /* [S] */
+    uint32_t planned,
+        gathered;             /* plans of this step that are over, [L, parts], and their gathers */
+    uint32_t counted;         /* ... whose misses are accounted for */
+    uint32_t asked;           /* ... whose picks for the next step have been asked for */
+    bool guessing;            /* this step guesses */
+    uint32_t guessed;         /* ... whose guess has been asked for, or comes too late */
+    uint32_t stay_blocks;     /* asked for to stay in the landing zone, and there still */
+    uint32_t landed_open;     /* used out of the landing zone, their groups not over yet */
+    uint64_t landed_used;     /* all that were used out of it */
+    uint32_t doubt_until;     /* the client compares digests in steps before it */
+    row_uncounted *uncounted; /* [S] */
     uint32_t uncounted_count;
     uint64_t *wait_ns;  /* what kern_wait adds to (shared) */
     uint8_t *ahead_bit; /* [S, L, Hk, B] installed by prefetch, not used yet */
@@ -275,7 +285,10 @@ struct worker_engine {
 kern_summary engine_summary(const worker_engine *e, uint32_t layer);
 kern_table engine_table(const worker_engine *e, uint32_t layer);
 kern_homes engine_homes(const worker_engine *e, uint32_t layer);
-pick_buffers engine_picks(const worker_engine *e, uint32_t layer); /* of decode rows */
+kern_exchange *engine_exchange(const worker_engine *e, uint32_t layer); /* of the part under way */
+/* Decode rows of a part that select by this source. */
+row_range engine_rows(const worker_engine *e, kern_source source, uint32_t part);
+pick_buffers engine_picks(const worker_engine *e, uint32_t layer); /* of its decode rows */
 /* The entries of a sequence's blocks, read back into seen_entry_of. Between steps. */
 status engine_read_table(worker_engine *e, uint32_t seq);
 size_t engine_home(const worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
@@ -341,7 +354,7 @@ void select_keep(worker_engine *e, uint32_t seq);
 /* Attention of rows from first_row of the step on, in all branches that the model has, into
  * e->attended and beside it: `rows` has no output yet. */
 status branch_attend(worker_engine *e, kern_attend_args *rows, uint32_t first_row);
-status branch_gate(worker_engine *e); /* all rows: heads_out is then the sum */
+status branch_gate(worker_engine *e); /* the part's rows: heads_out is then the sum */
 
 /* prefill.c */
 uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows); /* rows with host slots */

@@ -23,17 +23,29 @@ enum {
 static uint32_t layers_ahead(const worker_engine *e)
 {
     uint32_t tiles = (e->prefill_rows.count + ENGINE_PREFILL_TILE - 1) / ENGINE_PREFILL_TILE;
-    uint32_t a_layer = 44 + ahead_launches(e) + guess_launches(e) + 12 * tiles;
+    uint32_t a_part = 44 + ahead_launches(e) + guess_launches(e);
+    uint32_t a_layer = e->parts * a_part + 12 * tiles;
     return ENGINE_LAUNCHES_AHEAD / a_layer;
+}
+
+/* Plans are made in the order [L, parts]; an exchange has its place by [L, halves]. */
+static uint32_t plans(const worker_engine *e)
+{
+    return e->layers * e->parts;
+}
+
+static uint32_t demand_of(const worker_engine *e, uint32_t plan)
+{
+    return plan / e->parts * e->halves + plan % e->parts;
 }
 
 void fetch_begin(worker_engine *e)
 {
     guess_begin(e);
     e->run_ahead = layers_ahead(e);
-    for (uint32_t l = 0; l < e->layers; l++)
-        atomic_store_explicit(&e->exchange[l].published, ENGINE_NOT_PLANNED, memory_order_release);
-    e->planned = e->gathered = e->counted = e->decode_rows > 0 ? 0 : e->layers;
+    for (uint32_t g = 0; g < e->demands; g++)
+        atomic_store_explicit(&e->exchange[g].published, ENGINE_NOT_PLANNED, memory_order_release);
+    e->planned = e->gathered = e->counted = e->decode_rows > 0 ? 0 : plans(e);
     e->asked = e->inline_ops || e->source_rows[SOURCE_STEP].count == 0 ? e->layers : 0;
     *e->wait_ns = 0;
 }
@@ -46,11 +58,11 @@ static bool in_doubt(const worker_engine *e)
     return e->step_number < e->doubt_until;
 }
 
-static void fetch_start(worker_engine *e, uint32_t layer)
+static void fetch_start(worker_engine *e, uint32_t demand)
 {
-    e->fetching[layer] = true;
+    e->fetching[demand] = true;
     io_command command = {.op = IO_FETCH,
-                          .group = (int32_t)layer,
+                          .group = (int32_t)demand,
                           .class = KV_DEMAND,
                           .verify = in_doubt(e),
                           .deadline_ns =
@@ -100,29 +112,31 @@ static void count_corrupt(worker_engine *e, const kern_exchange *x, uint32_t lay
     e->stats.corrupt++;
 }
 
-/* The next layer's blocks are in the pool, or their rows void: sources may be reused. */
+/* The next plan's blocks are in the pool, or their rows void: sources may be reused. */
 static void fetch_gathered(worker_engine *e)
 {
-    uint32_t layer = e->gathered++;
-    const kern_exchange *x = &e->exchange[layer];
+    uint32_t demand = demand_of(e, e->gathered++), layer = demand / e->halves;
+    const kern_exchange *x = &e->exchange[demand];
     uint32_t count = atomic_load(&x->published);
     for (uint32_t i = 0; i < count; i++) {
         if (!count_source(e, x, i)) count_corrupt(e, x, layer, i);
     }
-    if (!e->fetching[layer]) return;
-    e->fetching[layer] = false;
-    io_command command = {.op = IO_GATHERED, .group = (int32_t)layer};
+    if (!e->fetching[demand]) return;
+    e->fetching[demand] = false;
+    io_command command = {.op = IO_GATHERED, .group = (int32_t)demand};
     io_send(e->io, &command);
 }
 
-/* A layer's misses. What prefetch had brought there has gone again, unused. */
-static void count_misses(worker_engine *e, uint32_t layer)
+/* The misses of a plan. What prefetch had brought there has gone again, unused. */
+static void count_misses(worker_engine *e, uint32_t plan)
 {
-    const kern_exchange *x = &e->exchange[layer];
+    uint32_t layer = plan / e->parts;
+    const kern_exchange *x = &e->exchange[demand_of(e, plan)];
+    const int32_t *pos = e->row.pos + e->part[plan % e->parts].decode.first;
     uint32_t count = atomic_load(&x->published);
     for (uint32_t i = 0; i < count; i++) {
         const kern_miss *m = &x->miss[i];
-        if (m->block == e->row.pos[m->row] / KERN_BLOCK) continue;
+        if (m->block == pos[m->row] / KERN_BLOCK) continue;
         e->stats.misses_by_layer[layer < 64 ? layer : 63]++;
         e->stats.agnostic_fetched += m->agnostic != 0;
         e->stats.agnostic_ahead += m->agnostic != 0 && had_landed(e, &x->arrival[i]);
@@ -146,34 +160,37 @@ void fetch_pump(worker_engine *e)
 {
     answer_here(e);
     guess_ask(e);
-    while (e->planned < e->layers) {
-        uint32_t n = atomic_load_explicit(&e->exchange[e->planned].published, memory_order_acquire);
+    for (; e->planned < plans(e); e->planned++) {
+        uint32_t demand = demand_of(e, e->planned);
+        const kern_exchange *x = &e->exchange[demand];
+        uint32_t n = atomic_load_explicit(&x->published, memory_order_acquire);
         if (n == ENGINE_NOT_PLANNED) break;
-        if (atomic_load(&e->exchange[e->planned].unanswered) > 0) fetch_start(e, e->planned);
-        e->planned++;
+        if (atomic_load(&x->unanswered) > 0) fetch_start(e, demand);
     }
     if (e->inline_ops) return;
     while (e->asked + 2 < e->planned) /* plan m comes after the picks of layer m - 2 for later */
         ahead_ask(e, e->asked++);
-    uint32_t lag = e->early == SOURCE_OWN ? 1 : 2; /* plan m comes after gather m - lag */
+    uint32_t lag = e->early == SOURCE_OWN && e->parts == 1 ? 1 : 2; /* plan m comes after gather
+                                                                     * m - lag */
     while (e->gathered + lag < e->planned)
         fetch_gathered(e);
     while (e->counted < e->planned && e->uncounted_count == 0)
         count_misses(e, e->counted++);
 }
 
-/* Pumps until `layers` plans are over. The device may fail instead: then the stream says so. */
-static status pump_until(worker_engine *e, uint32_t layers)
+/* Pumps until `count` plans are over. The device may fail instead: then the stream says so. */
+static status pump_until(worker_engine *e, uint32_t count)
 {
-    for (uint32_t turn = 1; e->planned < layers; turn++) {
+    for (uint32_t turn = 1; e->planned < count; turn++) {
         fetch_pump(e);
-        if (turn % 4096 != 0 || e->planned >= layers) continue;
+        if (turn % 4096 != 0 || e->planned >= count) continue;
         status at = kern_stream_poll(e->stream);
         if (at == STATUS_PENDING) continue;
         TRY(at);
         fetch_pump(e);
-        if (e->planned < layers)
-            return FAIL(INTERNAL, "the stream is at rest and layer %u has no plan", e->planned);
+        if (e->planned < count)
+            return FAIL(INTERNAL, "the stream is at rest and layer %u has no plan",
+                        e->planned / e->parts);
     }
     return STATUS_OK;
 }
@@ -181,13 +198,14 @@ static status pump_until(worker_engine *e, uint32_t layers)
 status fetch_room(worker_engine *e, uint32_t layer)
 {
     fetch_pump(e);
-    return layer <= e->run_ahead ? STATUS_OK : pump_until(e, layer - e->run_ahead - 1);
+    if (layer <= e->run_ahead) return STATUS_OK;
+    return pump_until(e, (layer - e->run_ahead - 1) * e->parts);
 }
 
 status fetch_drain(worker_engine *e)
 {
     fetch_settle(e, -1); /* the device has work, and we have time */
-    TRY(pump_until(e, e->layers));
+    TRY(pump_until(e, plans(e)));
     if (e->inline_ops || io_is_threaded(e->io)) return STATUS_OK;
     status at = kern_stream_poll(e->stream);
     for (; at == STATUS_PENDING; at = kern_stream_poll(e->stream)) {
@@ -215,23 +233,30 @@ static kern_wait_args wait_args(worker_engine *e, uint32_t layer, uint64_t *wait
 {
     uint64_t never = clock_now(&e->config.clock) + WAIT_SECONDS * UINT64_C(1000000000) +
                      e->layers * e->cluster.fetch_deadline_ns;
-    return (kern_wait_args){.exchange = &e->exchange[layer],
+    return (kern_wait_args){.exchange = engine_exchange(e, layer),
                             .host = &e->host,
                             .deadline_ns = never,
                             .waited_ns = waited_ns};
 }
 
-/* Where a layer has been gathered is a place of its own: with an early plan the side stream
- * has by then been given the next layer's wait, which this layer's attention must not stand for. As
+/* Where a layer has been gathered is a place of its own: with an early plan, or another part of the
+ * step, the side stream has by then been given the next wait, for which this attention must not
+ * stand. */
+static uint32_t place_of(const worker_engine *e, uint32_t layer)
+{
+    return (e->parts == 2 ? e->now : layer) % KERN_STREAM_PLACES;
+}
+
+/* As
  * one op the gather holds its places while it waits: only beside attention, which leaves them. */
 static status gather_begin(worker_engine *e, uint32_t layer)
 {
     uint64_t *waited_ns = e->side == e->stream ? e->wait_ns : NULL;
     kern_bring_args a = {.wait = wait_args(e, layer, waited_ns),
-                         .gather = {.exchange = &e->exchange[layer],
+                         .gather = {.exchange = engine_exchange(e, layer),
                                     .table = engine_table(e, layer),
                                     .pool = e->pool,
-                                    .row_status = e->dev.status,
+                                    .row_status = e->dev.status + e->part[e->now].decode.first,
                                     .block_bytes = e->block_bytes,
                                     .verify = e->config.verify}};
     TRY(kern_stream_place(e->stream, 0));
@@ -242,13 +267,13 @@ static status gather_begin(worker_engine *e, uint32_t layer)
         TRY(kern_wait(e->side, &a.wait));
         TRY(kern_gather(e->side, &a.gather));
     }
-    return kern_stream_place(e->side, layer % KERN_STREAM_PLACES);
+    return kern_stream_place(e->side, place_of(e, layer));
 }
 
 const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer)
 {
     bool beside = fetch_merges_late(e) && kern_attends_beside(e->backend);
-    return beside ? &e->exchange[layer] : NULL;
+    return beside ? engine_exchange(e, layer) : NULL;
 }
 
 status fetch_planned(worker_engine *e, uint32_t layer)
@@ -264,7 +289,7 @@ static status fetch_first(worker_engine *e, uint32_t layer)
 {
     bool beside = e->side != e->stream;
     if (!e->inline_ops && e->run_ahead == 0) {
-        TRY(pump_until(e, layer + 1));
+        TRY(pump_until(e, layer * e->parts + e->now + 1));
         TRY(gather_begin(e, layer));
     } else if (!beside) {
         TRY(gather_begin(e, layer));
@@ -279,7 +304,7 @@ status fetch_finish(worker_engine *e, uint32_t layer)
     uint64_t before = e->inline_ops ? *e->wait_ns : 0; /* else the device's until the step ends */
     TRY(fetch_first(e, layer));
     if (fetch_beside(e, layer) == NULL)
-        TRY(kern_stream_after(e->stream, e->side, layer % KERN_STREAM_PLACES));
+        TRY(kern_stream_after(e->stream, e->side, place_of(e, layer)));
     if (!e->inline_ops) return STATUS_OK;
     uint64_t waited = *e->wait_ns - before;
     if (waited > e->stats.stall_ns_max) e->stats.stall_ns_max = waited;
@@ -377,11 +402,11 @@ static void leave_for_later(worker_engine *e)
 
 void fetch_over(worker_engine *e)
 {
-    CHECK(e->planned == e->layers);
+    CHECK(e->planned == plans(e));
     if (e->decode_rows == 0) return;
-    while (e->gathered < e->layers)
+    while (e->gathered < plans(e))
         fetch_gathered(e);
-    while (e->counted < e->layers)
+    while (e->counted < plans(e))
         count_misses(e, e->counted++);
     while (e->asked < e->layers)
         ahead_ask(e, e->asked++);
@@ -406,8 +431,8 @@ void fetch_over(worker_engine *e)
 
 static int32_t group_take(worker_engine *e)
 {
-    for (uint32_t g = 0; g < e->groups - e->layers; g++) {
-        if (!e->prefetch[g].used) return (int32_t)(g + e->layers);
+    for (uint32_t g = 0; g < e->groups - e->demands; g++) {
+        if (!e->prefetch[g].used) return (int32_t)(g + e->demands);
     }
     return -1;
 }
@@ -460,13 +485,13 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
     }
     if (n == 0) return true;
     if (wish->stay && e->stay_blocks + n > stay_most) return false;
-    e->prefetch[g - (int32_t)e->layers] = (prefetch_group){.used = true,
-                                                           .seq = (int32_t)wish->seq,
-                                                           .layer = (int32_t)wish->layer,
-                                                           .generation = s->generation,
-                                                           .last_step = wish->last_step,
-                                                           .resume = wish->resume,
-                                                           .stay = wish->stay};
+    e->prefetch[g - (int32_t)e->demands] = (prefetch_group){.used = true,
+                                                            .seq = (int32_t)wish->seq,
+                                                            .layer = (int32_t)wish->layer,
+                                                            .generation = s->generation,
+                                                            .last_step = wish->last_step,
+                                                            .resume = wish->resume,
+                                                            .stay = wish->stay};
     s->groups_open++;
     s->groups_stay += wish->stay;
     e->stay_blocks += wish->stay ? n : 0;
@@ -490,7 +515,7 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
 
 void fetch_arrived(worker_engine *e, int32_t group)
 {
-    prefetch_group *p = &e->prefetch[group - (int32_t)e->layers];
+    prefetch_group *p = &e->prefetch[group - (int32_t)e->demands];
     CHECK(e->arrived_count < e->groups && p->used);
     p->arrived = true;
     if (!p->stay) e->arrived[e->arrived_count++] = group;
@@ -498,7 +523,7 @@ void fetch_arrived(worker_engine *e, int32_t group)
 
 static void group_over(worker_engine *e, int32_t group)
 {
-    prefetch_group *p = &e->prefetch[group - (int32_t)e->layers];
+    prefetch_group *p = &e->prefetch[group - (int32_t)e->demands];
     sequence *s = &e->seq[p->seq];
     CHECK(s->groups_open > 0);
     s->groups_open--;
@@ -508,19 +533,19 @@ static void group_over(worker_engine *e, int32_t group)
 
 void fetch_let_go(worker_engine *e)
 {
-    for (uint32_t i = 0; e->stay_blocks > 0 && i < e->groups - e->layers; i++) {
+    for (uint32_t i = 0; e->stay_blocks > 0 && i < e->groups - e->demands; i++) {
         prefetch_group *p = &e->prefetch[i];
         sequence *s = &e->seq[p->seq];
         if (!p->used || !p->stay || !p->arrived) continue;
         if (p->last_step > e->step_number && s->state == SEQ_ACTIVE) continue;
-        const kern_exchange *x = &e->exchange[e->layers + i];
+        const kern_exchange *x = &e->exchange[e->demands + i];
         uint32_t count = atomic_load(&x->published);
         for (uint32_t k = 0; k < count; k++) {
             if (atomic_load(&x->arrival[k].state) == STATUS_OK) count_left(e, &x->arrival[k]);
         }
         e->stay_blocks -= count;
         s->groups_stay--;
-        group_over(e, (int32_t)(e->layers + i));
+        group_over(e, (int32_t)(e->demands + i));
     }
 }
 
@@ -537,7 +562,7 @@ static bool is_awaited(const worker_engine *e, const prefetch_group *p)
  */
 static bool list_add(worker_engine *e, const prefetch_group *p, const kern_exchange *from)
 {
-    kern_exchange *to = &e->exchange[p->layer];
+    kern_exchange *to = engine_exchange(e, (uint32_t)p->layer);
     const sequence *s = &e->seq[p->seq];
     uint32_t count = atomic_load(&from->published), n = atomic_load(&to->published);
     bool awaited = is_awaited(e, p);
@@ -566,14 +591,15 @@ status fetch_install_lists(worker_engine *e, bool verify)
 {
     status result = e->failed;
     for (uint32_t l = 0; l < e->layers && result == STATUS_OK; l++) {
-        kern_install_args install = {.exchange = &e->exchange[l],
+        kern_exchange *x = engine_exchange(e, l);
+        kern_install_args install = {.exchange = x,
                                      .table = engine_table(e, l),
                                      .pool = e->pool,
                                      .keep_step = e->keep_step,
                                      .block_bytes = e->block_bytes,
                                      .step = e->step_number,
                                      .verify = verify};
-        if (atomic_load(&e->exchange[l].published) > 0) result = kern_install(e->stream, &install);
+        if (atomic_load(&x->published) > 0) result = kern_install(e->stream, &install);
     }
     if (result == STATUS_OK) result = kern_stream_sync(e->stream);
     engine_device_failed(e, result);
@@ -582,7 +608,7 @@ status fetch_install_lists(worker_engine *e, bool verify)
 
 static void count_installed(worker_engine *e, uint32_t layer)
 {
-    const kern_exchange *x = &e->exchange[layer];
+    const kern_exchange *x = engine_exchange(e, layer);
     uint32_t count = atomic_load(&x->published);
     for (uint32_t i = 0; i < count; i++) {
         const kern_miss *m = &x->miss[i];
@@ -605,11 +631,11 @@ void fetch_install(worker_engine *e)
 {
     if (e->arrived_count == 0) return;
     for (uint32_t l = 0; l < e->layers; l++)
-        atomic_store(&e->exchange[l].published, 0);
+        atomic_store(&engine_exchange(e, l)->published, 0);
     uint32_t taken = 0;
     for (; taken < e->arrived_count; taken++) {
         const kern_exchange *from = &e->exchange[e->arrived[taken]];
-        const prefetch_group *p = &e->prefetch[e->arrived[taken] - (int32_t)e->layers];
+        const prefetch_group *p = &e->prefetch[e->arrived[taken] - (int32_t)e->demands];
         if (!list_add(e, p, from)) break;
     }
     status result = fetch_install_lists(e, e->config.verify);

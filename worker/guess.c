@@ -39,9 +39,9 @@ void guess_begin(worker_engine *e)
     e->guessing = false;
     for (uint32_t r = rows.first; r < rows.first + rows.count && !e->guessing; r++)
         e->guessing = e->config.guess > 0 && ahead_asks(e) && picks_by_query(e, r);
-    e->guessed = e->guessing ? 1 : e->layers;
-    for (uint32_t l = 0; l < e->layers && e->guessing; l++)
-        atomic_store_explicit(&e->guess_made[l], 0, memory_order_relaxed);
+    e->guessed = e->guessing ? e->parts : e->layers * e->parts;
+    for (uint32_t g = 0; g < e->demands && e->guessing; g++)
+        atomic_store_explicit(&e->guess_made[g], 0, memory_order_relaxed);
 }
 
 uint32_t guess_launches(const worker_engine *e)
@@ -59,11 +59,11 @@ static size_t seen_size(const worker_engine *e)
 
 static status read_back(worker_engine *e, uint32_t layer)
 {
-    size_t size = seen_size(e);
+    size_t size = seen_size(e), demand = layer * e->halves + e->now;
     if (!e->inline_ops)
-        TRY(kern_copy(e->side, e->guess_seen + layer * size, e->guess.count,
+        TRY(kern_copy(e->side, e->guess_seen + demand * size, e->guess.count,
                       size * sizeof *e->guess_seen));
-    return kern_copy(e->side, &e->guess_made[layer], e->guess_sign, sizeof *e->guess_sign);
+    return kern_copy(e->side, &e->guess_made[demand], e->guess_sign, sizeof *e->guess_sign);
 }
 
 static status make(worker_engine *e, uint32_t layer, row_range rows)
@@ -94,7 +94,7 @@ status guess_layer(worker_engine *e, uint32_t layer)
         TRY(kern_stream_place(e->stream, 0));
         TRY(kern_stream_after(e->side, e->stream, 0));
     }
-    TRY(make(e, layer + 1, e->source_rows[SOURCE_OWN]));
+    TRY(make(e, layer + 1, engine_rows(e, SOURCE_OWN, e->now)));
     if (e->inline_ops) guess_ask(e);
     return STATUS_OK;
 }
@@ -107,11 +107,12 @@ static bool is_left_out(const worker_engine *e, const int32_t where[4])
     return (double)(draw >> 11) * 0x1p-53 < (double)e->config.guess_left_out;
 }
 
-static void ask(worker_engine *e, uint32_t layer)
+static void ask(worker_engine *e, uint32_t layer, uint32_t part)
 {
-    row_range rows = e->source_rows[SOURCE_OWN];
+    row_range rows = engine_rows(e, SOURCE_OWN, part);
     size_t m = e->max_select, heads = e->kv_heads, lists = e->seqs * heads;
-    int32_t *count = e->guess_seen + (e->inline_ops ? 0 : layer * seen_size(e));
+    size_t demand = e->inline_ops ? 0 : layer * e->halves + part;
+    int32_t *count = e->guess_seen + demand * seen_size(e);
     int32_t *block = count + lists, *slot = block + lists * m;
     for (uint32_t r = 0; r < rows.count; r++) {
         int32_t seq = e->row.seq[rows.first + r];
@@ -131,14 +132,16 @@ static void ask(worker_engine *e, uint32_t layer)
     }
 }
 
-/* Once the layer's plan is over it has asked for itself. */
+/* In the order of plans. Once the layer's plan is over it has asked for itself. */
 void guess_ask(worker_engine *e)
 {
-    for (; e->guessed < e->layers; e->guessed++) {
-        const kern_exchange *x = &e->exchange[e->guessed];
+    for (; e->guessed < e->layers * e->parts; e->guessed++) {
+        uint32_t layer = e->guessed / e->parts, part = e->guessed % e->parts;
+        uint32_t demand = layer * e->halves + part;
+        const kern_exchange *x = &e->exchange[demand];
         if (atomic_load_explicit(&x->published, memory_order_acquire) != ENGINE_NOT_PLANNED)
             continue;
-        if (atomic_load_explicit(&e->guess_made[e->guessed], memory_order_acquire) == 0) return;
-        ask(e, e->guessed);
+        if (atomic_load_explicit(&e->guess_made[demand], memory_order_acquire) == 0) return;
+        ask(e, layer, part);
     }
 }

@@ -200,7 +200,7 @@ static void allocate(worker_io *io)
     io->todo = ARENA_NEW(a, int32_t, c->groups);
     io->get = ARENA_NEW(a, get_request, IO_GETS_MAX);
     uint32_t flights =
-        power_of_two(2 * (c->groups - c->layers + 1) * c->exchange[c->groups - 1].capacity);
+        power_of_two(2 * (c->groups - c->demands + 1) * c->exchange[c->groups - 1].capacity);
     io->flight_mask = flights - 1;
     io->flight_key = ARENA_NEW(a, uint64_t, flights);
     io->flight_group = ARENA_NEW(a, int32_t, flights);
@@ -258,7 +258,8 @@ status io_create(const io_config *config, worker_io **out_io)
     io->put_deadline_ns = config->worker->cluster->put_deadline_ns;
     io->layout = layout_hash(&config->worker->model->layout);
     io->wake_fd = -1;
-    CHECK(config->groups > config->layers && config->slots > 0);
+    CHECK(config->groups > config->demands && config->demands % config->layers == 0);
+    CHECK(config->slots > 0);
     allocate(io);
     status result = take_memory(io);
     if (result == STATUS_OK && io->store) result = connect_store(io);

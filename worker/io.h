@@ -71,10 +71,11 @@ typedef struct io_config {
     const worker_config *worker;
     io_shared shared;
     uint32_t seqs, layers, kv_heads, max_blocks, block_bytes;
+    uint32_t demands;        /* a whole number a layer */
     uint32_t slots;          /* host slots */
     uint32_t tier_slots;     /* clean copies kept; UINT32_MAX: everything (no store) */
-    uint32_t groups;         /* groups 0 .. layers - 1 are the demand groups of a step */
-    kern_exchange *exchange; /* [groups]; of one capacity the first `layers`, of one the others */
+    uint32_t groups;         /* the first `demands` are those of a step, in the order of layers */
+    kern_exchange *exchange; /* [groups]; of one capacity the first `demands`, of one the others */
 } io_config;
 
 status io_create(const io_config *config, worker_io **out_io);

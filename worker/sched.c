@@ -105,7 +105,7 @@ static status tail_install(worker_engine *e, uint32_t seq)
     sequence *s = &e->seq[seq];
     if (s->done % KERN_BLOCK == 0) return STATUS_OK;
     for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
-        kern_exchange *x = &e->exchange[i / e->kv_heads];
+        kern_exchange *x = engine_exchange(e, i / e->kv_heads);
         uint32_t h = i % e->kv_heads, block = s->done / KERN_BLOCK;
         block_id id = io_block_id(e->io, (int32_t)seq, (int32_t)(i / e->kv_heads), (int32_t)h,
                                   (int32_t)block);
@@ -124,7 +124,8 @@ static status tail_install(worker_engine *e, uint32_t seq)
     e->keep_step[seq] = e->step_number;
     status result = fetch_install_lists(e, true);
     for (uint32_t i = 0; i < e->layers * e->kv_heads && result == STATUS_OK; i++)
-        result = (status)atomic_load(&e->exchange[i / e->kv_heads].arrival[i % e->kv_heads].state);
+        result = (status)atomic_load(
+            &engine_exchange(e, i / e->kv_heads)->arrival[i % e->kv_heads].state);
     if (result == STATUS_OK)
         tail_drop(e, s);
     else

@@ -121,7 +121,7 @@ static status pick_layer(worker_engine *e, uint32_t layer, pick_buffers *picks)
 {
     uint64_t width = (uint64_t)e->heads * e->head_dim;
     for (int source = SOURCE_OWN; source <= SOURCE_STEP; source++) {
-        row_range rows = e->source_rows[source];
+        row_range rows = engine_rows(e, (kern_source)source, e->now);
         if (rows.count == 0) continue;
         if (source == SOURCE_STEP) {
             TRY(ahead_load(e, layer, rows, picks));
@@ -131,14 +131,15 @@ static status pick_layer(worker_engine *e, uint32_t layer, pick_buffers *picks)
         const float *q = own ? e->qkv + (size_t)rows.first * e->qkv_stride
                              : e->pick_q[layer & 1] + (size_t)rows.first * width;
         pick_rows of = pick_rows_of(e, rows, q, own ? e->qkv_stride : width);
-        TRY(select_rows(e, layer, &of, picks, rows.first));
+        TRY(select_rows(e, layer, &of, picks, rows.first - e->part[e->now].decode.first));
     }
     return STATUS_OK;
 }
 
 status plan_layer(worker_engine *e, uint32_t layer)
 {
-    if (e->decode_rows == 0) return STATUS_OK;
+    row_range rows = e->part[e->now].decode;
+    if (rows.count == 0) return STATUS_OK;
     pick_buffers picks = engine_picks(e, layer);
     TRY(pick_layer(e, layer, &picks));
     kern_plan_args plan = {
@@ -146,17 +147,17 @@ status plan_layer(worker_engine *e, uint32_t layer)
         .count = picks.count,
         .settled = picks.settled,
         .importance = picks.importance,
-        .row_seq = e->dev.seq,
-        .row_pos = e->dev.pos,
+        .row_seq = e->dev.seq + rows.first,
+        .row_pos = e->dev.pos + rows.first,
         .table = engine_table(e, layer),
         .slot = picks.slot,
         .late = picks.late,
         .homes = engine_homes(e, layer),
-        .exchange = &e->exchange[layer],
-        .row_status = e->dev.status,
-        .row_hits = e->dev.hits,
-        .row_misses = e->dev.misses,
-        .rows = e->decode_rows,
+        .exchange = engine_exchange(e, layer),
+        .row_status = e->dev.status + rows.first,
+        .row_hits = e->dev.hits + rows.first,
+        .row_misses = e->dev.misses + rows.first,
+        .rows = rows.count,
         .max_select = e->max_select,
         .max_select_blocks = e->max_select_blocks,
         .select_block = e->select_block,

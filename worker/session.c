@@ -233,6 +233,7 @@ status session_start(session *s, FILE *plan)
         .seed = seed,
         .prefetch = !s->args->no_prefetch,
         .guess = s->args->guess,
+        .two_batch = s->args->two_batch,
         .overlap = !s->args->no_overlap,
         .late_merge = !s->args->no_late_merge,
         .tiles = true,

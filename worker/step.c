@@ -34,6 +34,18 @@ static bool may_decode(worker_engine *e, const sequence *s, uint32_t *slots_prom
     return true;
 }
 
+/* Two parts, where every decode row's plan waits for its own query. The prompt's rows go last. */
+static void choose_parts(worker_engine *e)
+{
+    bool two = e->halves == 2 && e->early == SOURCE_OWN && e->decode_rows > 1 &&
+               e->source_rows[SOURCE_OWN].count == e->decode_rows;
+    uint32_t half = two ? (e->decode_rows + 1) / 2 : 0;
+    e->parts = two ? 2 : 1;
+    e->now = 0;
+    e->part[0] = (step_part){{0, half}, {0, half}};
+    e->part[e->parts - 1] = (step_part){{half, e->rows - half}, {half, e->decode_rows - half}};
+}
+
 static void choose_rows(worker_engine *e)
 {
     uint32_t promised = 0, sources = 0;
@@ -90,18 +102,33 @@ static status pull_results(worker_engine *e)
     return fetch_wants_picks(e) ? select_read(e) : STATUS_OK;
 }
 
-/* ---- a layer --------------------------------------------------------------------------------- */
+/* ---- a layer, of the part under way ---------------------------------------------------------- */
+
+static row_range part_rows(const worker_engine *e)
+{
+    return e->part[e->now].rows;
+}
+
+/* From row `row` on, of rows that lie `stride` apart. */
+static operand operand_at(operand x, uint32_t row, uint64_t stride)
+{
+    if (x.f32 != NULL) x.f32 += row * stride;
+    if (x.bf16 != NULL) x.bf16 += row * stride;
+    return x;
+}
 
 static status project(worker_engine *e, const kern_weight *w, operand x, uint64_t x_stride,
                       float *out, uint64_t out_stride)
 {
+    row_range rows = part_rows(e);
+    operand in = operand_at(x, rows.first, x_stride);
     kern_linear_args a = {.weight = w,
-                          .x = x.f32,
-                          .x_bf16 = x.bf16,
-                          .out = out,
+                          .x = in.f32,
+                          .x_bf16 = in.bf16,
+                          .out = out + rows.first * out_stride,
                           .x_stride = x_stride,
                           .out_stride = out_stride,
-                          .rows = e->rows,
+                          .rows = rows.count,
                           .scale = 1.0f};
     return kern_linear(e->stream, &a);
 }
@@ -109,25 +136,29 @@ static status project(worker_engine *e, const kern_weight *w, operand x, uint64_
 static status add_residual(worker_engine *e, const kern_weight *w, operand x, uint64_t x_stride,
                            const float *residual, float *out)
 {
+    row_range rows = part_rows(e);
+    operand in = operand_at(x, rows.first, x_stride);
+    size_t at = (size_t)rows.first * e->hidden;
     kern_linear_args a = {.weight = w,
-                          .x = x.f32,
-                          .x_bf16 = x.bf16,
-                          .residual = residual,
-                          .out = out,
+                          .x = in.f32,
+                          .x_bf16 = in.bf16,
+                          .residual = residual + at,
+                          .out = out + at,
                           .x_stride = x_stride,
                           .out_stride = e->hidden,
-                          .rows = e->rows,
+                          .rows = rows.count,
                           .scale = (float)e->config.model->config.residual_scale};
     return kern_linear(e->stream, &a);
 }
 
-static status norm(worker_engine *e, const float *x, const uint16_t *weight, uint32_t rows)
+static status norm(worker_engine *e, const float *x, const uint16_t *weight, row_range rows)
 {
-    kern_rmsnorm_args a = {.x = x,
+    operand out = operand_at(e->norm, rows.first, e->hidden);
+    kern_rmsnorm_args a = {.x = x + (size_t)rows.first * e->hidden,
                            .weight = weight,
-                           .out = e->norm.f32,
-                           .out_bf16 = e->norm.bf16,
-                           .rows = rows,
+                           .out = out.f32,
+                           .out_bf16 = out.bf16,
+                           .rows = rows.count,
                            .hidden = e->hidden,
                            .eps = (float)e->config.model->config.norm_eps};
     return kern_rmsnorm(e->stream, &a);
@@ -161,13 +192,17 @@ static status qkv_u(worker_engine *e, uint32_t layer)
 {
     const model *m = e->config.model;
     const model_layer *w = &m->layer[layer];
-    float *k = e->qkv + (size_t)e->heads * e->head_dim, *v = k + (size_t)e->kv_heads * e->head_dim;
+    const step_part *part = &e->part[e->now];
+    uint32_t first = part->rows.first;
+    float *q = e->qkv + first * e->qkv_stride;
+    float *k = q + (size_t)e->heads * e->head_dim, *v = k + (size_t)e->kv_heads * e->head_dim;
+    uint16_t *u = e->row_u + (size_t)first * e->kv_heads;
     kern_qkv_args a = {
-        .rope = {.x = e->qkv,
-                 .row_pos = e->dev.pos,
+        .rope = {.x = q,
+                 .row_pos = e->dev.pos + first,
                  .cos = m->cos,
                  .sin = m->sin,
-                 .rows = e->rows,
+                 .rows = part->rows.count,
                  .heads = e->heads + e->kv_heads, /* k lies behind q */
                  .head_dim = e->head_dim,
                  .max_tokens = m->max_tokens,
@@ -175,21 +210,21 @@ static status qkv_u(worker_engine *e, uint32_t layer)
         .importance = {.v = v,
                        .a = w->a,
                        .delta = w->delta,
-                       .out = e->row_u,
+                       .out = u,
                        .row_stride = e->qkv_stride,
-                       .rows = e->rows,
+                       .rows = part->rows.count,
                        .kv_heads = e->kv_heads,
                        .head_dim = e->head_dim},
         .compress = {.k = k,
                      .v = v,
-                     .u = e->row_u,
-                     .row_seq = e->dev.seq,
-                     .row_pos = e->dev.pos,
+                     .u = u,
+                     .row_seq = e->dev.seq + first,
+                     .row_pos = e->dev.pos + first,
                      .summary = engine_summary(e, layer),
                      .row_stride = e->qkv_stride,
-                     .rows = e->decode_rows},
+                     .rows = part->decode.count},
     };
-    TRY(norm(e, e->x, w->input_norm, e->rows));
+    TRY(norm(e, e->x, w->input_norm, part->rows));
     TRY(project_in(e, w));
     return kern_qkv(e->stream, &a);
 }
@@ -197,21 +232,23 @@ static status qkv_u(worker_engine *e, uint32_t layer)
 /* K and V into the open block, whose entry the plan has made sure of. */
 static status append(worker_engine *e, uint32_t layer)
 {
-    int32_t *slot = e->open_slot + (size_t)layer * e->seqs * e->kv_heads;
-    const float *k = e->qkv + (size_t)e->heads * e->head_dim;
-    kern_enter_args a = {.locate = {.row_seq = e->dev.seq,
-                                    .row_pos = e->dev.pos,
+    row_range rows = e->part[e->now].decode;
+    int32_t *slot = e->open_slot + ((size_t)layer * e->seqs + rows.first) * e->kv_heads;
+    const float *k = e->qkv + rows.first * e->qkv_stride + (size_t)e->heads * e->head_dim;
+    const int32_t *pos = e->dev.pos + rows.first;
+    kern_enter_args a = {.locate = {.row_seq = e->dev.seq + rows.first,
+                                    .row_pos = pos,
                                     .table = engine_table(e, layer),
                                     .slot = slot,
-                                    .rows = e->decode_rows,
+                                    .rows = rows.count,
                                     .max_select = 1},
                          .append = {.k = k,
                                     .v = k + (size_t)e->kv_heads * e->head_dim,
                                     .slot = slot,
-                                    .row_pos = e->dev.pos,
+                                    .row_pos = pos,
                                     .pool = e->pool,
                                     .row_stride = e->qkv_stride,
-                                    .rows = e->decode_rows,
+                                    .rows = rows.count,
                                     .kv_heads = e->kv_heads,
                                     .head_dim = e->head_dim}};
     return kern_enter(e->stream, &a);
@@ -219,20 +256,21 @@ static status append(worker_engine *e, uint32_t layer)
 
 static status attend_part(worker_engine *e, uint32_t layer, kern_attend_part part)
 {
+    row_range rows = e->part[e->now].decode;
     pick_buffers p = engine_picks(e, layer);
-    kern_attend_args a = {.q = e->qkv,
+    kern_attend_args a = {.q = e->qkv + rows.first * e->qkv_stride,
                           .block = p.block,
                           .slot = p.slot,
                           .count = p.count,
                           .mask = p.mask,
-                          .row_seq = e->dev.seq,
-                          .row_pos = e->dev.pos,
-                          .row_selector = e->dev.selector,
+                          .row_seq = e->dev.seq + rows.first,
+                          .row_pos = e->dev.pos + rows.first,
+                          .row_selector = e->dev.selector + rows.first,
                           .selectors = e->dev_selectors,
                           .pool = e->pool,
                           .summary = engine_summary(e, layer),
                           .row_stride = e->qkv_stride,
-                          .rows = e->decode_rows,
+                          .rows = rows.count,
                           .heads = e->heads,
                           .max_select = e->max_select,
                           .block_bytes = e->block_bytes,
@@ -240,13 +278,13 @@ static status attend_part(worker_engine *e, uint32_t layer, kern_attend_part par
                           .after = part == ATTEND_LATE ? fetch_beside(e, layer) : NULL,
                           .late = p.late,
                           .next = e->config.model->layer[layer].o};
-    return branch_attend(e, &a, 0);
+    return branch_attend(e, &a, rows.first);
 }
 
 /* Decode rows, when their blocks are there, or first to those that are. */
 static status attend(worker_engine *e, uint32_t layer)
 {
-    if (e->decode_rows == 0) return STATUS_OK;
+    if (e->part[e->now].decode.count == 0) return STATUS_OK;
     bool late = fetch_merges_late(e);
     if (late) TRY(attend_part(e, layer, ATTEND_PRESENT));
     TRY(fetch_finish(e, layer));
@@ -277,43 +315,71 @@ static status queries_ahead(worker_engine *e, uint32_t layer, kern_source source
 static status mlp(worker_engine *e, uint32_t layer)
 {
     const model_layer *w = &e->config.model->layer[layer];
-    TRY(norm(e, e->x_next, w->post_norm, e->rows));
+    row_range rows = part_rows(e);
+    operand act = operand_at(e->act, rows.first, e->ffn);
+    uint64_t in_stride = 2 * (uint64_t)e->ffn;
+    float *gate = e->gate_up + rows.first * in_stride;
+    TRY(norm(e, e->x_next, w->post_norm, rows));
     TRY(project_up(e, w));
-    kern_swiglu_args a = {.gate = e->gate_up,
-                          .up = e->gate_up + e->ffn,
-                          .out = e->act.f32,
-                          .out_bf16 = e->act.bf16,
-                          .in_stride = 2 * (uint64_t)e->ffn,
-                          .rows = e->rows,
+    kern_swiglu_args a = {.gate = gate,
+                          .up = gate + e->ffn,
+                          .out = act.f32,
+                          .out_bf16 = act.bf16,
+                          .in_stride = in_stride,
+                          .rows = rows.count,
                           .ffn = e->ffn};
     TRY(kern_swiglu(e->stream, &a));
     return project_down(e, w);
 }
 
-static status layer_run(worker_engine *e, uint32_t l)
+/* Up to the plan, and what needs no missed block. */
+static status layer_begin(worker_engine *e, uint32_t l)
 {
-    const model_layer *w = &e->config.model->layer[l];
     bool early = e->early != SOURCE_OWN;
-    bool next_early = early && l + 1 < e->layers;
     TRY(fetch_room(e, l));
     TRY(queries_ahead(e, l, SOURCE_INPUT, e->source_rows[SOURCE_INPUT], e->x));
-    if (next_early && e->early != SOURCE_MID) TRY(plan_layer(e, l + 1)); /* input, step */
+    if (early && e->early != SOURCE_MID && l + 1 < e->layers)
+        TRY(plan_layer(e, l + 1)); /* input, step */
     TRY(qkv_u(e, l));
     if (!early || (l == 0 && e->early != SOURCE_STEP)) TRY(plan_layer(e, l));
-    if (e->decode_rows > 0) TRY(append(e, l));
-    TRY(prefill_layer(e, l)); /* the prompt's rows compute while blocks arrive */
+    return e->part[e->now].decode.count > 0 ? append(e, l) : STATUS_OK;
+}
+
+static status layer_end(worker_engine *e, uint32_t l)
+{
+    const model_layer *w = &e->config.model->layer[l];
+    bool last = e->now + 1 == e->parts; /* that has the prompt's rows */
+    if (last) TRY(prefill_layer(e, l)); /* they compute while blocks arrive */
     TRY(attend(e, l));
     TRY(branch_gate(e));
-    TRY(keep_query(e, l));
+    if (last) TRY(keep_query(e, l));
     TRY(project_out(e, w));
     TRY(guess_layer(e, l));
     TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));
-    if (next_early && e->early == SOURCE_MID) TRY(plan_layer(e, l + 1)); /* under the MLP */
-    TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));
-    TRY(queries_ahead(e, l, SOURCE_INPUT, e->prefill_rows, e->x));
+    if (e->early == SOURCE_MID && l + 1 < e->layers) TRY(plan_layer(e, l + 1)); /* under the MLP */
+    if (last) TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));
+    if (last) TRY(queries_ahead(e, l, SOURCE_INPUT, e->prefill_rows, e->x));
     if (e->source_rows[SOURCE_STEP].count > 0) TRY(ahead_select(e, l));
     if (e->source_rows[SOURCE_STEP].count > 0 && e->inline_ops) ahead_ask(e, l);
     return mlp(e, l);
+}
+
+/* Two parts take turns: from the plan of one to its attention the other computes. */
+static status layers_run(worker_engine *e)
+{
+    if (e->parts == 2) TRY(layer_begin(e, 0));
+    for (uint32_t l = 0; l < e->layers; l++) {
+        e->now = e->parts - 1;
+        TRY(layer_begin(e, l));
+        e->now = 0;
+        TRY(layer_end(e, l));
+        if (e->parts == 1) continue;
+        if (l + 1 < e->layers) TRY(layer_begin(e, l + 1));
+        e->now = 1;
+        TRY(layer_end(e, l));
+    }
+    e->now = 0;
+    return STATUS_OK;
 }
 
 /* ---- logits ---------------------------------------------------------------------------------- */
@@ -417,7 +483,7 @@ static status digest_and_copy(worker_engine *e, const uint32_t *rows, uint32_t n
 static status logits_of(worker_engine *e, const uint32_t *rows, uint32_t n)
 {
     TRY(collect_states(e, rows, n));
-    TRY(norm(e, e->x_next, e->config.model->final_norm, n));
+    TRY(norm(e, e->x_next, e->config.model->final_norm, (row_range){0, n}));
     TRY(head(e, n));
     for (uint32_t i = 0; i < n; i++) {
         e->sample_pos[i] = e->row.pos[rows[i]] + 1;
@@ -453,7 +519,7 @@ status step_warm(worker_engine *e)
     for (uint32_t n = 1, next; n <= e->rows_max; n = next) {
         next = n < e->seqs || n < ENGINE_WARM_EACH ? n + 1 : n + ENGINE_WARM_STEP;
         if (n < e->rows_max && next > e->rows_max) next = e->rows_max;
-        e->rows = n;
+        e->part[0].rows.count = n;
         TRY(project_in(e, w));
         TRY(project_out(e, w));
         TRY(project_up(e, w));
@@ -461,7 +527,7 @@ status step_warm(worker_engine *e)
         TRY(select_warm(e, n));
         if (n <= ENGINE_LOGIT_ROWS) TRY(head(e, n));
     }
-    e->rows = 0;
+    e->part[0].rows.count = 0;
     return kern_stream_sync(e->stream);
 }
 
@@ -556,6 +622,7 @@ static status commit(worker_engine *e)
 status step_run(worker_engine *e)
 {
     choose_rows(e);
+    choose_parts(e);
     if (e->rows == 0) return STATUS_PENDING;
     uint64_t started = clock_now(&e->config.clock);
     e->step_number++;
@@ -571,8 +638,7 @@ status step_run(worker_engine *e)
                              .scale = (float)e->config.model->config.embed_scale};
     TRY(kern_embed(e->stream, &embed));
     if (e->early == SOURCE_STEP) TRY(plan_layer(e, 0));
-    for (uint32_t l = 0; l < e->layers; l++)
-        TRY(layer_run(e, l));
+    TRY(layers_run(e));
     TRY(fetch_drain(e));
     TRY(pull_results(e));
     TRY(logits_all(e));

@@ -77,7 +77,7 @@ static int32_t layer_of_table(const worker_engine *e, const kern_table *t)
 static int32_t layer_of_exchange(const worker_engine *e, const kern_exchange *x)
 {
     size_t i = (size_t)(x - e->exchange);
-    return i < e->layers ? (int32_t)i : -1;
+    return i < e->demands ? (int32_t)(i / e->halves) : -1;
 }
 
 int32_t trace_layer_of(const worker_engine *e, uint32_t op, const void *args)

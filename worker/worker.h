@@ -40,6 +40,9 @@ typedef struct worker_config {
                      * own query */
     float guess_left_out; /* of what is guessed the share that is not asked for: 0, but in
                            * benchmarks whose weights guess better than a trained model's */
+    bool two_batch;       /* halves of the batch take turns in each layer: one's blocks come while
+                           * the other computes. Weights are read twice a step. Where all rows
+                           * select by their own query */
     bool overlap;         /* gathers run beside the layers, where the backend can */
     bool late_merge;      /* then attention begins with the blocks that are there */
     bool tiles;           /* prompts by the backend's tile kernels, where it has them: faster, in

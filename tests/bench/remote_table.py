@@ -2,13 +2,13 @@
 
     python3 tests/bench/remote_table.py ROWS.jsonl [GEOMETRY]     (default: tests/bench/geometry/8b)
 
-ROWS are the lines of `tests/bench/gpu-decode remote combos guess`. For each row a layer may wait for
+ROWS are the lines of `tests/bench/gpu-decode remote combos hide`. For each row a layer may wait for
 
     max(0, RTT + transfer - window) + 10 us
 
 where transfer is its misses at the network's rate and window what the source of its selection leaves: nothing (own, also
 with an early guess, which finds many of a layer's misses and seldom all), the MLP of the layer before (mid), a layer
-(input), a step (step). Windows are parts of the step with all blocks resident, by the bytes of the weights that they
+(input, and the other half's where two halves take turns), a step (step). Windows are parts of the step with all blocks resident, by the bytes of the weights that they
 read. The last lines name the fastest.
 """
 import json
@@ -63,9 +63,11 @@ def table(cases, geometry):
         source = (re.search(r'lookahead (\w+)', case) or [None, 'own'])[1]
         guess = re.search(r'guess (\d+%)', case)
         by = source + (f', guess {guess[1]}' if guess else '')
+        turns = 'two batches' in case
+        by += ', two batches' if turns else ''
         off = ', '.join(x for x in ('prefetch', 'overlap') if f'no {x}' in case)
         transfer = rows['decode']['remote_bytes_a_step'] / layers / (gbit / 8 * 1e3)
-        may = max(0, rtt + transfer - base * 1e3 * shares[source]) + SLACK_US
+        may = max(0, rtt + transfer - base * 1e3 * shares['input' if turns else source]) + SLACK_US
         waits = rows['exposed']['value'] * 1e3 / layers
         step = rows['step_bound']['value']
         mine = (step, by + (f', no {off}' if off else ''))

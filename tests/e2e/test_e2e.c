@@ -30,7 +30,7 @@ typedef struct row {
     action act;
     uint32_t guess; /* percent */
     bool ragged;    /* requests arrive while others decode */
-    bool no_verify, no_prefetch;
+    bool two_batch, no_verify, no_prefetch;
     const char *source; /* selection source; its own reference */
     enum {
         ANY,
@@ -189,7 +189,8 @@ static void run_row(const char *name, const row *of, outcome *o)
                        .cluster = of->nodes > 0 ? &cluster : NULL,
                        .no_verify = of->no_verify,
                        .no_prefetch = of->no_prefetch,
-                       .guess = of->guess};
+                       .guess = of->guess,
+                       .two_batch = of->two_batch};
     run *r = run_open(&setup);
     uint64_t started = now_ns();
     decode_all(r, of, o);
@@ -353,6 +354,14 @@ TEST(an_early_guess_while_a_node_is_killed)
     same("early guess, node killed", (row){.nodes = 3,
                                            .replicas = 2,
                                            .guess = 200,
+                                           .act = KILL,
+                                           .wants = WANT_REMOTE | WANT_FAILOVER});
+}
+TEST(halves_that_take_turns_while_a_node_is_killed)
+{
+    same("two batches, node killed", (row){.nodes = 3,
+                                           .replicas = 2,
+                                           .two_batch = true,
                                            .act = KILL,
                                            .wants = WANT_REMOTE | WANT_FAILOVER});
 }

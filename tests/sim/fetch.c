@@ -88,6 +88,7 @@ void fetch_start(sim *s)
         .shared = {.context = f->context, .home = f->home},
         .seqs = SEQS,
         .layers = LAYERS,
+        .demands = LAYERS,
         .kv_heads = HEADS,
         .max_blocks = BLOCKS,
         .block_bytes = NET_BODY_MAX,

@@ -148,6 +148,7 @@ run *run_open(const run_setup *setup)
                             .seed = 1,
                             .prefetch = !setup->no_prefetch,
                             .guess = setup->guess,
+                            .two_batch = setup->two_batch,
                             .overlap = !setup->no_overlap,
                             .late_merge = !setup->no_late_merge,
                             .verify = !setup->no_verify,

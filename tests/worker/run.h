@@ -14,7 +14,7 @@ typedef struct run_setup {
     uint32_t park_quantum;         /* 0: 16 */
     const cluster_config *cluster; /* nodes and deadlines; NULL: no store */
     uint32_t guess;                /* percent */
-    bool no_verify, no_prefetch, no_overlap, no_late_merge;
+    bool two_batch, no_verify, no_prefetch, no_overlap, no_late_merge;
     uint32_t hub_nodes, hub_replicas; /* > 0: nodes in this process on an in-process network */
     uint64_t hub_memory_bytes;        /* a node's; 0: 256 MiB */
     uint32_t hub_card_threads;        /* of its network card; 0: none */

@@ -306,6 +306,61 @@ TEST(an_early_guess_changes_nothing_and_fetches_more)
     }
 }
 
+/* Halves of a batch take turns: the same bits on every kind of device, while requests come and go
+ * and prompts are computed beside them, from every place blocks can be in. */
+static void same_in_turns(run_setup setup)
+{
+    const outcome whole = outcome_of(&setup);
+    setup.two_batch = true;
+    for (uint32_t i = 0; i < 4; i++) {
+        setup.wrap = i == 0 ? NULL : apart_open;
+        setup.no_overlap = i == 2;
+        setup.no_late_merge = i == 3;
+        const outcome turns = outcome_of(&setup);
+        for (uint32_t k = 0; k < REQUESTS; k++) {
+            EXPECT_EQ_U64(turns.tokens[k], whole.tokens[k]);
+            EXPECT_EQ_X64(turns.digest[k], whole.digest[k]);
+        }
+        EXPECT(turns.stats.decode_rows == whole.stats.decode_rows);
+    }
+}
+
+TEST(halves_that_take_turns_have_the_bits_of_the_whole_batch)
+{
+    same_in_turns(setup_of("own", 0));
+}
+TEST(so_they_have_over_a_store)
+{
+    cluster_config cluster;
+    run_setup setup = long_setup(&cluster, 16 << 20);
+    same_in_turns(setup);
+    setup.guess = 100;
+    same_in_turns(setup);
+}
+TEST(so_they_have_with_replies_that_flip_and_rows_that_are_void)
+{
+    cluster_config cluster;
+    run_setup setup = long_setup(&cluster, 16 << 20);
+    setup.hub_nodes = 3;
+    setup.hub_replicas = 2;
+    const outcome right = outcome_many(&setup, REQUESTS, FEW_NEW, nothing);
+    setup.hub_faults = (kv_faults){.seed = 5, .flip_wire = 0.05};
+    setup.two_batch = true;
+    for (uint32_t i = 0; i < 2; i++) {
+        setup.wrap = i == 0 ? NULL : apart_open;
+        const outcome o = outcome_many(&setup, REQUESTS, FEW_NEW, nothing);
+        EXPECT(o.stats.corrupt > 0 && o.stats.void_rows > 0 && o.stats.recomputes == 0);
+        for (uint32_t k = 0; k < REQUESTS; k++)
+            EXPECT_EQ_X64(o.digest[k], right.digest[k]);
+    }
+}
+TEST(who_looks_ahead_takes_no_turns)
+{
+    run_setup setup = setup_of("mid", 2);
+    setup.two_batch = true;
+    same_apart(setup);
+}
+
 TEST(counters_are_those_of_a_device_that_runs_inline)
 {
     cluster_config cluster;
@@ -313,17 +368,20 @@ TEST(counters_are_those_of_a_device_that_runs_inline)
     setup.no_prefetch = true; /* what it brings in time depends on the clock */
     const outcome here = outcome_of(&setup);
     setup.wrap = apart_open;
-    const outcome there = outcome_of(&setup);
-    const worker_stats *a = &here.stats, *b = &there.stats;
-    EXPECT(a->blocks.remote > 500 && a->agnostic_fetched > 100);
-    EXPECT_EQ_U64(b->decode_rows, a->decode_rows);
-    EXPECT_EQ_U64(b->blocks.resident, a->blocks.resident);
-    EXPECT_EQ_U64(b->blocks.host + b->blocks.remote, a->blocks.host + a->blocks.remote);
-    EXPECT_EQ_U64(b->agnostic_fetched, a->agnostic_fetched);
-    for (int l = 0; l < 64; l++)
-        EXPECT_EQ_U64(b->misses_by_layer[l], a->misses_by_layer[l]);
-    EXPECT_EQ_U64(there.blocks.resident, b->blocks.resident);
-    EXPECT_EQ_U64(there.blocks.host + there.blocks.remote, b->blocks.host + b->blocks.remote);
+    for (uint32_t i = 0; i < 2; i++) {
+        setup.two_batch = i == 1;
+        const outcome there = outcome_of(&setup);
+        const worker_stats *a = &here.stats, *b = &there.stats;
+        EXPECT(a->blocks.remote > 500 && a->agnostic_fetched > 100);
+        EXPECT_EQ_U64(b->decode_rows, a->decode_rows);
+        EXPECT_EQ_U64(b->blocks.resident, a->blocks.resident);
+        EXPECT_EQ_U64(b->blocks.host + b->blocks.remote, a->blocks.host + a->blocks.remote);
+        EXPECT_EQ_U64(b->agnostic_fetched, a->agnostic_fetched);
+        for (int l = 0; l < 64; l++)
+            EXPECT_EQ_U64(b->misses_by_layer[l], a->misses_by_layer[l]);
+        EXPECT_EQ_U64(there.blocks.resident, b->blocks.resident);
+        EXPECT_EQ_U64(there.blocks.host + there.blocks.remote, b->blocks.host + b->blocks.remote);
+    }
 }
 
 /* What prefetch.used comes to when a step is over and all is counted at once. */
