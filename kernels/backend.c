@@ -157,6 +157,12 @@ status kern_stream_after(kern_stream *stream, kern_stream *of, uint32_t place)
     return stream->backend->device->stream_after(stream, of, place);
 }
 
+status kern_stream_tell(kern_stream *stream, _Atomic int32_t *flag)
+{
+    CHECK(stream != NULL && flag != NULL);
+    return stream->backend->device->stream_tell(stream, flag);
+}
+
 status kern_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
                         uint32_t k, kern_weight **out_weight)
 {

@@ -61,6 +61,7 @@ typedef struct kern_device_ops {
     status (*stream_poll)(kern_stream *stream);
     status (*stream_place)(kern_stream *stream, uint32_t place);
     status (*stream_after)(kern_stream *stream, kern_stream *of, uint32_t place); /* two streams */
+    status (*stream_tell)(kern_stream *stream, _Atomic int32_t *flag);
     status (*weight_pack)(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
                           uint32_t k, kern_weight **out_weight);
     void (*weight_free)(kern_weight *weight);

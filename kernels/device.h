@@ -38,6 +38,10 @@ status kern_stream_place(kern_stream *stream, uint32_t place);
  * `place`, whatever else it has been given since. Both of one backend; the same one: nothing to do.
  */
 status kern_stream_after(kern_stream *stream, kern_stream *of, uint32_t place);
+/* 1 into *flag, in shared memory, when all that the stream has been given until now is over: a host
+ * that reads it there (acquire) sees what that has left in shared memory, while the stream goes on.
+ */
+status kern_stream_tell(kern_stream *stream, _Atomic int32_t *flag);
 
 /* Device memory, zeroed, 64-byte aligned. NO_MEMORY. */
 status kern_alloc(kern_backend *backend, uint64_t bytes, void **out_memory);

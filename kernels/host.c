@@ -144,6 +144,13 @@ static status host_stream_after(kern_stream *stream, kern_stream *of, uint32_t p
     return STATUS_OK;
 }
 
+static status host_stream_tell(kern_stream *stream, _Atomic int32_t *flag)
+{
+    (void)stream;
+    atomic_store_explicit(flag, 1, memory_order_release);
+    return STATUS_OK;
+}
+
 /* Columns 32 p + i and 32 p + 16 + i share a 32-bit word of panel p: one load, a shift and a mask
  * give two vectors of float32. Columns beyond n are zero. */
 static status host_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_t part_count,
@@ -202,6 +209,7 @@ static const kern_device_ops host_device = {
     .stream_poll = host_stream_sync, /* always at rest */
     .stream_place = host_stream_place,
     .stream_after = host_stream_after,
+    .stream_tell = host_stream_tell,
     .weight_pack = host_weight_pack,
     .weight_free = host_weight_free,
     .close = host_close,

@@ -21,6 +21,7 @@ status cuda_weight_pack(kern_backend *backend, const kern_matrix *parts, uint32_
                         uint32_t k, kern_weight **out_weight);
 void cuda_weight_free(kern_weight *weight);
 status cuda_probe(kern_backend *backend, const char *what, double *out_value);
+status cuda_tell(kern_stream *stream, int32_t *flag);
 }
 
 namespace
@@ -300,10 +301,10 @@ const kern_ops ops = {
 
 /* In the order of kern_device_ops. */
 const kern_device_ops device_ops = {
-    device_alloc, device_free,   device_alloc_shared, device_free_shared, stream_copy,
-    stream_fill,  stream_create, stream_destroy,      stream_sync,        stream_poll,
-    stream_place, stream_after,  cuda_weight_pack,    cuda_weight_free,   backend_close,
-    cuda_probe,   stream_mark,
+    device_alloc,  device_free,   device_alloc_shared, device_free_shared, stream_copy,
+    stream_fill,   stream_create, stream_destroy,      stream_sync,        stream_poll,
+    stream_place,  stream_after,  cuda_tell,           cuda_weight_pack,   cuda_weight_free,
+    backend_close, cuda_probe,    stream_mark,
 };
 
 /* "cuda" is device 0, "cuda:N" device N. */

@@ -1,4 +1,4 @@
-/* kernels/wait.cu - the stream waits for arrivals.
+/* kernels/wait.cu - the stream waits for arrivals, and tells the host how far it has come.
  *
  * A host that answers misses from other threads (kern_host without `pause`) is waited for on the
  * device: one CTA watches the states until all are answered or the deadline has passed; what is
@@ -43,6 +43,14 @@ bool all_arrived(const kern_exchange *x, uint32_t count)
     return true;
 }
 
+/* Behind a copy too: a launch begins when the copy before it is done. */
+__global__ void tell_kernel(int32_t *flag)
+{
+    cuda_begin();
+    __threadfence_system();
+    asm volatile("st.release.sys.global.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+
 } // namespace
 
 extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
@@ -79,4 +87,11 @@ extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
     }
     if (args->waited_ns) *args->waited_ns += now - start;
     return STATUS_OK;
+}
+
+/* kern_stream_tell */
+extern "C" status cuda_tell(kern_stream *stream, int32_t *flag)
+{
+    cuda_launch(cuda_stream_of(stream), {1, 1}, tell_kernel, flag);
+    return cuda_launched("tell");
 }

@@ -310,8 +310,7 @@ static void take_guess(taking *t)
     e->guess_norm = take_operand(t, (uint64_t)e->seqs * e->hidden);
     e->guess_q = take(t, (uint64_t)e->seqs * e->heads * e->head_dim, sizeof(float));
     e->guess_seen = take_seen(t, e->guess.count, e->demands * (lists + 2 * n), sizeof(int32_t));
-    e->guess_made = take_shared(t, e->demands, sizeof(atomic_int));
-    e->guess_sign = take_absent(t, 1);
+    e->guess_made = take_shared(t, e->demands, sizeof *e->guess_made);
 }
 
 static void take_summaries(taking *t)

@@ -237,8 +237,7 @@ struct worker_engine {
     operand guess_norm;
     float *guess_q;
     int32_t *guess_seen; /* where ops run inline, guess.count */
-    atomic_int *guess_made;
-    int32_t *guess_sign;         /* what is copied there: not 0 */
+    _Atomic int32_t *guess_made;
     float *logits, *seen_logits; /* [ENGINE_LOGIT_ROWS, vocab]; read back */
     kern_sampling *sampling;     /* shared, as the next three */
     int32_t *sample_pos;

@@ -63,7 +63,7 @@ static status read_back(worker_engine *e, uint32_t layer)
     if (!e->inline_ops)
         TRY(kern_copy(e->side, e->guess_seen + demand * size, e->guess.count,
                       size * sizeof *e->guess_seen));
-    return kern_copy(e->side, &e->guess_made[demand], e->guess_sign, sizeof *e->guess_sign);
+    return kern_stream_tell(e->side, &e->guess_made[demand]);
 }
 
 static status make(worker_engine *e, uint32_t layer, row_range rows)

@@ -284,8 +284,38 @@ void wait_case(gpu_bench &b, random_source &r)
 
 } // namespace
 
+/* What was copied before is there when the flag is seen, though the stream is not at rest. */
+static void tell_case(gpu_bench &b, random_source &r)
+{
+    enum { COUNT = 1 << 18, TIMES = 50 };
+    mirror<uint32_t> from(COUNT);
+    uint32_t *to = nullptr;
+    int32_t *flag = nullptr;
+    bool same = true;
+    expect_ok(kern_alloc_shared(b.gpu_backend, COUNT * sizeof *to, (void **)&to), "shared");
+    expect_ok(kern_alloc_shared(b.gpu_backend, sizeof *flag, (void **)&flag), "shared");
+    for (uint32_t t = 0; t < TIMES && same; t++) {
+        for (uint32_t i = 0; i < COUNT; i++)
+            from.host[i] = (uint32_t)r.next();
+        from.up();
+        *(volatile int32_t *)flag = 0;
+        expect_ok(kern_copy(b.gpu, to, from.device, COUNT * sizeof *to), "copy");
+        expect_ok(kern_stream_tell(b.gpu, flag), "tell");
+        for (uint32_t more = 0; more < 100; more++)
+            expect_ok(kern_fill(b.gpu, from.device, 0, COUNT * sizeof *to), "fill");
+        while (__atomic_load_n(flag, __ATOMIC_ACQUIRE) == 0) {
+        }
+        same = memcmp(to, from.host.data(), COUNT * sizeof *to) == 0;
+        b.sync();
+    }
+    check_that(same, "tell: what lies before it is there");
+    kern_free_shared(b.gpu_backend, to);
+    kern_free_shared(b.gpu_backend, flag);
+}
+
 void check_blocks(gpu_bench &b, random_source &r, bool small)
 {
+    tell_case(b, r);
     gather_case(b, r, 21, 32768);
     gather_own_case(b, r, 23, 16384);
     bring_case(b, r, 37, 16384);

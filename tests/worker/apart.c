@@ -27,6 +27,7 @@ typedef union command_args {
         uint64_t until;
     } after;
     uint32_t mark;
+    _Atomic int32_t *flag;
 } command_args;
 
 typedef struct command {
@@ -181,6 +182,13 @@ static status run_after(apart_stream *s, const command_args *args)
     return result;
 }
 
+static status run_tell(apart_stream *s, const command_args *args)
+{
+    (void)s;
+    atomic_store_explicit(args->flag, 1, memory_order_release);
+    return STATUS_OK;
+}
+
 static status run_mark(apart_stream *s, const command_args *args)
 {
     EXPECT(s->marked < MARKS);
@@ -327,6 +335,13 @@ static status apart_place(kern_stream *stream, uint32_t place)
     return STATUS_OK;
 }
 
+static status apart_tell(kern_stream *stream, _Atomic int32_t *flag)
+{
+    next_args(of(stream), run_tell)->flag = flag;
+    hand_over(of(stream), false);
+    return STATUS_OK;
+}
+
 static status apart_after(kern_stream *stream, kern_stream *other, uint32_t place)
 {
     command_args *args = next_args(of(stream), run_after);
@@ -464,6 +479,7 @@ static const kern_device_ops apart_device = {
     .stream_poll = apart_poll,
     .stream_place = apart_place,
     .stream_after = apart_after,
+    .stream_tell = apart_tell,
     .weight_pack = apart_weight_pack,
     .weight_free = apart_weight_free,
     .close = apart_close,
