@@ -198,8 +198,7 @@ void ahead_ask(worker_engine *e, uint32_t layer)
                            .layer = layer,
                            .per_head = e->max_select,
                            .block = wanted,
-                           .stay = true,
-                           .last_step = e->step_number + 1};
+                           .stay = true};
         if (!fetch_ahead(e, &wish)) return;
     }
 }

@@ -390,6 +390,8 @@ static void take_exchanges(taking *t)
     /* With lookahead `step` a sequence has groups of two steps: whose blocks it uses in this one,
      * and whose it will use in the next. */
     uint32_t each = e->seqs < 32 ? 2 * e->seqs + 1 : 65;
+    if (e->config.guess > 0) each += ENGINE_GUESS_KEEP * e->seqs;
+    if (e->config.guess > 0 && each > ENGINE_GUESS_GROUPS) each = ENGINE_GUESS_GROUPS;
     e->groups = e->demands + e->layers * each;
     uint64_t all = (uint64_t)e->demands * capacity + e->layers * each * ahead;
     e->shared.home = take_shared(t, (uint64_t)e->seqs * e->layers * e->kv_heads * e->max_blocks,

@@ -23,6 +23,8 @@ enum {
     ENGINE_MEMORY_MAX = 128,
     ENGINE_WARM_EACH = 64, /* products are tried with each number of rows up to it, then with */
     ENGINE_WARM_STEP = 64, /* every so many, before the first step (step_warm) */
+    ENGINE_GUESS_KEEP = 16,
+    ENGINE_GUESS_GROUPS = 145,      /* a layer, at most */
     ENGINE_NOT_PLANNED = INT32_MAX, /* kern_exchange.published of a layer whose plan has not run */
     ENGINE_LAUNCHES_AHEAD = 700,    /* ops given to the stream beyond the last plan that was seen */
 };
@@ -123,9 +125,10 @@ typedef struct prefetch_group {
     bool used;
     int32_t seq, layer;
     uint32_t generation;
-    uint32_t last_step; /* that it is for, where it stays */
+    uint32_t step; /* when it was asked for */
     bool resume;
     bool stay, arrived; /* stay: not to be installed; arrived: all of it has its state */
+    bool guess;
 } prefetch_group;
 
 /* Rows that a product takes: one of the two is set (kern_rounds_operands). */
@@ -258,6 +261,8 @@ struct worker_engine {
     uint32_t counted;         /* ... whose misses are accounted for */
     uint32_t asked;           /* ... whose picks for the next step have been asked for */
     bool guessing;            /* this step guesses */
+    bool guess_full;          /* not all that it wanted had room */
+    uint32_t guess_keep;      /* steps that what was asked for stays, if it has */
     uint32_t guessed;         /* ... whose guess has been asked for, or comes too late */
     uint32_t stay_blocks;     /* asked for to stay in the landing zone, and there still */
     uint32_t landed_open;     /* used out of the landing zone, their groups not over yet */

@@ -489,7 +489,8 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
                                                             .seq = (int32_t)wish->seq,
                                                             .layer = (int32_t)wish->layer,
                                                             .generation = s->generation,
-                                                            .last_step = wish->last_step,
+                                                            .step = e->step_number,
+                                                            .guess = wish->guess,
                                                             .resume = wish->resume,
                                                             .stay = wish->stay};
     s->groups_open++;
@@ -537,7 +538,8 @@ void fetch_let_go(worker_engine *e)
         prefetch_group *p = &e->prefetch[i];
         sequence *s = &e->seq[p->seq];
         if (!p->used || !p->stay || !p->arrived) continue;
-        if (p->last_step > e->step_number && s->state == SEQ_ACTIVE) continue;
+        uint32_t steps = p->guess ? e->guess_keep : 1;
+        if (e->step_number < p->step + steps && s->state == SEQ_ACTIVE) continue;
         const kern_exchange *x = &e->exchange[e->demands + i];
         uint32_t count = atomic_load(&x->published);
         for (uint32_t k = 0; k < count; k++) {

@@ -33,7 +33,7 @@ typedef struct fetch_wish {
                               * block is in the pool */
     bool resume;             /* its first blocks: also what is in host memory */
     bool stay;               /* not to be installed: plans find them in the landing zone */
-    uint32_t last_step;      /* that they stay for */
+    bool guess;              /* then for this step and some more, else for the next one */
 } fetch_wish;
 bool fetch_ahead(worker_engine *e, const fetch_wish *wish);
 void fetch_arrived(worker_engine *e, int32_t group); /* every block of it has its state */

@@ -33,10 +33,15 @@ static bool picks_by_query(const worker_engine *e, uint32_t row)
     return s->query > s->init + s->local + 1;
 }
 
+/* Neighbouring steps ask alike, so what is asked for stays as many steps as there is room for. */
 void guess_begin(worker_engine *e)
 {
     row_range rows = e->source_rows[SOURCE_OWN];
-    e->guessing = false;
+    if (e->guess_full)
+        e->guess_keep /= 2;
+    else if (e->guess_keep < ENGINE_GUESS_KEEP)
+        e->guess_keep++;
+    e->guess_full = e->guessing = false;
     for (uint32_t r = rows.first; r < rows.first + rows.count && !e->guessing; r++)
         e->guessing = e->config.guess > 0 && ahead_asks(e) && picks_by_query(e, r);
     e->guessed = e->guessing ? e->parts : e->layers * e->parts;
@@ -127,8 +132,9 @@ static void ask(worker_engine *e, uint32_t layer, uint32_t part)
                            .per_head = e->max_select,
                            .block = block + r * heads * m,
                            .stay = true,
-                           .last_step = e->step_number};
-        if (!fetch_ahead(e, &wish)) return;
+                           .guess = true};
+        e->guess_full = !fetch_ahead(e, &wish);
+        if (e->guess_full) return;
     }
 }
 
