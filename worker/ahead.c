@@ -130,7 +130,7 @@ static status select_run(worker_engine *e, uint32_t layer, row_range rows)
     ahead.count = e->ahead.count + to;
     ahead.settled = e->ahead.settled + to;
     TRY(select_rows(e, layer, &next, &ahead, 0));
-    if (!ahead_asks(e)) return STATUS_OK;
+    if (!fetch_asks_ahead(e)) return STATUS_OK;
     kern_locate_args there = {.block = ahead.block,
                               .count = ahead.count,
                               .row_seq = next.seq,
@@ -170,34 +170,21 @@ uint32_t ahead_launches(const worker_engine *e)
     return RUN_LAUNCHES * (loads + selects);
 }
 
-/* Without a store all is as near as it can be. */
-bool ahead_asks(const worker_engine *e)
-{
-    return e->config.prefetch && e->config.with_store;
-}
-
 /* Ask for what those picks need and the pool lacks. A device works on the step meanwhile: whether a
  * row of it is void turns out later, and does no harm here. */
 void ahead_ask(worker_engine *e, uint32_t layer)
 {
     row_range rows = e->source_rows[SOURCE_STEP];
-    size_t m = e->max_select, heads = e->kv_heads;
-    int32_t *wanted = e->resume_list; /* idle here */
-    if (!ahead_asks(e)) return;
+    if (!fetch_asks_ahead(e)) return;
     for (uint32_t r = rows.first; r < rows.first + rows.count; r++) {
         if (e->row.status[r] != STATUS_OK || !goes_on(e, r)) continue;
-        size_t from = row_lists_at(e, layer, r);
-        for (size_t h = 0; h < heads; h++) {
-            size_t count = (size_t)e->seen_ahead_count[from + h], at = (from + h) * m;
-            for (size_t i = 0; i < m; i++) {
-                bool lacks = i < count && e->seen_ahead_slot[at + i] < 0;
-                wanted[h * m + i] = lacks ? e->seen_ahead_block[at + i] : -1;
-            }
-        }
+        size_t list = row_lists_at(e, layer, r);
         fetch_wish wish = {.seq = (uint32_t)e->row.seq[r],
                            .layer = layer,
                            .per_head = e->max_select,
-                           .block = wanted,
+                           .block = e->seen_ahead_block + list * e->max_select,
+                           .count = e->seen_ahead_count + list,
+                           .slot = e->seen_ahead_slot + list * e->max_select,
                            .stay = true};
         if (!fetch_ahead(e, &wish)) return;
     }

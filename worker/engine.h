@@ -250,7 +250,8 @@ struct worker_engine {
     kern_exchange *exchange;  /* [groups]: demands, [L, halves], then prefetch */
     prefetch_group *prefetch; /* [groups - demands] */
     uint32_t groups, demands;
-    int32_t *arrived; /* groups that wait for fetch_install */
+    uint32_t group_next; /* of prefetch, where the search for a free one begins */
+    int32_t *arrived;    /* groups that wait for fetch_install */
     uint32_t arrived_count;
     io_shared shared;
     bool *fetching; /* [demands] IO_FETCH sent, IO_GATHERED owed: not all was in host memory */

@@ -429,12 +429,22 @@ void fetch_over(worker_engine *e)
 
 /* ---- ahead of time --------------------------------------------------------------------------- */
 
+/* Those given last are the last to be free again. */
 static int32_t group_take(worker_engine *e)
 {
-    for (uint32_t g = 0; g < e->groups - e->demands; g++) {
+    uint32_t count = e->groups - e->demands;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t g = e->group_next;
+        e->group_next = g + 1 < count ? g + 1 : 0;
         if (!e->prefetch[g].used) return (int32_t)(g + e->demands);
     }
     return -1;
+}
+
+/* Without a store all is as near as it can be. */
+bool fetch_asks_ahead(const worker_engine *e)
+{
+    return e->config.prefetch && e->config.with_store;
 }
 
 /* What lies in host memory is as near as any prefetch could bring it, but to a sequence that waits
@@ -452,7 +462,7 @@ static bool is_wanted(const worker_engine *e, const fetch_wish *wish, const kern
     for (uint32_t i = 0; i < n; i++) {
         if (x->miss[i].kv_head == miss->kv_head && x->miss[i].block == miss->block) return false;
     }
-    return true;
+    return !wish->guess || !guess_leaves_out(e, miss);
 }
 
 /* Ask for them, at most what the entries hold. False: no group or no room is free, nothing asked.
@@ -467,12 +477,14 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
     uint32_t stay_most = io_landing_slots(e->io) / 4; /* half of what prefetches may have */
     uint32_t n = 0, room = (uint32_t)s->entries > 1 ? (uint32_t)s->entries - 1 : 1;
     for (uint32_t h = 0; h < e->kv_heads; h++) {
-        uint32_t taken = 0;
-        for (uint32_t i = 0; i < wish->per_head && taken < room && n < x->capacity; i++) {
+        uint32_t taken = 0, count = wish->count != NULL ? (uint32_t)wish->count[h] : wish->per_head;
+        for (uint32_t i = 0; i < count && taken < room && n < x->capacity; i++) {
+            size_t at = (size_t)h * wish->per_head + i;
+            if (wish->slot != NULL && wish->slot[at] >= 0) continue;
             kern_miss miss = {.row = -1,
                               .seq = (int32_t)wish->seq,
                               .kv_head = (int32_t)h,
-                              .block = wish->block[(size_t)h * wish->per_head + i],
+                              .block = wish->block[at],
                               .entry = -1,
                               .slot = -1,
                               .place = wish->layer};
@@ -683,7 +695,7 @@ status fetch_candidates_of(worker_engine *e, const uint32_t *seq, uint32_t n, bo
 void fetch_candidates(worker_engine *e, const uint32_t *seq, uint32_t n)
 {
     uint32_t wants[512], count = 0;
-    for (uint32_t i = 0; i < n && e->config.prefetch && e->config.with_store; i++) {
+    for (uint32_t i = 0; i < n && fetch_asks_ahead(e); i++) {
         if (e->selectors[e->seq[seq[i]].selector].fill_by_importance) wants[count++] = seq[i];
     }
     if (count == 0 || fetch_candidates_of(e, wants, count, false) != STATUS_OK) return;

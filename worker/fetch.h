@@ -29,12 +29,15 @@ void fetch_settle(worker_engine *e, int32_t seq);
 typedef struct fetch_wish {
     uint32_t seq, layer, per_head;
     const int32_t *block;    /* [Hk, per_head], most wanted first, -1 pads */
+    const int32_t *count;    /* [Hk] of them, NULL: per_head */
+    const int32_t *slot;     /* [Hk, per_head] where they are in the pool, or NULL */
     const int32_t *resident; /* [Hk, B] entries of the sequence's blocks in this layer, NULL: no
                               * block is in the pool */
     bool resume;             /* its first blocks: also what is in host memory */
     bool stay;               /* not to be installed: plans find them in the landing zone */
     bool guess;              /* then for this step and some more, else for the next one */
 } fetch_wish;
+bool fetch_asks_ahead(const worker_engine *e); /* prefetch is on, and there is a store to ask */
 bool fetch_ahead(worker_engine *e, const fetch_wish *wish);
 void fetch_arrived(worker_engine *e, int32_t group); /* every block of it has its state */
 void fetch_install(worker_engine *e); /* between steps: what arrived, into the pool */
@@ -52,15 +55,15 @@ void fetch_let_go(
 kern_selector guess_selector(const kern_selector *s, uint32_t percent);
 /* The stream has this layer's attention: the next one's picks are guessed, beside the MLP. */
 status guess_layer(worker_engine *e, uint32_t layer);
-void guess_begin(worker_engine *e);              /* before the step's first layer */
-void guess_ask(worker_engine *e);                /* for what has been guessed by now */
-uint32_t guess_launches(const worker_engine *e); /* of a layer */
+void guess_begin(worker_engine *e); /* before the step's first layer */
+void guess_ask(worker_engine *e);   /* for what has been guessed by now */
+bool guess_leaves_out(const worker_engine *e, const kern_miss *miss); /* guess_left_out */
+uint32_t guess_launches(const worker_engine *e);                      /* of a layer */
 
 /* ahead.c: lookahead `step` */
 status ahead_load(worker_engine *e, uint32_t layer, row_range rows, pick_buffers *picks);
 status ahead_select(worker_engine *e, uint32_t layer); /* after attention: for the next position */
 void ahead_ask(worker_engine *e, uint32_t layer);      /* and fetch what those picks lack */
-bool ahead_asks(const worker_engine *e);               /* there is a store to ask */
 uint32_t ahead_launches(const worker_engine *e);       /* of a layer, for both, at most */
 void ahead_void(worker_engine *e, uint32_t seq);       /* its row has to repeat its position */
 void ahead_leave(worker_engine *e, uint32_t seq);      /* it has no row in the next step */

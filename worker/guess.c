@@ -43,7 +43,7 @@ void guess_begin(worker_engine *e)
         e->guess_keep++;
     e->guess_full = e->guessing = false;
     for (uint32_t r = rows.first; r < rows.first + rows.count && !e->guessing; r++)
-        e->guessing = e->config.guess > 0 && ahead_asks(e) && picks_by_query(e, r);
+        e->guessing = e->config.guess > 0 && fetch_asks_ahead(e) && picks_by_query(e, r);
     e->guessed = e->guessing ? e->parts : e->layers * e->parts;
     for (uint32_t g = 0; g < e->demands && e->guessing; g++)
         atomic_store_explicit(&e->guess_made[g], 0, memory_order_relaxed);
@@ -106,35 +106,31 @@ status guess_layer(worker_engine *e, uint32_t layer)
 
 /* ---- and what the host asks for -------------------------------------------------------------- */
 
-static bool is_left_out(const worker_engine *e, const int32_t where[4])
+bool guess_leaves_out(const worker_engine *e, const kern_miss *miss)
 {
-    uint64_t draw = bytes_digest(where, 4 * sizeof *where, e->step_number);
+    const int32_t where[] = {miss->seq, (int32_t)miss->place, miss->kv_head, miss->block};
+    uint64_t draw = bytes_digest(where, sizeof where, e->step_number);
     return (double)(draw >> 11) * 0x1p-53 < (double)e->config.guess_left_out;
 }
 
 static void ask(worker_engine *e, uint32_t layer, uint32_t part)
 {
     row_range rows = engine_rows(e, SOURCE_OWN, part);
-    size_t m = e->max_select, heads = e->kv_heads, lists = e->seqs * heads;
+    size_t m = e->max_select, lists = (size_t)e->seqs * e->kv_heads;
     size_t demand = e->inline_ops ? 0 : layer * e->halves + part;
-    int32_t *count = e->guess_seen + demand * seen_size(e);
-    int32_t *block = count + lists, *slot = block + lists * m;
-    for (uint32_t r = 0; r < rows.count; r++) {
-        int32_t seq = e->row.seq[rows.first + r];
-        if (!picks_by_query(e, rows.first + r)) continue;
-        for (size_t i = r * heads * m; i < (r + 1) * heads * m; i++) {
-            int32_t where[4] = {seq, (int32_t)layer, (int32_t)(i / m), block[i]};
-            bool lacks = (int32_t)(i % m) < count[i / m] && slot[i] < 0;
-            if (!lacks || is_left_out(e, where)) block[i] = -1;
-        }
-        fetch_wish wish = {.seq = (uint32_t)seq,
+    const int32_t *count = e->guess_seen + demand * seen_size(e);
+    const int32_t *block = count + lists, *slot = block + lists * m;
+    for (uint32_t r = 0; r < rows.count && !e->guess_full; r++) {
+        size_t list = (size_t)r * e->kv_heads;
+        fetch_wish wish = {.seq = (uint32_t)e->row.seq[rows.first + r],
                            .layer = layer,
                            .per_head = e->max_select,
-                           .block = block + r * heads * m,
+                           .block = block + list * m,
+                           .count = count + list,
+                           .slot = slot + list * m,
                            .stay = true,
                            .guess = true};
-        e->guess_full = !fetch_ahead(e, &wish);
-        if (e->guess_full) return;
+        if (picks_by_query(e, rows.first + r)) e->guess_full = !fetch_ahead(e, &wish);
     }
 }
 
