@@ -53,6 +53,7 @@ static bench *bench_open_on(const rig_options *options, uint32_t prefetch_credit
                         .shared = {.context = &b->context, .home = b->home},
                         .seqs = 1,
                         .layers = LAYERS,
+                        .demands = LAYERS,
                         .kv_heads = HEADS,
                         .max_blocks = BLOCKS,
                         .block_bytes = b->r->block_bytes,
