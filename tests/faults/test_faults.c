@@ -45,10 +45,12 @@ static bool partitions_only, tcp;
 static const double late_ms_max = 50;  /* P4 says 1 ms plus scheduling: two cores, five processes */
 static const double late_canaries = 3; /* and so many times what a canary was late at most */
 static const char *json_path;
+static bool in_turns; /* of the load that is started next */
 
 typedef enum fault {
     NONE,
     KILLED,
+    KILLED_TURNS, /* the worker guesses, and halves of its batch take turns */
     STOPPED,
     LINK_DOWN,
     DROP_TO,
@@ -65,6 +67,7 @@ typedef enum fault {
 
 static const char *const fault_name[FAULTS] = {"none",
                                                "SIGKILL",
+                                               "SIGKILL, two batches",
                                                "SIGSTOP, SIGCONT",
                                                "link down, up",
                                                "drop to node",
@@ -97,6 +100,11 @@ static expected want_short, want_long;
 static bool is_partition(fault f)
 {
     return f == PART_TO || f == PART_FROM || f == PART_BOTH;
+}
+
+static bool is_kill(fault f)
+{
+    return f == KILLED || f == KILLED_TURNS;
 }
 
 static uint64_t now_ms(void)
@@ -237,11 +245,12 @@ static double number_at(const cJSON *json, const char *key)
 
 static pid_t load_start_mode(bool with_store, const char *mode)
 {
-    const char *argv[24] = {"decode",          "@in.jsonl", "-o",      "@out.jsonl",  "--model",
+    const char *argv[28] = {"decode",          "@in.jsonl", "-o",      "@out.jsonl",  "--model",
                             SMALL_MODEL,       "--budget",  "16",      "--seed",      "1",
                             "--format",        "json",      "--quiet", "--log-level", "error",
                             "--deterministic", mode};
     if (with_store) argv[17] = "--cluster", argv[18] = "@cluster.yaml";
+    if (in_turns) argv[19] = "--two-batch", argv[20] = "--guess", argv[21] = "200%";
     return program_start(argv);
 }
 
@@ -338,7 +347,7 @@ static void pass(pid_t load, uint64_t ms)
 
 static void begin(fault f)
 {
-    if (f == KILLED) nodes_kill(VICTIM);
+    if (is_kill(f)) nodes_kill(VICTIM);
     if (f == STOPPED) nodes_signal(VICTIM, SIGSTOP);
     if (f == LINK_DOWN) net_link(VICTIM, false);
     if (f == DROP_TO || f == PART_TO) net_drop(VICTIM, NET_TO);
@@ -348,7 +357,7 @@ static void begin(fault f)
 
 static bool finish(fault f)
 {
-    if (f == KILLED) nodes_restart(VICTIM);
+    if (is_kill(f)) nodes_restart(VICTIM);
     if (f == STOPPED) nodes_signal(VICTIM, SIGCONT);
     if (f == LINK_DOWN) net_link(VICTIM, true);
     if (f == DROP_TO || f == DROP_FROM || f == DROP_BOTH || is_partition(f)) net_heal();
@@ -378,7 +387,7 @@ static void trouble(fault f, pid_t load, outcome *o)
         }
         return;
     }
-    uint64_t before = f == KILLED ? 0 : worked(VICTIM), started = now_ms();
+    uint64_t before = is_kill(f) ? 0 : worked(VICTIM), started = now_ms();
     begin(f);
     EXPECT_MSG(!ended(load), "the worker was done before the fault began");
     pass(load, is_partition(f) ? partition_ms : HOLD_MS);
@@ -459,7 +468,9 @@ static void row(fault f)
         proxy = proxy_start(NET_PROXY_PORT, NET_PROXY_MARK, 5000000, 12500000);
         net_proxy(VICTIM);
     }
+    in_turns = f == KILLED_TURNS;
     pid_t load = load_start(true);
+    in_turns = false;
     canary_start();
     trouble(f, load, &o);
     program_wait(load, &run);
@@ -488,6 +499,10 @@ TEST(three_nodes_in_namespaces_without_a_fault)
 TEST(a_node_killed_and_started_again)
 {
     row(KILLED);
+}
+TEST(a_node_killed_and_started_again_while_halves_take_turns)
+{
+    row(KILLED_TURNS);
 }
 TEST(a_node_stopped_and_continued)
 {
