@@ -23,7 +23,7 @@ status kern_selector_check(const kern_backend *backend, const kern_selector *sel
 const char *kern_numerics_id(const kern_backend *backend);
 const char *kern_backend_describe(const kern_backend *backend); /* "cpu avx512 2 threads" */
 
-enum { KERN_STREAM_PLACES = 2 };
+enum { KERN_STREAM_PLACES = 3 };
 
 /* Ops of one stream run in the order they were called; its results are visible after a sync. */
 status kern_stream_create(kern_backend *backend, kern_stream **out_stream);

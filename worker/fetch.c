@@ -244,7 +244,7 @@ static kern_wait_args wait_args(worker_engine *e, uint32_t layer, uint64_t *wait
  * stand. */
 static uint32_t place_of(const worker_engine *e, uint32_t layer)
 {
-    return (e->parts == 2 ? e->now : layer) % KERN_STREAM_PLACES;
+    return (e->parts == 2 ? e->now : layer) % 2;
 }
 
 /* As

@@ -55,8 +55,9 @@ void fetch_let_go(
 kern_selector guess_selector(const kern_selector *s, uint32_t percent);
 /* The stream has this layer's attention: the next one's picks are guessed, beside the MLP. */
 status guess_layer(worker_engine *e, uint32_t layer);
-void guess_begin(worker_engine *e); /* before the step's first layer */
-void guess_ask(worker_engine *e);   /* for what has been guessed by now */
+status guess_settle(worker_engine *e, uint32_t layer); /* before the layer's plan */
+void guess_begin(worker_engine *e);                    /* before the step's first layer */
+void guess_ask(worker_engine *e);                      /* for what has been guessed by now */
 bool guess_leaves_out(const worker_engine *e, const kern_miss *miss); /* guess_left_out */
 uint32_t guess_launches(const worker_engine *e);                      /* of a layer */
 

@@ -4,13 +4,14 @@
  * from the store while the MLP runs, and the plan finds them landed or on their way.
  *
  * A hint and nothing more: what is selected, and so every bit, is what it was. On a device that
- * gathers on a stream of its own the guess is made there, beside the MLP, and nobody waits for it:
- * the block table and the states that it reads may have moved on, and then it guesses wrong. */
+ * gathers on a stream of its own the guess is made there, beside the MLP. The layer's plan waits
+ * for it, since it reads the block table, and the gather behind it must not wait for places that
+ * attention holds while it waits for that gather. */
 #include "worker/fetch.h"
 
 #include <string.h>
 
-enum { GUESS_LAUNCHES = 10 };
+enum { GUESS_LAUNCHES = 10, GUESS_PLACE = 2 }; /* of the side stream; the others are gathers' */
 
 /* The query's best beside what is always selected, as far as the budget goes. The windows that the
  * row itself completes do not exist yet. */
@@ -101,7 +102,13 @@ status guess_layer(worker_engine *e, uint32_t layer)
     }
     TRY(make(e, layer + 1, engine_rows(e, SOURCE_OWN, e->now)));
     if (e->inline_ops) guess_ask(e);
-    return STATUS_OK;
+    return kern_stream_place(e->side, GUESS_PLACE);
+}
+
+status guess_settle(worker_engine *e, uint32_t layer)
+{
+    if (!e->guessing || layer == 0) return STATUS_OK;
+    return kern_stream_after(e->stream, e->side, GUESS_PLACE);
 }
 
 /* ---- and what the host asks for -------------------------------------------------------------- */

@@ -163,6 +163,7 @@ status plan_layer(worker_engine *e, uint32_t layer)
         .select_block = e->select_block,
         .step = e->step_number,
     };
+    TRY(guess_settle(e, layer));
     TRY(kern_plan(e->stream, &plan));
     TRY(fetch_planned(e, layer));
     fetch_pump(e);
