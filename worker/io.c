@@ -190,7 +190,10 @@ static void allocate(worker_io *io)
         io->step.stack[s] = (int32_t)(c->slots - 1 - s);
     }
     io->step.count = c->slots;
-    io->dirty = io->clean = io->putting = (slot_list){IO_NONE, IO_NONE, 0};
+    io->dirty = io->clean = io->held = io->putting = (slot_list){IO_NONE, IO_NONE, 0};
+    io->of_seq = ARENA_NEW(a, int32_t, c->seqs);
+    for (uint32_t s = 0; s < c->seqs; s++)
+        io->of_seq[s] = IO_NONE;
     io->forgetting = ARENA_NEW(a, uint8_t, c->seqs);
     io->seq_busy = ARENA_NEW(a, uint32_t, c->seqs);
     io->drop_ticket = ARENA_NEW(a, kv_ticket, c->seqs);

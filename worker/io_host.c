@@ -51,12 +51,47 @@ static void list_remove(worker_io *io, slot_list *list, int32_t s)
     list->count--;
 }
 
+static slot_list *list_of(worker_io *io, const host_slot *slot)
+{
+    if (slot->state == SLOT_DIRTY) return &io->dirty;
+    if (slot->state == SLOT_PUT) return &io->putting;
+    return slot->hold ? &io->held : &io->clean;
+}
+
+static void slot_move(worker_io *io, int32_t s, slot_state state, bool hold)
+{
+    host_slot *slot = &io->slot[s];
+    list_remove(io, list_of(io, slot), s);
+    slot->state = state;
+    slot->hold = hold;
+    list_push(io, list_of(io, slot), s);
+}
+
+static void seq_push(worker_io *io, int32_t s)
+{
+    host_slot *slot = &io->slot[s];
+    int32_t *first = &io->of_seq[slot->seq];
+    slot->seq_prev = IO_NONE;
+    slot->seq_next = *first;
+    if (*first != IO_NONE) io->slot[*first].seq_prev = s;
+    *first = s;
+}
+
+static void seq_remove(worker_io *io, int32_t s)
+{
+    const host_slot *slot = &io->slot[s];
+    if (slot->seq_next != IO_NONE) io->slot[slot->seq_next].seq_prev = slot->seq_prev;
+    *(slot->seq_prev != IO_NONE ? &io->slot[slot->seq_prev].seq_next : &io->of_seq[slot->seq]) =
+        slot->seq_next;
+}
+
 /* The slot leaves the io side; nothing may refer to it any more. */
 static void slot_free(worker_io *io, int32_t s)
 {
     host_slot *slot = &io->slot[s];
     CHECK(slot->pins == 0 && slot->state != SLOT_PUT && slot->state != SLOT_FREE);
-    list_remove(io, slot->state == SLOT_CLEAN ? &io->clean : &io->dirty, s);
+    list_remove(io, list_of(io, slot), s);
+    seq_remove(io, s);
     kern_home *home = home_of(io, slot);
     if (atomic_load(&home->slot) == s) atomic_store(&home->slot, IO_NONE);
     memset(slot, 0, sizeof *slot);
@@ -65,7 +100,18 @@ static void slot_free(worker_io *io, int32_t s)
     io_answered(io);
 }
 
-/* Free orphans that became idle, and the coldest clean copies beyond the tier's size. */
+/* The coldest clean copies beyond the tier's size. */
+static void tier_settle(worker_io *io)
+{
+    int32_t at = io->clean.head;
+    while (at != IO_NONE && io->clean.count > io->config.tier_slots) {
+        int32_t next = io->slot[at].next;
+        if (io->slot[at].pins == 0) slot_free(io, at);
+        at = next;
+    }
+}
+
+/* Free it, if it is an orphan that became idle. */
 static void slot_settle(worker_io *io, int32_t s)
 {
     host_slot *slot = &io->slot[s];
@@ -75,12 +121,7 @@ static void slot_settle(worker_io *io, int32_t s)
         io_host_forgotten_check(io, seq);
         return;
     }
-    int32_t at = io->clean.head;
-    while (at != IO_NONE && io->clean.count > io->config.tier_slots) {
-        int32_t next = io->slot[at].next;
-        if (io->slot[at].pins == 0 && !io->slot[at].hold) slot_free(io, at);
-        at = next;
-    }
+    tier_settle(io);
 }
 
 void io_host_sealed(worker_io *io, const io_command *command)
@@ -93,7 +134,7 @@ void io_host_sealed(worker_io *io, const io_command *command)
     if (old >= (int32_t)io->config.slots) old = IO_NONE; /* in the landing zone, for its group */
     if (old != IO_NONE) { /* sealed again by a recompute: the newer copy serves from now on */
         io->slot[old].orphan = true;
-        io->slot[old].hold = false;
+        slot_move(io, old, io->slot[old].state, false);
     }
     *slot = (host_slot){.seq = command->seq,
                         .layer = command->layer,
@@ -101,17 +142,18 @@ void io_host_sealed(worker_io *io, const io_command *command)
                         .block = command->block,
                         .hold = command->hold,
                         .state = io->store ? SLOT_DIRTY : SLOT_CLEAN};
-    list_push(io, io->store ? &io->dirty : &io->clean, s);
+    list_push(io, list_of(io, slot), s);
+    seq_push(io, s);
     atomic_store_explicit(&home->slot, s, memory_order_release);
     if (old != IO_NONE) slot_settle(io, old);
 }
 
 void io_host_unhold(worker_io *io, int32_t seq)
 {
-    for (uint32_t s = 0; s < io->config.slots; s++) {
-        if (io->slot[s].state != SLOT_FREE && io->slot[s].seq == seq) io->slot[s].hold = false;
+    for (int32_t s = io->of_seq[seq]; s != IO_NONE; s = io->slot[s].seq_next) {
+        if (io->slot[s].hold) slot_move(io, s, io->slot[s].state, false);
     }
-    if (io->clean.head != IO_NONE) slot_settle(io, io->clean.head);
+    tier_settle(io);
 }
 
 void io_host_unpin(worker_io *io, int32_t s)
@@ -144,9 +186,7 @@ bool io_host_put_some(worker_io *io)
         status result = kv_put_submit(io->client, &put, &slot->ticket);
         if (result == STATUS_BUSY) return false;
         if (slot->tries == 0) slot->tried_ns = now;
-        list_remove(io, &io->dirty, s);
-        list_push(io, &io->putting, s);
-        slot->state = SLOT_PUT;
+        slot_move(io, s, SLOT_PUT, slot->hold);
         io->seq_busy[slot->seq]++;
         if (result != STATUS_OK) io_host_put_done(io, s, result);
         if (clock_now(&io->clock) < io->retry_ns) return false;
@@ -170,8 +210,6 @@ static void put_failed(worker_io *io, int32_t s, status result)
     bool told = slot->tries > IO_PUT_TRIES;
     bool waits = may_pass(result) && io->stats.stored_blocks > 0;
     io->stats.put_retries++;
-    slot->state = SLOT_DIRTY;
-    list_push(io, &io->dirty, s);
     io->retry_ns = now + 20000000u; /* let the store breathe: 20 ms */
     if (waits && (io->trouble_ns == 0 || now - io->trouble_ns > 10 * io->put_deadline_ns)) {
         LOG(WARN, "a block cannot be stored now: %s; tried again for %.1f s (client.put_deadline)",
@@ -190,15 +228,13 @@ void io_host_put_done(worker_io *io, int32_t s, status result)
     host_slot *slot = &io->slot[s];
     CHECK(slot->state == SLOT_PUT);
     slot->ticket = 0;
-    list_remove(io, &io->putting, s);
+    slot_move(io, s, result == STATUS_OK ? SLOT_CLEAN : SLOT_DIRTY, slot->hold);
     int32_t seq = slot->seq;
     CHECK(io->seq_busy[seq] > 0);
     io->seq_busy[seq]--;
     if (result == STATUS_OK) {
         io->stats.stored_blocks++;
         io->stats.stored_bytes += io->config.block_bytes;
-        slot->state = SLOT_CLEAN;
-        list_push(io, &io->clean, s);
     } else {
         put_failed(io, s, result);
     }
@@ -209,11 +245,11 @@ void io_host_put_done(worker_io *io, int32_t s, status result)
 void io_host_forget(worker_io *io, int32_t seq)
 {
     io->forgetting[seq] = 1;
-    for (int32_t s = 0; s < (int32_t)io->config.slots; s++) {
+    for (int32_t s = io->of_seq[seq], next; s != IO_NONE; s = next) {
         host_slot *slot = &io->slot[s];
-        if (slot->state == SLOT_FREE || slot->seq != seq) continue;
+        next = slot->seq_next;
         slot->orphan = true;
-        slot->hold = false;
+        if (slot->hold) slot_move(io, s, slot->state, false);
         if (slot->state == SLOT_PUT)
             kv_cancel(io->client, slot->ticket);
         else if (slot->pins == 0)
@@ -237,9 +273,7 @@ void io_host_forgotten_check(worker_io *io, int32_t seq)
         }
         io->drop_ticket[seq] = 0; /* nobody to tell: leases end on the nodes by themselves */
     }
-    for (uint32_t s = 0; s < io->config.slots; s++) { /* pinned by a fetch still being gathered */
-        if (io->slot[s].state != SLOT_FREE && io->slot[s].seq == seq) return;
-    }
+    if (io->of_seq[seq] != IO_NONE) return; /* pinned by a fetch still being gathered */
     io->forgetting[seq] = 0;
     io_emit(io, IO_FORGOTTEN, seq, IO_NONE, STATUS_OK);
 }

@@ -35,7 +35,8 @@ typedef struct host_slot {
     uint64_t tried_ns; /* when the first began */
     uint32_t pins;     /* arrivals that point into it */
     kv_ticket ticket;
-    int32_t prev, next; /* in the list of its state: dirty queue, puts under way, clean LRU */
+    int32_t prev, next; /* in the list of its state: dirty queue, puts under way, held, clean LRU */
+    int32_t seq_prev, seq_next; /* among those of its sequence */
 } host_slot;
 
 typedef struct slot_list {
@@ -94,7 +95,9 @@ struct worker_io {
 
     uint8_t *memory; /* [slots, block_bytes] */
     host_slot *slot; /* [slots] */
-    slot_list dirty, clean, putting;
+    slot_list dirty, putting;
+    slot_list clean, held;         /* held: clean, and prefill still reads it */
+    int32_t *of_seq;               /* [S] the first of a sequence's slots, IO_NONE */
     uint64_t retry_ns, trouble_ns; /* of puts: not before; when it was last said that they fail */
     uint8_t *forgetting;           /* [S] IO_FORGET seen; waits for its puts and drop */
     uint32_t *seq_busy;            /* [S] puts and drops under way */
