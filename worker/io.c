@@ -27,10 +27,12 @@ block_id io_block_id(const worker_io *io, int32_t seq, int32_t layer, int32_t kv
     };
 }
 
+/* Who waits has said so before the kernel compares: then it sees the new count or is woken. */
 void io_answered(worker_io *io)
 {
-    atomic_fetch_add_explicit(&io->answered, 1, memory_order_release);
-    if (io->threaded) syscall(SYS_futex, &io->answered, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+    atomic_fetch_add(&io->answered, 1);
+    if (!io->threaded || !atomic_load(&io->awaited)) return;
+    syscall(SYS_futex, &io->answered, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 void io_emit(worker_io *io, io_event_kind kind, int32_t seq, int32_t group, status result)
@@ -363,7 +365,9 @@ void io_pause(worker_io *io, uint64_t until_ns)
     uint64_t ns =
         until_ns - now < 500000 ? until_ns - now : 500000; /* a missed wake costs 0.5 ms */
     struct timespec t = {.tv_sec = 0, .tv_nsec = (long)ns};
+    atomic_store(&io->awaited, true);
     syscall(SYS_futex, &io->answered, FUTEX_WAIT_PRIVATE, seen, &t, NULL, 0);
+    atomic_store(&io->awaited, false);
 }
 
 static void collect_freed(worker_io *io)

@@ -122,6 +122,7 @@ struct worker_io {
     pthread_t thread;
     int wake_fd;
     _Atomic bool stop, asleep;
+    _Atomic bool awaited;      /* the step thread waits for the next */
     _Atomic uint32_t answered; /* grows with every arrival or event: what io_pause waits on */
     _Atomic uint32_t commands_sent, commands_done;
     _Atomic uint32_t busy; /* work under way that is not in the rings */

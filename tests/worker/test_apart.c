@@ -290,33 +290,30 @@ TEST(an_early_guess_changes_nothing_and_fetches_more)
     cluster_config cluster;
     run_setup setup = long_setup(&cluster, 16 << 20);
     setup.selector.budget = "1,1,4,8";
-    const outcome here = outcome_of(&setup);
+    const outcome here = outcome_many(&setup, REQUESTS, FEW_NEW, nothing);
     setup.wrap = apart_open;
+    setup.guess = 200;
     for (uint32_t overlap = 0; overlap < 2; overlap++) {
         setup.no_overlap = overlap == 0;
-        setup.guess = 0;
-        const outcome there = outcome_of(&setup);
-        setup.guess = 200;
-        const outcome guessed = outcome_of(&setup);
-        for (uint32_t i = 0; i < REQUESTS; i++) {
-            EXPECT_EQ_X64(there.digest[i], here.digest[i]);
+        const outcome guessed = outcome_many(&setup, REQUESTS, FEW_NEW, nothing);
+        for (uint32_t i = 0; i < REQUESTS; i++)
             EXPECT_EQ_X64(guessed.digest[i], here.digest[i]);
-        }
-        EXPECT(guessed.stats.prefetch.issued > there.stats.prefetch.issued);
+        EXPECT(guessed.stats.prefetch.issued > here.stats.prefetch.issued);
     }
 }
 
 /* Halves of a batch take turns: the same bits on every kind of device, while requests come and go
  * and prompts are computed beside them, from every place blocks can be in. */
-static void same_in_turns(run_setup setup)
+static void same_in_turns(run_setup setup, uint32_t guess, uint32_t ways)
 {
-    const outcome whole = outcome_of(&setup);
+    const outcome whole = outcome_many(&setup, REQUESTS, FEW_NEW, nothing);
     setup.two_batch = true;
-    for (uint32_t i = 0; i < 4; i++) {
-        setup.wrap = i == 0 ? NULL : apart_open;
+    setup.guess = guess;
+    for (uint32_t i = 0; i < ways; i++) {
+        setup.wrap = i == 1 ? NULL : apart_open;
         setup.no_overlap = i == 2;
         setup.no_late_merge = i == 3;
-        const outcome turns = outcome_of(&setup);
+        const outcome turns = outcome_many(&setup, REQUESTS, FEW_NEW, nothing);
         for (uint32_t k = 0; k < REQUESTS; k++) {
             EXPECT_EQ_U64(turns.tokens[k], whole.tokens[k]);
             EXPECT_EQ_X64(turns.digest[k], whole.digest[k]);
@@ -327,15 +324,13 @@ static void same_in_turns(run_setup setup)
 
 TEST(halves_that_take_turns_have_the_bits_of_the_whole_batch)
 {
-    same_in_turns(setup_of("own", 0));
+    same_in_turns(setup_of("own", 0), 0, 4);
 }
-TEST(so_they_have_over_a_store)
+TEST(so_they_have_over_a_store_and_with_a_guess)
 {
     cluster_config cluster;
     run_setup setup = long_setup(&cluster, 16 << 20);
-    same_in_turns(setup);
-    setup.guess = 100;
-    same_in_turns(setup);
+    same_in_turns(setup, 100, 2);
 }
 TEST(so_they_have_with_replies_that_flip_and_rows_that_are_void)
 {
