@@ -229,6 +229,7 @@ static void decode_row(const bench *b, text *out, const per_run *runs, const ben
     number(out, "remote_bytes_a_step", (double)all->remote * block / steps);
     number(out, "stored_bytes_a_step", (double)all->stored * block / steps);
     if (b->store != NULL) number(out, "card_threads", bench_store_card(b->store));
+    if (b->store != NULL) number(out, "io_spins", b->cluster.spin);
     number(out, "prefetch_issued", (double)all->issued);
     number(out, "prefetch_used", (double)all->used);
     number(out, "failed_over", (double)all->failed_over);

@@ -1,9 +1,10 @@
 /* Nodes of a store in this process, each on a thread of its own, over the in-process network.
  *
  * The production server, client and protocol; only the wire is missing, and its pace is made
- * (kv_hub_pace). Where there are cores enough the nodes spin, so that a round trip is the one that
- * was asked for and not the scheduler's. Where there are still more, threads of the hub write what
- * nodes send into the landing zone, as a network card does: the worker's io thread need not.
+ * (kv_hub_pace). Where there are cores enough nodes and io thread spin, so that a round trip is the
+ * one that was asked for and not the scheduler's. Where there are still more, threads of the hub
+ * write what nodes send into the landing zone, as a network card does: the worker's io thread need
+ * not.
  *
  * Threads: bench_store_* belong to the caller; a node's transport and server to its thread. */
 #include "worker/bench.h"
@@ -84,6 +85,14 @@ static uint32_t card_threads(long cores, uint32_t nodes)
     return spare > CARD_THREADS ? CARD_THREADS : (uint32_t)spare;
 }
 
+/* Whether the worker's io thread spins as the nodes do: a core of its own beside them and what
+ * computes. */
+static bool io_spins(const bench_options *o, long cores)
+{
+    long computing = strncmp(o->device, "cuda", 4) == 0 ? 1 : o->threads > 0 ? o->threads : cores;
+    return cores >= 2 * (long)o->nodes + computing + 2;
+}
+
 status bench_store_open(const bench_options *o, uint64_t bytes, cluster_config *config,
                         bench_store **out_store)
 {
@@ -106,6 +115,7 @@ status bench_store_open(const bench_options *o, uint64_t bytes, cluster_config *
      */
     uint64_t room = bytes + bytes / 8 + (64 << 20);
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    config->spin = io_spins(o, cores);
     uint32_t threads = card_threads(cores, o->nodes);
     if (threads > 0 && kv_hub_card_start(s->hub, threads) == STATUS_OK) s->card_threads = threads;
     for (uint32_t i = 0; i < o->nodes; i++) {

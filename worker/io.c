@@ -1,7 +1,9 @@
 /* The io side's life: creation, its loop, rings and statistics. See io.h for the contract.
  *
  * One turn of the loop: commands, client, completions, puts and gets that wait for credit. When
- * nothing moved the thread sleeps in the client's wait (epoll over the transport and wake_fd). */
+ * nothing moved the thread sleeps in the client's wait (epoll over the transport and wake_fd),
+ * unless it is to spin: to sleep and to be woken is tens of microseconds, as long as a round trip.
+ */
 #include "worker/io_impl.h"
 
 #include <linux/futex.h>
@@ -133,7 +135,7 @@ static void *io_main(void *argument)
 {
     worker_io *io = argument;
     while (!atomic_load(&io->stop)) {
-        if (io_turn(io)) continue;
+        if (io_turn(io) || io->spin) continue;
         atomic_store(&io->asleep, true);
         if (ring_count(io->commands) == 0 && !atomic_load(&io->stop) &&
             atomic_load(&io->snapshot_wanted) == atomic_load(&io->snapshot_made)) {
@@ -260,6 +262,7 @@ status io_create(const io_config *config, worker_io **out_io)
     io->store = config->worker->with_store;
     io->threaded = config->worker->transport == NULL &&
                    (config->worker->hub == NULL || config->worker->hub_thread);
+    io->spin = config->worker->cluster->spin;
     io->put_deadline_ns = config->worker->cluster->put_deadline_ns;
     io->layout = layout_hash(&config->worker->model->layout);
     io->wake_fd = -1;

@@ -83,7 +83,7 @@ typedef struct get_request {
 struct worker_io {
     io_config config;
     clock_ops clock;
-    bool store, threaded;
+    bool store, threaded, spin;
     uint64_t put_deadline_ns;
     uint32_t layout; /* layout_hash of the model's */
 
