@@ -58,7 +58,8 @@ typedef struct facts {
     worker_stats stats;
     uint64_t nodes, pool_bytes, kv_bytes;
     double pool_fraction, tokens_per_s, exposed_fraction;
-    const char *selector, *budget, *lookahead, *numerics, *backend;
+    const char *selector, *budget, *lookahead, *two_batch, *numerics, *backend;
+    uint32_t guess;
 } facts;
 
 static double share(double part, double whole)
@@ -82,6 +83,8 @@ static const facts *facts_of(const report_decode *run, session *s)
     f->selector = way->name;
     f->budget = way->budget;
     f->lookahead = way->lookahead;
+    f->guess = s->args->guess;
+    f->two_batch = s->args->two_batch ? "true" : "false";
     f->numerics = kern_numerics_id(s->backend);
     f->backend = kern_backend_describe(s->backend);
     return f;
@@ -124,6 +127,8 @@ static const fact_row rows[] = {
     {"", "selector", "selection", "", "", WORD, false, AT(selector)},
     {"", "budget", "selection", "budget ", "", RAW, false, AT(budget)},
     {"", "lookahead", "selection", "lookahead ", "", WORD, false, AT(lookahead)},
+    {"", "guess_percent", NULL, "", "", COUNT32, false, AT(guess)},
+    {"", "two_batch", NULL, "", "", RAW, false, AT(two_batch)},
     {"", "nodes", NULL, "", "", COUNT, false, AT(nodes)},
     {"", "pool_bytes", "device pool", "", "", BYTES, false, AT(pool_bytes)},
     {"", "kv_bytes", "device pool", "for ", " of KV", BYTES, false, AT(kv_bytes)},
