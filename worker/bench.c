@@ -230,9 +230,9 @@ static float guess_left_out(const bench *b)
     static const double found[][2] = {{1, 0.53}, {1.5, 0.69}, {2, 0.78}, {3, 0.87}, {4, 0.91}};
     enum { LAST = sizeof found / sizeof *found - 1 };
     const kern_selector *s = &b->selector, g = guess_selector(s, b->options.guess);
-    uint32_t forced = s->init + s->local + 1;
-    if (!b->made || g.query <= forced || s->query <= forced) return 0;
-    double each = (double)(g.query - forced) / (s->query - forced);
+    uint32_t always = selector_always(s);
+    if (!b->made || g.query <= always || s->query <= always) return 0;
+    double each = (double)(g.query - always) / (s->query - always);
     uint32_t i = 1;
     while (i < LAST && found[i][0] < each)
         i++;

@@ -143,7 +143,7 @@ typedef struct hot_block {
 static void mark_blocks(const fill *f, hot_block *out, uint32_t blocks, rng *r)
 {
     const kern_selector *s = &f->b->selector;
-    uint32_t forced = s->init + s->local + 1, rest = blocks > forced ? blocks - forced : 0;
+    uint32_t forced = selector_always(s), rest = blocks > forced ? blocks - forced : 0;
     uint32_t hot = rest < WALK_HOT ? rest : WALK_HOT;
     float height = (float)rng_unit(r);
     for (uint32_t i = 0; i < blocks; i++) {

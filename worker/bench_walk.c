@@ -27,7 +27,7 @@ walk walk_faster(double factor)
 
 walk_shape walk_shape_of(const kern_selector *s, uint32_t context, uint32_t dims)
 {
-    uint32_t forced = s->init + s->local + 1;
+    uint32_t forced = selector_always(s);
     uint32_t blocks = context / s->block, rest = blocks > forced ? blocks - forced : 0;
     uint32_t picks = s->query > forced ? s->query - forced : 0;
     uint32_t counted = s->query > forced ? s->query : forced;

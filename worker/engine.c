@@ -45,9 +45,19 @@ kern_table engine_table(const worker_engine *e, uint32_t layer)
                         .max_entries = e->max_entries};
 }
 
+uint32_t engine_plans(const worker_engine *e)
+{
+    return e->layers * e->parts;
+}
+
+uint32_t engine_demand(const worker_engine *e, uint32_t layer, uint32_t part)
+{
+    return layer * e->halves + part;
+}
+
 kern_exchange *engine_exchange(const worker_engine *e, uint32_t layer)
 {
-    return &e->exchange[layer * e->halves + e->now];
+    return &e->exchange[engine_demand(e, layer, e->now)];
 }
 
 row_range engine_rows(const worker_engine *e, kern_source source, uint32_t part)
@@ -106,6 +116,11 @@ uint32_t selector_entries(const worker_engine *e, const kern_selector *s)
     if (s->near > 0)
         n += (s->near + UINT64_C(62)) / KERN_BLOCK + 1; /* wherever the window begins */
     return n < e->max_blocks ? (uint32_t)n : e->max_blocks;
+}
+
+uint32_t selector_always(const kern_selector *s)
+{
+    return s->init + s->local + 1;
 }
 
 /* ---- memory ---------------------------------------------------------------------------------- */

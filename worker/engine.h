@@ -290,6 +290,9 @@ struct worker_engine {
 kern_summary engine_summary(const worker_engine *e, uint32_t layer);
 kern_table engine_table(const worker_engine *e, uint32_t layer);
 kern_homes engine_homes(const worker_engine *e, uint32_t layer);
+uint32_t engine_plans(const worker_engine *e); /* of this step, in the order [L, parts] */
+/* Of a layer and part: the place of its exchange and demand group, [L, halves]. */
+uint32_t engine_demand(const worker_engine *e, uint32_t layer, uint32_t part);
 kern_exchange *engine_exchange(const worker_engine *e, uint32_t layer); /* of the part under way */
 /* Decode rows of a part that select by this source. */
 row_range engine_rows(const worker_engine *e, kern_source source, uint32_t part);
@@ -299,6 +302,7 @@ status engine_read_table(worker_engine *e, uint32_t seq);
 size_t engine_home(const worker_engine *e, uint32_t seq, uint32_t layer, uint32_t kv_head,
                    uint32_t block);
 uint32_t selector_entries(const worker_engine *e, const kern_selector *s);
+uint32_t selector_always(const kern_selector *s); /* blocks that are selected whatever the query */
 void engine_notify(void *self);                   /* kern_host.notify */
 void engine_pause(void *self, uint64_t until_ns); /* kern_host.pause */
 bool engine_selectors_equal(const kern_selector *a, const kern_selector *b);

@@ -28,15 +28,9 @@ static uint32_t layers_ahead(const worker_engine *e)
     return ENGINE_LAUNCHES_AHEAD / a_layer;
 }
 
-/* Plans are made in the order [L, parts]; an exchange has its place by [L, halves]. */
-static uint32_t plans(const worker_engine *e)
-{
-    return e->layers * e->parts;
-}
-
 static uint32_t demand_of(const worker_engine *e, uint32_t plan)
 {
-    return plan / e->parts * e->halves + plan % e->parts;
+    return engine_demand(e, plan / e->parts, plan % e->parts);
 }
 
 void fetch_begin(worker_engine *e)
@@ -45,7 +39,7 @@ void fetch_begin(worker_engine *e)
     e->run_ahead = layers_ahead(e);
     for (uint32_t g = 0; g < e->demands; g++)
         atomic_store_explicit(&e->exchange[g].published, ENGINE_NOT_PLANNED, memory_order_release);
-    e->planned = e->gathered = e->counted = e->decode_rows > 0 ? 0 : plans(e);
+    e->planned = e->gathered = e->counted = e->decode_rows > 0 ? 0 : engine_plans(e);
     e->asked = e->inline_ops || e->source_rows[SOURCE_STEP].count == 0 ? e->layers : 0;
     *e->wait_ns = 0;
 }
@@ -160,7 +154,7 @@ void fetch_pump(worker_engine *e)
 {
     answer_here(e);
     guess_ask(e);
-    for (; e->planned < plans(e); e->planned++) {
+    for (; e->planned < engine_plans(e); e->planned++) {
         uint32_t demand = demand_of(e, e->planned);
         const kern_exchange *x = &e->exchange[demand];
         uint32_t n = atomic_load_explicit(&x->published, memory_order_acquire);
@@ -205,7 +199,7 @@ status fetch_room(worker_engine *e, uint32_t layer)
 status fetch_drain(worker_engine *e)
 {
     fetch_settle(e, -1); /* the device has work, and we have time */
-    TRY(pump_until(e, plans(e)));
+    TRY(pump_until(e, engine_plans(e)));
     if (e->inline_ops || io_is_threaded(e->io)) return STATUS_OK;
     status at = kern_stream_poll(e->stream);
     for (; at == STATUS_PENDING; at = kern_stream_poll(e->stream)) {
@@ -244,11 +238,17 @@ static kern_wait_args wait_args(worker_engine *e, uint32_t layer, uint64_t *wait
  * stand. */
 static uint32_t place_of(const worker_engine *e, uint32_t layer)
 {
-    return (e->parts == 2 ? e->now : layer) % 2;
+    return (e->parts == 2 ? e->now : layer) % FETCH_PLACES;
 }
 
-/* As
- * one op the gather holds its places while it waits: only beside attention, which leaves them. */
+status fetch_side_follows(worker_engine *e)
+{
+    TRY(kern_stream_place(e->stream, 0));
+    return kern_stream_after(e->side, e->stream, 0);
+}
+
+/* As one op the gather holds its places while it waits: only beside attention, which leaves them.
+ */
 static status gather_begin(worker_engine *e, uint32_t layer)
 {
     uint64_t *waited_ns = e->side == e->stream ? e->wait_ns : NULL;
@@ -259,8 +259,7 @@ static status gather_begin(worker_engine *e, uint32_t layer)
                                     .row_status = e->dev.status + e->part[e->now].decode.first,
                                     .block_bytes = e->block_bytes,
                                     .verify = e->config.verify}};
-    TRY(kern_stream_place(e->stream, 0));
-    TRY(kern_stream_after(e->side, e->stream, 0));
+    TRY(fetch_side_follows(e));
     if (fetch_merges_late(e)) {
         TRY(kern_bring(e->side, &a));
     } else {
@@ -402,11 +401,11 @@ static void leave_for_later(worker_engine *e)
 
 void fetch_over(worker_engine *e)
 {
-    CHECK(e->planned == plans(e));
+    CHECK(e->planned == engine_plans(e));
     if (e->decode_rows == 0) return;
-    while (e->gathered < plans(e))
+    while (e->gathered < engine_plans(e))
         fetch_gathered(e);
-    while (e->counted < plans(e))
+    while (e->counted < engine_plans(e))
         count_misses(e, e->counted++);
     while (e->asked < e->layers)
         ahead_ask(e, e->asked++);

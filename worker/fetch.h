@@ -9,6 +9,10 @@
 
 #include "worker/engine.h"
 
+/* Places of the side stream: gathers', then the guess's. */
+enum { FETCH_PLACES = 2, GUESS_PLACE = FETCH_PLACES };
+_Static_assert((int)GUESS_PLACE < (int)KERN_STREAM_PLACES, "a place of its own");
+
 /* fetch.c */
 void fetch_begin(worker_engine *e);                  /* before the step's first plan */
 void fetch_pump(worker_engine *e);                   /* published misses on to io */
@@ -20,8 +24,9 @@ const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer);
 status fetch_planned(worker_engine *e, uint32_t layer); /* the stream has its plan */
 status fetch_finish(worker_engine *e, uint32_t layer);  /* wait, gather */
 status fetch_drain(worker_engine *e);                   /* every layer's misses are with io */
-void fetch_abandon(worker_engine *e);                   /* after a failed step */
-void fetch_over(worker_engine *e);                      /* the stream is at rest: count */
+status fetch_side_follows(worker_engine *e);    /* the side stream, what the other has by now */
+void fetch_abandon(worker_engine *e);           /* after a failed step */
+void fetch_over(worker_engine *e);              /* the stream is at rest: count */
 bool fetch_wants_picks(const worker_engine *e); /* of the step under way: to count by prefetch */
 /* Counting that fetch_over put off until the device works again: of a sequence, or of all (-1). */
 void fetch_settle(worker_engine *e, int32_t seq);

@@ -9,18 +9,15 @@
  * attention holds while it waits for that gather. */
 #include "worker/fetch.h"
 
-#include <string.h>
-
-enum { GUESS_LAUNCHES = 10, GUESS_PLACE = 2 }; /* of the side stream; the others are gathers' */
+enum { GUESS_LAUNCHES = 10 };
 
 /* The query's best beside what is always selected, as far as the budget goes. The windows that the
  * row itself completes do not exist yet. */
 kern_selector guess_selector(const kern_selector *s, uint32_t percent)
 {
     kern_selector g = *s;
-    uint64_t forced = s->init + (uint64_t)s->local + 1;
-    uint64_t picks = s->query > forced ? s->query - forced : 0;
-    uint64_t wanted = forced + (picks * percent + 99) / 100;
+    uint32_t always = selector_always(s), picks = s->query > always ? s->query - always : 0;
+    uint64_t wanted = always + ((uint64_t)picks * percent + 99) / 100;
     g.query = g.total = wanted < s->total ? (uint32_t)wanted : s->total;
     g.fill_by_importance = g.bias = false;
     g.source = SOURCE_MID;
@@ -31,7 +28,7 @@ kern_selector guess_selector(const kern_selector *s, uint32_t percent)
 static bool picks_by_query(const worker_engine *e, uint32_t row)
 {
     const kern_selector *s = &e->selectors[e->row.selector[row]];
-    return s->query > s->init + s->local + 1;
+    return s->query > selector_always(s);
 }
 
 /* Neighbouring steps ask alike, so what is asked for stays as many steps as there is room for. */
@@ -43,9 +40,10 @@ void guess_begin(worker_engine *e)
     else if (e->guess_keep < ENGINE_GUESS_KEEP)
         e->guess_keep++;
     e->guess_full = e->guessing = false;
+    if (e->config.guess == 0 || !fetch_asks_ahead(e)) return;
     for (uint32_t r = rows.first; r < rows.first + rows.count && !e->guessing; r++)
-        e->guessing = e->config.guess > 0 && fetch_asks_ahead(e) && picks_by_query(e, r);
-    e->guessed = e->guessing ? e->parts : e->layers * e->parts;
+        e->guessing = picks_by_query(e, r);
+    e->guessed = e->parts; /* nobody guesses the first layer */
     for (uint32_t g = 0; g < e->demands && e->guessing; g++)
         atomic_store_explicit(&e->guess_made[g], 0, memory_order_relaxed);
 }
@@ -65,7 +63,7 @@ static size_t seen_size(const worker_engine *e)
 
 static status read_back(worker_engine *e, uint32_t layer)
 {
-    size_t size = seen_size(e), demand = layer * e->halves + e->now;
+    size_t size = seen_size(e), demand = engine_demand(e, layer, e->now);
     if (!e->inline_ops)
         TRY(kern_copy(e->side, e->guess_seen + demand * size, e->guess.count,
                       size * sizeof *e->guess_seen));
@@ -96,10 +94,7 @@ static status make(worker_engine *e, uint32_t layer, row_range rows)
 status guess_layer(worker_engine *e, uint32_t layer)
 {
     if (!e->guessing || layer + 1 == e->layers) return STATUS_OK;
-    if (e->side != e->stream) {
-        TRY(kern_stream_place(e->stream, 0));
-        TRY(kern_stream_after(e->side, e->stream, 0));
-    }
+    TRY(fetch_side_follows(e));
     TRY(make(e, layer + 1, engine_rows(e, SOURCE_OWN, e->now)));
     if (e->inline_ops) guess_ask(e);
     return kern_stream_place(e->side, GUESS_PLACE);
@@ -124,7 +119,7 @@ static void ask(worker_engine *e, uint32_t layer, uint32_t part)
 {
     row_range rows = engine_rows(e, SOURCE_OWN, part);
     size_t m = e->max_select, lists = (size_t)e->seqs * e->kv_heads;
-    size_t demand = e->inline_ops ? 0 : layer * e->halves + part;
+    size_t demand = e->inline_ops ? 0 : engine_demand(e, layer, part);
     const int32_t *count = e->guess_seen + demand * seen_size(e);
     const int32_t *block = count + lists, *slot = block + lists * m;
     for (uint32_t r = 0; r < rows.count && !e->guess_full; r++) {
@@ -144,9 +139,9 @@ static void ask(worker_engine *e, uint32_t layer, uint32_t part)
 /* In the order of plans. Once the layer's plan is over it has asked for itself. */
 void guess_ask(worker_engine *e)
 {
-    for (; e->guessed < e->layers * e->parts; e->guessed++) {
+    for (; e->guessing && e->guessed < engine_plans(e); e->guessed++) {
         uint32_t layer = e->guessed / e->parts, part = e->guessed % e->parts;
-        uint32_t demand = layer * e->halves + part;
+        uint32_t demand = engine_demand(e, layer, part);
         const kern_exchange *x = &e->exchange[demand];
         if (atomic_load_explicit(&x->published, memory_order_acquire) != ENGINE_NOT_PLANNED)
             continue;

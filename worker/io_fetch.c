@@ -24,12 +24,17 @@ static uint32_t flight_place(const worker_io *io, uint64_t key)
     return at;
 }
 
+static bool is_demand(const worker_io *io, int32_t g)
+{
+    return (uint32_t)g < io->config.demands;
+}
+
 /* The layer of a group's blocks: demand groups are numbered by layer, prefetch groups carry it. */
 static uint32_t group_layer(const worker_io *io, int32_t g)
 {
     const kern_miss *m = io->config.exchange[g].miss;
     uint32_t a_layer = io->config.demands / io->config.layers;
-    return (uint32_t)g < io->config.demands ? (uint32_t)g / a_layer : m[0].place;
+    return is_demand(io, g) ? (uint32_t)g / a_layer : m[0].place;
 }
 
 static void flight_remove(worker_io *io, int32_t g, uint32_t i)
@@ -72,7 +77,7 @@ static void answer(worker_io *io, int32_t g, uint32_t i, status result)
         for (uint32_t k = 0; k < group->count; k++)
             remote |= group->block[k].state == FETCH_LANDED;
         if (remote) io->stats.fetch_ns += clock_now(&io->clock) - group->started_ns;
-        if ((uint32_t)g >= io->config.demands)
+        if (!is_demand(io, g))
             io_emit(io, IO_GROUP_DONE, io->config.exchange[g].miss[0].seq, g, STATUS_OK);
     }
     io_answered(io);
@@ -93,7 +98,7 @@ static void join_flight(worker_io *io, int32_t g, uint32_t i, int32_t ahead_grou
 {
     fetch_group *group = &io->group[g];
     fetch_block *ahead = &io->group[ahead_group].block[ahead_index];
-    if ((uint32_t)g >= io->config.demands) {
+    if (!is_demand(io, g)) {
         answer(io, g, i, STATUS_STALE);
     } else if (ahead->state == FETCH_PENDING) {
         flight_remove(io, ahead_group, ahead_index);
@@ -142,7 +147,7 @@ static void start_block(worker_io *io, int32_t g, uint32_t i)
     b->state = FETCH_PENDING;
     if (io->flight_key[at] == key) {
         join_flight(io, g, i, io->flight_group[at], (uint32_t)io->flight_index[at]);
-    } else if ((uint32_t)g >= io->config.demands) {
+    } else if (!is_demand(io, g)) {
         io->flight_key[at] = key;
         io->flight_group[at] = g;
         io->flight_index[at] = (int32_t)i;
@@ -179,7 +184,7 @@ void io_fetch_begin(worker_io *io, const io_command *command)
     for (uint32_t i = 0; i < count; i++) {
         if (is_pending(&x->arrival[i])) start_block(io, g, i);
     }
-    if ((uint32_t)g < io->config.demands || group->queued) return;
+    if (is_demand(io, g) || group->queued) return;
     group->queued = true;
     io->todo[io->todo_count++] = g;
 }
@@ -249,7 +254,7 @@ static void ahead_over(worker_io *io, int32_t g, uint32_t i, status result)
 /* The store's last word on a block that was asked for, or refused to be. */
 static void block_over(worker_io *io, int32_t g, uint32_t i, status result)
 {
-    if ((uint32_t)g >= io->config.demands) ahead_over(io, g, i, result);
+    if (!is_demand(io, g)) ahead_over(io, g, i, result);
     answer(io, g, i, result);
 }
 
@@ -266,7 +271,7 @@ static bool submit_group(worker_io *io, int32_t g)
 {
     fetch_group *group = &io->group[g];
     get_request *request = get_take(io);
-    bool ahead = (uint32_t)g >= io->config.demands;
+    bool ahead = !is_demand(io, g);
     uint32_t most = KV_BATCH_MAX, room = io->landing_slots / 2 - io->ahead_out;
     if (ahead && room < most) most = room;
     if (request == NULL || most == 0) return false;

@@ -67,6 +67,12 @@ static void slot_move(worker_io *io, int32_t s, slot_state state, bool hold)
     list_push(io, list_of(io, slot), s);
 }
 
+/* Prefill reads it no more. */
+static void slot_unhold(worker_io *io, int32_t s)
+{
+    if (io->slot[s].hold) slot_move(io, s, io->slot[s].state, false);
+}
+
 static void seq_push(worker_io *io, int32_t s)
 {
     host_slot *slot = &io->slot[s];
@@ -134,7 +140,7 @@ void io_host_sealed(worker_io *io, const io_command *command)
     if (old >= (int32_t)io->config.slots) old = IO_NONE; /* in the landing zone, for its group */
     if (old != IO_NONE) { /* sealed again by a recompute: the newer copy serves from now on */
         io->slot[old].orphan = true;
-        slot_move(io, old, io->slot[old].state, false);
+        slot_unhold(io, old);
     }
     *slot = (host_slot){.seq = command->seq,
                         .layer = command->layer,
@@ -150,9 +156,8 @@ void io_host_sealed(worker_io *io, const io_command *command)
 
 void io_host_unhold(worker_io *io, int32_t seq)
 {
-    for (int32_t s = io->of_seq[seq]; s != IO_NONE; s = io->slot[s].seq_next) {
-        if (io->slot[s].hold) slot_move(io, s, io->slot[s].state, false);
-    }
+    for (int32_t s = io->of_seq[seq]; s != IO_NONE; s = io->slot[s].seq_next)
+        slot_unhold(io, s);
     tier_settle(io);
 }
 
@@ -249,7 +254,7 @@ void io_host_forget(worker_io *io, int32_t seq)
         host_slot *slot = &io->slot[s];
         next = slot->seq_next;
         slot->orphan = true;
-        if (slot->hold) slot_move(io, s, slot->state, false);
+        slot_unhold(io, s);
         if (slot->state == SLOT_PUT)
             kv_cancel(io->client, slot->ticket);
         else if (slot->pins == 0)
