@@ -221,7 +221,7 @@ TEST(a_store_without_a_reachable_node_ends_the_run_and_leaves_its_lines_for_anot
     used += snprintf(
         line + used, sizeof line - (size_t)used, "%s",
         "{\"custom_id\":\"long\",\"method\":\"POST\",\"url\":\"/v1/completions\","
-        "\"body\":{\"max_tokens\":300,\"temperature\":0,\"ignore_eos\":true,\"prompt\":[1");
+        "\"body\":{\"max_tokens\":3000,\"temperature\":0,\"ignore_eos\":true,\"prompt\":[1");
     for (int i = 0; i < 200; i++) /* more than a block, so that it has something to store */
         used += snprintf(line + used, sizeof line - (size_t)used, ",%d", 2 + i);
     snprintf(line + used, sizeof line - (size_t)used, "]}}\n");
