@@ -9,7 +9,8 @@
 
 status branch_attend(worker_engine *e, kern_attend_args *rows, uint32_t first_row)
 {
-    size_t at = (size_t)first_row * e->heads * e->head_dim;
+    uint32_t row = first_row - e->part[e->now].rows.first;
+    size_t at = (size_t)row * e->heads * e->head_dim;
     if (e->attended.bf16 != NULL)
         rows->out_bf16 = e->attended.bf16 + at;
     else
@@ -28,13 +29,11 @@ status branch_attend(worker_engine *e, kern_attend_args *rows, uint32_t first_ro
 static status gate_one(worker_engine *e, uint32_t branch, float *x, const float *add, bool last)
 {
     row_range rows = e->part[e->now].rows;
-    size_t at = (size_t)rows.first * e->heads * e->head_dim;
     uint64_t gate_stride = (uint64_t)e->gates * e->heads;
-    kern_gate_args a = {.x = x + at,
-                        .out_bf16 =
-                            last && e->heads_out.bf16 != NULL ? e->heads_out.bf16 + at : NULL,
+    kern_gate_args a = {.x = x,
+                        .out_bf16 = last ? e->heads_out.bf16 : NULL,
                         .gate = e->out_gate + rows.first * gate_stride + (size_t)branch * e->heads,
-                        .add = add != NULL ? add + at : NULL,
+                        .add = add,
                         .gate_stride = gate_stride,
                         .rows = rows.count,
                         .heads = e->heads,

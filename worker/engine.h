@@ -204,10 +204,10 @@ struct worker_engine {
     kern_source early;   /* the source all decode rows share, else SOURCE_OWN */
     row_lists row, dev;
     float *x, *x_next, *qkv, *gate_up, *pick_q[2];
-    operand norm, act, heads_out;
-    operand attended; /* heads_out before its gates; the same without any */
-    float *out_gate;  /* [R, gates, Hq] output gates before their logistic; NULL without one */
-    uint32_t gates;   /* a query head: 0, 1 (SSA), 3 (NSA) */
+    operand norm, act, heads_out; /* of the part under way, as all that a layer ends with */
+    operand attended;             /* heads_out before its gates; the same without any */
+    float *out_gate; /* [R, gates, Hq] output gates before their logistic; NULL without one */
+    uint32_t gates;  /* a query head: 0, 1 (SSA), 3 (NSA) */
     float *coarse_out, *near_out; /* [R, Hq, D] NSA's other branches, beside attended */
     uint16_t *row_u;
     int32_t *append_slot;
@@ -360,8 +360,8 @@ status select_read(worker_engine *e);
 void select_keep(worker_engine *e, uint32_t seq);
 
 /* branch.c */
-/* Attention of rows from first_row of the step on, in all branches that the model has, into
- * e->attended and beside it: `rows` has no output yet. */
+/* Attention of rows from first_row of the step on, which the part under way has, in all branches
+ * that the model has, into e->attended and beside it: `rows` has no output yet. */
 status branch_attend(worker_engine *e, kern_attend_args *rows, uint32_t first_row);
 status branch_gate(worker_engine *e); /* the part's rows: heads_out is then the sum */
 

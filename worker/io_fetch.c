@@ -167,14 +167,14 @@ void io_fetch_begin(worker_io *io, const io_command *command)
     kern_exchange *x = &io->config.exchange[g];
     uint32_t count = atomic_load_explicit(&x->published, memory_order_acquire);
     CHECK(!group->active && count <= x->capacity && count > 0);
-    group->active = true;
     group->count = count;
     group->open = 0;
     for (uint32_t i = 0; i < count; i++) {
         group->block[i].state = FETCH_IDLE;
         group->open += is_pending(&x->arrival[i]);
     }
-    CHECK(group->open > 0);
+    if (group->open == 0) return; /* the step has failed since (fetch_abandon) */
+    group->active = true;
     group->cursor = 0;
     group->class = command->class;
     group->verify = command->verify;

@@ -109,22 +109,14 @@ static row_range part_rows(const worker_engine *e)
     return e->part[e->now].rows;
 }
 
-/* From row `row` on, of rows that lie `stride` apart. */
-static operand operand_at(operand x, uint32_t row, uint64_t stride)
-{
-    if (x.f32 != NULL) x.f32 += row * stride;
-    if (x.bf16 != NULL) x.bf16 += row * stride;
-    return x;
-}
-
+/* x: of the part. */
 static status project(worker_engine *e, const kern_weight *w, operand x, uint64_t x_stride,
                       float *out, uint64_t out_stride)
 {
     row_range rows = part_rows(e);
-    operand in = operand_at(x, rows.first, x_stride);
     kern_linear_args a = {.weight = w,
-                          .x = in.f32,
-                          .x_bf16 = in.bf16,
+                          .x = x.f32,
+                          .x_bf16 = x.bf16,
                           .out = out + rows.first * out_stride,
                           .x_stride = x_stride,
                           .out_stride = out_stride,
@@ -137,11 +129,10 @@ static status add_residual(worker_engine *e, const kern_weight *w, operand x, ui
                            const float *residual, float *out)
 {
     row_range rows = part_rows(e);
-    operand in = operand_at(x, rows.first, x_stride);
     size_t at = (size_t)rows.first * e->hidden;
     kern_linear_args a = {.weight = w,
-                          .x = in.f32,
-                          .x_bf16 = in.bf16,
+                          .x = x.f32,
+                          .x_bf16 = x.bf16,
                           .residual = residual + at,
                           .out = out + at,
                           .x_stride = x_stride,
@@ -153,11 +144,10 @@ static status add_residual(worker_engine *e, const kern_weight *w, operand x, ui
 
 static status norm(worker_engine *e, const float *x, const uint16_t *weight, row_range rows)
 {
-    operand out = operand_at(e->norm, rows.first, e->hidden);
     kern_rmsnorm_args a = {.x = x + (size_t)rows.first * e->hidden,
                            .weight = weight,
-                           .out = out.f32,
-                           .out_bf16 = out.bf16,
+                           .out = e->norm.f32,
+                           .out_bf16 = e->norm.bf16,
                            .rows = rows.count,
                            .hidden = e->hidden,
                            .eps = (float)e->config.model->config.norm_eps};
@@ -316,15 +306,14 @@ static status mlp(worker_engine *e, uint32_t layer)
 {
     const model_layer *w = &e->config.model->layer[layer];
     row_range rows = part_rows(e);
-    operand act = operand_at(e->act, rows.first, e->ffn);
     uint64_t in_stride = 2 * (uint64_t)e->ffn;
     float *gate = e->gate_up + rows.first * in_stride;
     TRY(norm(e, e->x_next, w->post_norm, rows));
     TRY(project_up(e, w));
     kern_swiglu_args a = {.gate = gate,
                           .up = gate + e->ffn,
-                          .out = act.f32,
-                          .out_bf16 = act.bf16,
+                          .out = e->act.f32,
+                          .out_bf16 = e->act.bf16,
                           .in_stride = in_stride,
                           .rows = rows.count,
                           .ffn = e->ffn};

@@ -150,7 +150,9 @@ TEST(nor_do_those_that_an_early_guess_brings)
 TEST(one_flip_is_one_repeated_step)
 {
     worker_stats stats = flipped(0.002, 0, 0);
-    EXPECT(stats.void_rows <= stats.corrupt);
+    EXPECT_MSG(stats.void_rows <= stats.corrupt, "void %llu, corrupt %llu, client's %llu",
+               (unsigned long long)stats.void_rows, (unsigned long long)stats.corrupt,
+               (unsigned long long)stats.client.corrupt);
 }
 
 /* There is no copy of an open block: of each sequence that decodes it is in the pool, in every

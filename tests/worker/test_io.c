@@ -109,11 +109,13 @@ static void seal_all(bench *b)
     EXPECT_EQ_U64(stats.stored_blocks, BLOCKS);
 }
 
-static void fetch_as(bench *b, int32_t group, int32_t block, uint64_t ns, bool verify)
+/* found: the block's state when the io side hears of it. */
+static void fetch_found(bench *b, int32_t group, int32_t block, uint64_t ns, bool verify,
+                        status found)
 {
     kern_exchange *x = &b->exchange[group];
     x->miss[0] = (kern_miss){.row = -1, .block = block};
-    atomic_store(&x->arrival[0].state, STATUS_PENDING);
+    atomic_store(&x->arrival[0].state, found);
     atomic_store(&x->published, 1);
     io_command c = {.op = IO_FETCH,
                     .group = group,
@@ -122,6 +124,11 @@ static void fetch_as(bench *b, int32_t group, int32_t block, uint64_t ns, bool v
                     .verify = verify};
     io_send(b->io, &c);
     io_pause(b->io, b->r->now_ns);
+}
+
+static void fetch_as(bench *b, int32_t group, int32_t block, uint64_t ns, bool verify)
+{
+    fetch_found(b, group, block, ns, verify, STATUS_PENDING);
 }
 
 static void fetch(bench *b, int32_t group, int32_t block, uint64_t ns)
@@ -294,6 +301,23 @@ TEST(digests_are_left_to_the_gather_unless_it_found_one_wrong)
     static io_stats stats;
     io_stats_read(b->io, &stats);
     EXPECT(stats.client.corrupt == 1 && stats.client.failed_over == 1);
+    bench_close(b);
+}
+
+/* The device has failed: whoever waited for blocks was told, before the io side had begun. */
+TEST(a_step_that_was_given_up_has_nothing_fetched)
+{
+    bench *b = bench_open(4);
+    seal_all(b);
+    fetch_found(b, 0, 3, 50 * RIG_MS, false, STATUS_DEADLINE);
+    run_for(b, 5 * RIG_MS);
+    EXPECT(state(b, 0) == STATUS_DEADLINE);
+    io_stats stats;
+    io_stats_read(b->io, &stats);
+    EXPECT_EQ_U64(stats.client.blocks_received, 0);
+    fetch(b, 0, 3, 50 * RIG_MS);
+    run_for(b, 5 * RIG_MS);
+    EXPECT(state(b, 0) == STATUS_OK);
     bench_close(b);
 }
 
