@@ -26,15 +26,14 @@ float *ahead_last_query(const worker_engine *e, uint32_t seq, uint32_t layer)
     return e->last_q + ((size_t)seq * e->layers + layer) * width;
 }
 
-static status copy_lists(worker_engine *e, const ahead_lists *to, size_t to_list,
-                         const ahead_lists *from, size_t from_list, size_t lists)
+static status copy_lists(const worker_engine *e, kern_stream *stream, const ahead_lists *to,
+                         size_t to_list, const ahead_lists *from, size_t from_list, size_t lists)
 {
     size_t m = e->max_select, one = sizeof(int32_t);
-    TRY(kern_copy(e->stream, to->block + to_list * m, from->block + from_list * m,
-                  lists * m * one));
-    TRY(kern_copy(e->stream, to->mask + to_list * m, from->mask + from_list * m, lists * m));
-    TRY(kern_copy(e->stream, to->count + to_list, from->count + from_list, lists * one));
-    return kern_copy(e->stream, to->settled + to_list, from->settled + from_list, lists * one);
+    TRY(kern_copy(stream, to->block + to_list * m, from->block + from_list * m, lists * m * one));
+    TRY(kern_copy(stream, to->mask + to_list * m, from->mask + from_list * m, lists * m));
+    TRY(kern_copy(stream, to->count + to_list, from->count + from_list, lists * one));
+    return kern_copy(stream, to->settled + to_list, from->settled + from_list, lists * one);
 }
 
 static ahead_lists lists_of_picks(const pick_buffers *p)
@@ -82,7 +81,7 @@ static status pool_rows(worker_engine *e, uint32_t layer, uint32_t row, uint32_t
         .rows = rows,
         .max_select_blocks = e->max_select_blocks,
     };
-    return kern_pool(e->stream, &pool);
+    return kern_pool(e->selects, &pool);
 }
 
 status ahead_load(worker_engine *e, uint32_t layer, row_range rows, pick_buffers *picks)
@@ -102,7 +101,8 @@ status ahead_load(worker_engine *e, uint32_t layer, row_range rows, pick_buffers
         const ahead_lists *from = where == BY_ROW ? &e->ahead : &e->aside;
         size_t at =
             where == BY_ROW ? row_lists_at(e, layer, e->seq[seq].row) : aside_at(e, seq, layer);
-        TRY(copy_lists(e, &to, (size_t)r * e->kv_heads, from, at, (size_t)n * e->kv_heads));
+        TRY(copy_lists(e, e->selects, &to, (size_t)r * e->kv_heads, from, at,
+                       (size_t)n * e->kv_heads));
         TRY(pool_rows(e, layer, r, n, picks));
     }
     return STATUS_OK;
@@ -139,23 +139,24 @@ static status select_run(worker_engine *e, uint32_t layer, row_range rows)
                               .slot = e->seen_ahead_slot + to * m,
                               .rows = rows.count,
                               .max_select = e->max_select};
-    TRY(kern_locate(e->stream, &there));
+    TRY(kern_locate(next.stream, &there));
     if (e->inline_ops) return STATUS_OK;
-    TRY(kern_copy(e->stream, e->seen_ahead_block + to * m, ahead.block,
+    TRY(kern_copy(next.stream, e->seen_ahead_block + to * m, ahead.block,
                   lists * m * sizeof(int32_t)));
-    return kern_copy(e->stream, e->seen_ahead_count + to, ahead.count, lists * sizeof(int32_t));
+    return kern_copy(next.stream, e->seen_ahead_count + to, ahead.count, lists * sizeof(int32_t));
 }
 
 status ahead_select(worker_engine *e, uint32_t layer)
 {
     row_range rows = e->source_rows[SOURCE_STEP];
+    TRY(fetch_follows(e->selects, e->stream, 0));
     for (uint32_t r = rows.first, end = r + rows.count, n; r < end; r += n) {
         for (n = 0; r + n < end && n < ENGINE_PREFILL_TILE && goes_on(e, r + n); n++) {
         }
         if (n > 0) TRY(select_run(e, layer, (row_range){r, n}));
         n = n > 0 ? n : 1;
     }
-    return STATUS_OK;
+    return select_reads(e);
 }
 
 uint32_t ahead_launches(const worker_engine *e)
@@ -200,7 +201,7 @@ static void put_aside(worker_engine *e, uint32_t seq, bool repeats)
         pick_buffers picks = engine_picks(e, l);
         ahead_lists from = repeats ? lists_of_picks(&picks) : e->ahead;
         size_t at = repeats ? (size_t)s->row * e->kv_heads : row_lists_at(e, l, s->row);
-        result = copy_lists(e, &e->aside, aside_at(e, seq, l), &from, at, e->kv_heads);
+        result = copy_lists(e, e->stream, &e->aside, aside_at(e, seq, l), &from, at, e->kv_heads);
     }
     engine_device_failed(e, result);
     s->aside = true;

@@ -507,9 +507,11 @@ status bench_measure(bench *b, uint32_t run, bench_span *out_span)
     if (run == 1 && b->store != NULL) bench_store_fault(b->store);
     uint64_t begun = span_open(b), from = positions(b);
     if (last && b->trace != NULL) trace_switch(b->trace, true);
-    if (o->profile)
-        profile_start(&b->run_profile[run], b->engine->stream, b->engine->side,
-                      b->engine->inline_ops);
+    if (o->profile) {
+        kern_stream *streams[ENGINE_STREAMS];
+        uint32_t count = engine_streams(b->engine, streams);
+        profile_start(&b->run_profile[run], streams, count, b->engine->inline_ops);
+    }
     for (uint32_t i = 0; i < o->steps; i++) {
         TRY(step_once(b, true));
         if (last && i + 1 == TRACE_STEPS && b->trace != NULL) trace_switch(b->trace, false);

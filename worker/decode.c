@@ -539,9 +539,9 @@ int worker_decode(int argc, char **argv)
     s = open_all(d);
     if (s == STATUS_OK) {
         report_begin(&d->report, a.quiet);
-        if (a.profile)
-            profile_start(&d->profile, d->session.engine->stream, d->session.engine->side,
-                          d->session.engine->inline_ops);
+        kern_stream *streams[ENGINE_STREAMS];
+        uint32_t count = engine_streams(d->session.engine, streams);
+        if (a.profile) profile_start(&d->profile, streams, count, d->session.engine->inline_ops);
         s = run(d);
         if (a.profile) profile_stop(&d->profile);
         report_end(&d->report);

@@ -123,6 +123,15 @@ uint32_t selector_always(const kern_selector *s)
     return s->init + s->local + 1;
 }
 
+uint32_t engine_streams(const worker_engine *e, kern_stream *out_streams[ENGINE_STREAMS])
+{
+    uint32_t n = 0;
+    out_streams[n++] = e->stream;
+    if (e->side != e->stream) out_streams[n++] = e->side;
+    if (e->picker != e->stream) out_streams[n++] = e->picker;
+    return n;
+}
+
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 static void read_dims(worker_engine *e)
@@ -286,6 +295,7 @@ static void take_rows(taking *t)
     if (e->gates == 3) e->near_out = take(t, r * q, sizeof(float));
     e->gate_up = take(t, r * 2 * e->ffn, sizeof(float));
     e->act = take_operand(t, r * e->ffn);
+    e->ahead_norm = take_operand(t, (uint64_t)e->seqs * e->hidden);
     e->pick_q[0] = take(t, r * q, sizeof(float));
     e->pick_q[1] = take(t, r * q, sizeof(float));
     e->row_u = take(t, r * e->kv_heads, sizeof(uint16_t));
@@ -322,7 +332,6 @@ static void take_guess(taking *t)
     e->guess.count = take(t, lists + 2 * n, sizeof(int32_t));
     e->guess.block = e->guess.count == NULL ? NULL : e->guess.count + lists;
     e->guess.slot = e->guess.count == NULL ? NULL : e->guess.block + n;
-    e->guess_norm = take_operand(t, (uint64_t)e->seqs * e->hidden);
     e->guess_q = take(t, (uint64_t)e->seqs * e->heads * e->head_dim, sizeof(float));
     e->guess_seen = take_seen(t, e->guess.count, e->demands * (lists + 2 * n), sizeof(int32_t));
     e->guess_made = take_shared(t, e->demands, sizeof *e->guess_made);
@@ -516,7 +525,7 @@ static uint64_t count_others(worker_engine *e)
     take_picks(&t);
     take_exchanges(&t);
     if (kern_probe(e->backend, "stream_bytes", &stream) != STATUS_OK) stream = 0;
-    e->stream_bytes = (uint64_t)stream * (overlaps(e) ? 2 : 1);
+    e->stream_bytes = (uint64_t)stream * (overlaps(e) ? ENGINE_STREAMS : 1);
     uint64_t all = e->device_bytes + e->stream_bytes;
     e->device_bytes = e->shared_bytes = 0;
     return all;
@@ -640,10 +649,10 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
         t.result = check_pool(e);
     }
     if (t.result == STATUS_OK) t.result = kern_stream_create(e->backend, &e->stream);
-    e->side = e->stream;
-    if (t.result == STATUS_OK && overlaps(e)) {
-        e->side = NULL;
-        t.result = kern_stream_create(e->backend, &e->side);
+    e->side = e->picker = e->selects = e->stream;
+    if (overlaps(e)) {
+        if (t.result == STATUS_OK) t.result = kern_stream_create(e->backend, &e->side);
+        if (t.result == STATUS_OK) t.result = kern_stream_create(e->backend, &e->picker);
     }
     e->pool = take(&t, e->pool_slots, e->block_bytes);
     take_summaries(&t);
@@ -703,8 +712,9 @@ void worker_destroy(worker_engine *e)
         }
         io_destroy(e->io);
     }
-    if (e->side != e->stream) kern_stream_destroy(e->side);
-    kern_stream_destroy(e->stream);
+    kern_stream *streams[ENGINE_STREAMS];
+    for (uint32_t n = engine_streams(e, streams); n > 0; n--)
+        kern_stream_destroy(streams[n - 1]);
     give_memory(e);
     arena_destroy(e->memory);
 }

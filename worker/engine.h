@@ -165,7 +165,9 @@ struct worker_engine {
     arena *memory;
     kern_backend *backend;
     kern_stream *stream;
-    kern_stream *side; /* gathers run here, beside the layers; `stream` where they do not */
+    kern_stream *side;    /* gathers run here, beside the layers; `stream` where they do not */
+    kern_stream *picker;  /* and here what is selected ahead of its layer; likewise */
+    kern_stream *selects; /* this step: picker where all decode rows look ahead, else `stream` */
     kern_host host;
     worker_io *io;
     /* dims */
@@ -234,10 +236,10 @@ struct worker_engine {
     float *last_q;
     int32_t *seen_ahead_block, *seen_ahead_count; /* ahead, read back (shared) */
     int32_t *seen_ahead_slot;                     /* pool slots of these (shared), -1: not there */
-    /* an early guess: a layer's lists and the states they are made of; counts, blocks and slots lie
-     * one after the other, and are read back by layer, each then told of in guess_made (shared) */
+    operand ahead_norm; /* [S, hidden] states that decode rows make a query of ahead of its layer */
+    /* an early guess: a layer's lists and their queries; counts, blocks and slots lie one after the
+     * other, and are read back by layer, each then told of in guess_made (shared) */
     pick_buffers guess;
-    operand guess_norm;
     float *guess_q;
     int32_t *guess_seen; /* where ops run inline, guess.count */
     _Atomic int32_t *guess_made;
@@ -285,6 +287,10 @@ struct worker_engine {
     ring *events;
     worker_stats stats;
 };
+
+/* The streams that ops go to, of which only the first is always there. */
+enum { ENGINE_STREAMS = 3 };
+uint32_t engine_streams(const worker_engine *e, kern_stream *out_streams[ENGINE_STREAMS]);
 
 /* views */
 kern_summary engine_summary(const worker_engine *e, uint32_t layer);
@@ -347,8 +353,15 @@ status seal_rows(worker_engine *e);
 pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride);
 status select_rows(worker_engine *e, uint32_t layer, const pick_rows *rows, pick_buffers *out,
                    uint32_t out_row);
-status plan_layer(worker_engine *e,
-                  uint32_t layer); /* all decode rows: select, plan, fetch_start */
+/* Decode rows of the part under way: select, plan, fetch_start, on e->selects. */
+status plan_layer(worker_engine *e, uint32_t layer);
+status select_planned(worker_engine *e, uint32_t layer); /* e->stream goes on when that is over */
+/* Queries of decode rows for `layer`, which looks ahead, from states x [rows, hidden] of the step.
+ */
+status select_ahead(worker_engine *e, uint32_t layer, row_range rows, const float *x);
+/* Behind the ops that read states or queries of the layers; before these are written again. */
+status select_reads(worker_engine *e);
+status select_settle(worker_engine *e);
 /* States x in the layer's norm (scratch `norm`) and query projection, turned; out: [count, Hq * D].
  */
 status select_query(worker_engine *e, kern_stream *stream, uint32_t layer, row_range rows,

@@ -241,10 +241,11 @@ static uint32_t place_of(const worker_engine *e, uint32_t layer)
     return (e->parts == 2 ? e->now : layer) % FETCH_PLACES;
 }
 
-status fetch_side_follows(worker_engine *e)
+status fetch_follows(kern_stream *stream, kern_stream *of, uint32_t place)
 {
-    TRY(kern_stream_place(e->stream, 0));
-    return kern_stream_after(e->side, e->stream, 0);
+    if (stream == of) return STATUS_OK;
+    TRY(kern_stream_place(of, place));
+    return kern_stream_after(stream, of, place);
 }
 
 /* As one op the gather holds its places while it waits: only beside attention, which leaves them.
@@ -259,7 +260,10 @@ static status gather_begin(worker_engine *e, uint32_t layer)
                                     .row_status = e->dev.status + e->part[e->now].decode.first,
                                     .block_bytes = e->block_bytes,
                                     .verify = e->config.verify}};
-    TRY(fetch_side_follows(e));
+    if (e->selects == e->stream)
+        TRY(fetch_follows(e->side, e->stream, 0));
+    else
+        TRY(kern_stream_after(e->side, e->selects, layer % PLAN_PLACES));
     if (fetch_merges_late(e)) {
         TRY(kern_bring(e->side, &a));
     } else {

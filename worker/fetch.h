@@ -9,9 +9,10 @@
 
 #include "worker/engine.h"
 
-/* Places of the side stream: gathers', then the guess's. */
-enum { FETCH_PLACES = 2, GUESS_PLACE = FETCH_PLACES };
-_Static_assert((int)GUESS_PLACE < (int)KERN_STREAM_PLACES, "a place of its own");
+/* Places: of the side stream gathers, by layer or part; of the picker plans, by layer, then what
+ * reads states and queries of the layers. */
+enum { FETCH_PLACES = 2, PLAN_PLACES = 2, READ_PLACE = PLAN_PLACES, GUESS_PLACE = READ_PLACE };
+_Static_assert((int)READ_PLACE < (int)KERN_STREAM_PLACES, "a place of its own");
 
 /* fetch.c */
 void fetch_begin(worker_engine *e);                  /* before the step's first plan */
@@ -24,7 +25,8 @@ const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer);
 status fetch_planned(worker_engine *e, uint32_t layer); /* the stream has its plan */
 status fetch_finish(worker_engine *e, uint32_t layer);  /* wait, gather */
 status fetch_drain(worker_engine *e);                   /* every layer's misses are with io */
-status fetch_side_follows(worker_engine *e);    /* the side stream, what the other has by now */
+/* `stream`, what `of` has by now, which it notes as `place`. One stream: nothing to do. */
+status fetch_follows(kern_stream *stream, kern_stream *of, uint32_t place);
 void fetch_abandon(worker_engine *e);           /* after a failed step */
 void fetch_over(worker_engine *e);              /* the stream is at rest: count */
 bool fetch_wants_picks(const worker_engine *e); /* of the step under way: to count by prefetch */

@@ -3,10 +3,9 @@
  * that it will have, so most of what the layer will miss is among its best blocks. They are fetched
  * from the store while the MLP runs, and the plan finds them landed or on their way.
  *
- * A hint and nothing more: what is selected, and so every bit, is what it was. On a device that
- * gathers on a stream of its own the guess is made there, beside the MLP. The layer's plan waits
- * for it, since it reads the block table, and the gather behind it must not wait for places that
- * attention holds while it waits for that gather. */
+ * A hint and nothing more: what is selected, and so every bit, is what it was. On a device with
+ * streams beside the layers' the guess is made on one of them, beside the MLP. The layer's plan
+ * waits for it, since it reads the block table. */
 #include "worker/fetch.h"
 
 enum { GUESS_LAUNCHES = 10 };
@@ -65,16 +64,16 @@ static status read_back(worker_engine *e, uint32_t layer)
 {
     size_t size = seen_size(e), demand = engine_demand(e, layer, e->now);
     if (!e->inline_ops)
-        TRY(kern_copy(e->side, e->guess_seen + demand * size, e->guess.count,
+        TRY(kern_copy(e->picker, e->guess_seen + demand * size, e->guess.count,
                       size * sizeof *e->guess_seen));
-    return kern_stream_tell(e->side, &e->guess_made[demand]);
+    return kern_stream_tell(e->picker, &e->guess_made[demand]);
 }
 
 static status make(worker_engine *e, uint32_t layer, row_range rows)
 {
     size_t width = (size_t)e->heads * e->head_dim;
     pick_rows of = pick_rows_of(e, rows, e->guess_q, width);
-    of.stream = e->side;
+    of.stream = e->picker;
     of.selectors = e->dev_selectors + KERN_SELECTORS_MAX;
     kern_locate_args there = {.block = e->guess.block,
                               .count = e->guess.count,
@@ -84,26 +83,26 @@ static status make(worker_engine *e, uint32_t layer, row_range rows)
                               .slot = e->guess.slot,
                               .rows = rows.count,
                               .max_select = e->max_select};
-    TRY(select_query(e, e->side, layer, rows, e->x_next + (size_t)rows.first * e->hidden,
-                     e->guess_norm, e->guess_q));
+    TRY(select_query(e, e->picker, layer, rows, e->x_next + (size_t)rows.first * e->hidden,
+                     e->ahead_norm, e->guess_q));
     TRY(select_rows(e, layer, &of, &e->guess, 0));
-    TRY(kern_locate(e->side, &there));
+    TRY(kern_locate(e->picker, &there));
     return read_back(e, layer);
 }
 
 status guess_layer(worker_engine *e, uint32_t layer)
 {
     if (!e->guessing || layer + 1 == e->layers) return STATUS_OK;
-    TRY(fetch_side_follows(e));
+    TRY(fetch_follows(e->picker, e->stream, 0));
     TRY(make(e, layer + 1, engine_rows(e, SOURCE_OWN, e->now)));
     if (e->inline_ops) guess_ask(e);
-    return kern_stream_place(e->side, GUESS_PLACE);
+    return kern_stream_place(e->picker, GUESS_PLACE);
 }
 
 status guess_settle(worker_engine *e, uint32_t layer)
 {
     if (!e->guessing || layer == 0) return STATUS_OK;
-    return kern_stream_after(e->stream, e->side, GUESS_PLACE);
+    return kern_stream_after(e->stream, e->picker, GUESS_PLACE);
 }
 
 /* ---- and what the host asks for -------------------------------------------------------------- */

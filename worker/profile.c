@@ -29,7 +29,7 @@ static void on_ran(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns)
         lane->ended_ns = 0;
         return;
     }
-    bool aside = lane == &p->lane[1];
+    bool aside = lane != &p->lane[0];
     if (!aside && lane->ended_ns > 0 && begin_ns > lane->ended_ns)
         p->between_ns += begin_ns - lane->ended_ns;
     if (aside) p->aside_ns += end_ns - begin_ns;
@@ -38,21 +38,21 @@ static void on_ran(void *self, uint32_t op, uint64_t begin_ns, uint64_t end_ns)
     p->op[op].ns += end_ns - begin_ns;
 }
 
-void profile_start(profile *p, kern_stream *stream, kern_stream *side, bool inline_ops)
+void profile_start(profile *p, kern_stream *const *streams, uint32_t count, bool inline_ops)
 {
-    CHECK(stream != NULL && side != NULL);
-    *p = (profile){.started_ns = clock_now(&clock_monotonic)};
-    for (uint32_t i = 0; i < 2; i++) {
+    CHECK(count > 0 && count <= PROFILE_LANES);
+    *p = (profile){.started_ns = clock_now(&clock_monotonic), .lanes = count};
+    for (uint32_t i = 0; i < count; i++) {
         profile_lane *lane = &p->lane[i];
-        *lane = (profile_lane){.of = p, .stream = i == 0 ? stream : side};
+        *lane = (profile_lane){.of = p, .stream = streams[i]};
         lane->watch = (kern_watch){on_begin, on_end, lane, inline_ops ? NULL : on_ran};
-        if (i == 0 || side != stream) kern_stream_watch(lane->stream, &lane->watch);
+        kern_stream_watch(lane->stream, &lane->watch);
     }
 }
 
 void profile_stop(profile *p)
 {
-    for (uint32_t i = 0; i < 2; i++)
+    for (uint32_t i = 0; i < p->lanes; i++)
         kern_stream_watch(p->lane[i].stream, NULL);
     p->whole_ns = clock_now(&clock_monotonic) - p->started_ns;
 }

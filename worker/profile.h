@@ -16,6 +16,8 @@
 
 #include "kernels/kernels.h"
 
+enum { PROFILE_LANES = 3 };
+
 typedef struct profile_op {
     uint64_t calls, ns;
 } profile_op;
@@ -30,16 +32,17 @@ typedef struct profile_lane {
 
 typedef struct profile {
     profile_op op[KERN_OP_COUNT];
-    profile_lane lane[2];          /* the second: what runs beside the first */
+    profile_lane lane[PROFILE_LANES]; /* after the first: what runs beside it */
+    uint32_t lanes;
     uint64_t begun_ns;             /* of the op that runs */
-    uint64_t between_ns, aside_ns; /* device: first lane, between ops; second lane, in ops */
+    uint64_t between_ns, aside_ns; /* device: first lane, between ops; other lanes, in ops */
     uint64_t left_out;             /* ops whose time was not taken */
     uint64_t started_ns, whole_ns; /* of the profile; set by profile_stop */
 } profile;
 
-/* Counts from zero until profile_stop; nothing else may watch the streams meanwhile. side: beside
- * the first, or the same. */
-void profile_start(profile *p, kern_stream *stream, kern_stream *side, bool inline_ops);
+/* Counts from zero until profile_stop; nothing else may watch the streams meanwhile: the one whose
+ * time is told, then `count - 1` that run beside it, PROFILE_LANES at most. */
+void profile_start(profile *p, kern_stream *const *streams, uint32_t count, bool inline_ops);
 void profile_stop(profile *p);
 void profile_add(profile *to, const profile *from); /* several runs as one */
 /* One object, {"schema":"shoal.profile/1","steps":...,"whole_ms":...,"ops":{...}} and a newline, or

@@ -6,7 +6,7 @@
 
 pick_rows pick_rows_of(const worker_engine *e, row_range rows, const float *q, uint64_t stride)
 {
-    return (pick_rows){.stream = e->stream,
+    return (pick_rows){.stream = e->selects,
                        .selectors = e->dev_selectors,
                        .count = rows.count,
                        .seq = e->dev.seq + rows.first,
@@ -141,6 +141,7 @@ status plan_layer(worker_engine *e, uint32_t layer)
     row_range rows = e->part[e->now].decode;
     if (rows.count == 0) return STATUS_OK;
     pick_buffers picks = engine_picks(e, layer);
+    TRY(fetch_follows(e->selects, e->stream, 0));
     TRY(pick_layer(e, layer, &picks));
     kern_plan_args plan = {
         .block = picks.block,
@@ -164,10 +165,42 @@ status plan_layer(worker_engine *e, uint32_t layer)
         .step = e->step_number,
     };
     TRY(guess_settle(e, layer));
-    TRY(kern_plan(e->stream, &plan));
+    TRY(kern_plan(e->selects, &plan));
+    if (e->selects != e->stream) TRY(kern_stream_place(e->selects, layer % PLAN_PLACES));
     TRY(fetch_planned(e, layer));
     fetch_pump(e);
     return STATUS_OK;
+}
+
+status select_planned(worker_engine *e, uint32_t layer)
+{
+    if (e->selects == e->stream) return STATUS_OK;
+    return kern_stream_after(e->stream, e->selects, layer % PLAN_PLACES);
+}
+
+/* ---- ahead of the layer ---------------------------------------------------------------------- */
+
+status select_reads(worker_engine *e)
+{
+    return e->selects == e->stream ? STATUS_OK : kern_stream_place(e->selects, READ_PLACE);
+}
+
+status select_ahead(worker_engine *e, uint32_t layer, row_range rows, const float *x)
+{
+    size_t width = (size_t)e->heads * e->head_dim;
+    float *q = e->pick_q[layer & 1] + (size_t)rows.first * width;
+    TRY(fetch_follows(e->selects, e->stream, 0));
+    TRY(select_query(e, e->selects, layer, rows, x + (size_t)rows.first * e->hidden, e->ahead_norm,
+                     q));
+    return select_reads(e);
+}
+
+/* With lookahead `mid` the plan, which later layers wait for, comes before any such write. */
+status select_settle(worker_engine *e)
+{
+    bool reads = e->early == SOURCE_INPUT || e->early == SOURCE_STEP;
+    if (e->selects == e->stream || !reads) return STATUS_OK;
+    return kern_stream_after(e->stream, e->selects, READ_PLACE);
 }
 
 /* ---- what was selected last ------------------------------------------------------------------ */

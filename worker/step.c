@@ -69,6 +69,7 @@ static void choose_rows(worker_engine *e)
     if (sources > 1) e->early = SOURCE_OWN; /* one plan a layer: early only when all agree */
     e->decode_rows = e->rows;
     e->prefill_rows = (row_range){e->rows, 0};
+    e->selects = e->early != SOURCE_OWN ? e->picker : e->stream;
     uint32_t seq;
     sequence *s = sched_prefilling(e, &seq);
     if (s == NULL || e->rows >= e->rows_max) return;
@@ -80,6 +81,7 @@ static void choose_rows(worker_engine *e)
     for (uint32_t i = 0; i < n; i++)
         row_add(e, seq, s->done + i);
     e->prefill_rows.count = n;
+    if (n > 0) e->selects = e->stream; /* a prompt's own selections use the same scratch */
 }
 
 /* The lists lie one after the other, on both sides. */
@@ -291,10 +293,18 @@ static status keep_query(worker_engine *e, uint32_t layer)
                      (uint64_t)e->heads * e->head_dim * sizeof(float));
 }
 
-/* Queries for the next layer's selection, from states x of this one. */
-static status queries_ahead(worker_engine *e, uint32_t layer, kern_source source, row_range rows,
-                            const float *x)
+/* Queries for the next layer's selection, from states x of this one: of decode rows, and of a
+ * prompt. */
+static status queries_ahead(worker_engine *e, uint32_t layer, kern_source source, const float *x)
 {
+    row_range rows = e->source_rows[source];
+    if (rows.count == 0 || layer + 1 == e->layers) return STATUS_OK;
+    return select_ahead(e, layer + 1, rows, x);
+}
+
+static status prompt_queries(worker_engine *e, uint32_t layer, kern_source source, const float *x)
+{
+    row_range rows = e->prefill_rows;
     if (rows.count == 0 || layer + 1 == e->layers) return STATUS_OK;
     if (e->selectors[e->row.selector[rows.first]].source != source) return STATUS_OK;
     size_t width = (size_t)e->heads * e->head_dim;
@@ -318,6 +328,7 @@ static status mlp(worker_engine *e, uint32_t layer)
                           .rows = rows.count,
                           .ffn = e->ffn};
     TRY(kern_swiglu(e->stream, &a));
+    TRY(select_settle(e));
     return project_down(e, w);
 }
 
@@ -326,12 +337,14 @@ static status layer_begin(worker_engine *e, uint32_t l)
 {
     bool early = e->early != SOURCE_OWN;
     TRY(fetch_room(e, l));
-    TRY(queries_ahead(e, l, SOURCE_INPUT, e->source_rows[SOURCE_INPUT], e->x));
+    TRY(queries_ahead(e, l, SOURCE_INPUT, e->x));
     if (early && e->early != SOURCE_MID && l + 1 < e->layers)
         TRY(plan_layer(e, l + 1)); /* input, step */
     TRY(qkv_u(e, l));
     if (!early || (l == 0 && e->early != SOURCE_STEP)) TRY(plan_layer(e, l));
-    return e->part[e->now].decode.count > 0 ? append(e, l) : STATUS_OK;
+    if (e->part[e->now].decode.count == 0) return STATUS_OK;
+    TRY(select_planned(e, l));
+    return append(e, l);
 }
 
 static status layer_end(worker_engine *e, uint32_t l)
@@ -344,10 +357,10 @@ static status layer_end(worker_engine *e, uint32_t l)
     if (last) TRY(keep_query(e, l));
     TRY(project_out(e, w));
     TRY(guess_layer(e, l));
-    TRY(queries_ahead(e, l, SOURCE_MID, e->source_rows[SOURCE_MID], e->x_next));
+    TRY(queries_ahead(e, l, SOURCE_MID, e->x_next));
     if (e->early == SOURCE_MID && l + 1 < e->layers) TRY(plan_layer(e, l + 1)); /* under the MLP */
-    if (last) TRY(queries_ahead(e, l, SOURCE_MID, e->prefill_rows, e->x_next));
-    if (last) TRY(queries_ahead(e, l, SOURCE_INPUT, e->prefill_rows, e->x));
+    if (last) TRY(prompt_queries(e, l, SOURCE_MID, e->x_next));
+    if (last) TRY(prompt_queries(e, l, SOURCE_INPUT, e->x));
     if (e->source_rows[SOURCE_STEP].count > 0) TRY(ahead_select(e, l));
     if (e->source_rows[SOURCE_STEP].count > 0 && e->inline_ops) ahead_ask(e, l);
     return mlp(e, l);
@@ -632,6 +645,7 @@ status step_run(worker_engine *e)
     TRY(pull_results(e));
     TRY(logits_all(e));
     TRY(kern_stream_sync(e->side)); /* at rest since the last layer's attention */
+    TRY(kern_stream_sync(e->picker));
     fetch_over(e);
     e->stats.steps++;
     e->stats.decode_rows += e->decode_rows;

@@ -1,4 +1,5 @@
-/* A timeline: one lane of steps, one of ops, one of waits for blocks, and one of ops beside them.
+/* A timeline: one lane of steps, one of ops, one of waits for blocks, and one for each stream that
+ * runs beside them.
  *
  * Ops do not know their layer; the weights, summaries, tables and exchanges they are given do. A
  * device that works behind its stream tells afterwards when each op ran, in the order in which they
@@ -8,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LANE_STEP, LANE_OP, LANE_WAIT, LANE_BESIDE, LANES };
+enum { LANE_STEP, LANE_OP, LANE_WAIT, LANE_GATHER, LANE_AHEAD, LANES };
 enum { LAUNCHED_MAX = 4096 }; /* ops of a stream from one sync to the next; a step has about 900 */
 
 typedef struct span_row {
@@ -31,7 +32,7 @@ struct trace {
     span_row *row;
     uint32_t count, room;
     uint64_t lost, begun_ns;
-    trace_stream stream[2]; /* the engine's; what runs beside it */
+    trace_stream stream[ENGINE_STREAMS]; /* as engine_streams has them */
 };
 
 static void keep(trace *t, span_row row)
@@ -171,10 +172,10 @@ trace *trace_create(arena *a, worker_engine *engine, uint32_t spans)
     t->engine = engine;
     t->row = ARENA_NEW(a, span_row, spans);
     t->room = spans;
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < ENGINE_STREAMS; i++) {
         trace_stream *s = &t->stream[i];
         s->of = t;
-        s->lane = i == 0 ? LANE_OP : LANE_BESIDE;
+        s->lane = i == 0 ? LANE_OP : (uint8_t)(LANE_GATHER + i - 1);
         s->watch = (kern_watch){on_begin, on_end, s, engine->inline_ops ? NULL : on_ran};
     }
     return t;
@@ -182,9 +183,10 @@ trace *trace_create(arena *a, worker_engine *engine, uint32_t spans)
 
 void trace_switch(trace *t, bool on)
 {
-    const worker_engine *e = t->engine;
-    kern_stream_watch(e->stream, on ? &t->stream[0].watch : NULL);
-    if (e->side != e->stream) kern_stream_watch(e->side, on ? &t->stream[1].watch : NULL);
+    kern_stream *streams[ENGINE_STREAMS];
+    uint32_t count = engine_streams(t->engine, streams);
+    for (uint32_t i = 0; i < count; i++)
+        kern_stream_watch(streams[i], on ? &t->stream[i].watch : NULL);
 }
 
 void trace_step(trace *t, uint64_t begin_ns, uint64_t end_ns, uint32_t rows)
@@ -214,8 +216,9 @@ static void write_row(FILE *f, const span_row *r, uint64_t zero_ns)
 
 status trace_write(const trace *t, const char *path, const char *title)
 {
-    static const char *const lanes[LANES] = {"steps", "ops", "waits for blocks", "ops beside them"};
-    uint32_t used = t->engine->side == t->engine->stream ? LANE_BESIDE : LANES;
+    static const char *const lanes[LANES] = {"steps", "ops", "waits for blocks", "gathers",
+                                             "selections ahead"};
+    uint32_t used = t->engine->side == t->engine->stream ? LANE_GATHER : LANES;
     FILE *f = fopen(path, "we");
     if (f == NULL) return FAIL(IO, "%s: cannot be written", path);
     uint64_t zero_ns = UINT64_MAX;
