@@ -304,7 +304,7 @@ TEST(a_node_that_stays_away_beyond_the_deadline_fails_the_request)
 {
     uint64_t digest;
     worker_stats stats;
-    EXPECT_EQ_I64(node_away(50000000, false, &digest, &stats), STATUS_DEGRADED);
+    EXPECT_EQ_I64(node_away(1000000, false, &digest, &stats), STATUS_DEGRADED);
 }
 
 TEST(a_pool_smaller_than_one_step_is_refused_with_what_it_needs)
