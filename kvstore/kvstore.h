@@ -175,7 +175,6 @@ typedef struct kv_server_config {
     uint32_t connections_max;
     uint64_t epoch;
     const cluster_map *map; /* copied; NULL: only the epoch is known until a client tells */
-    bool serve_unverified;  /* skip the digest check before a block is sent: benchmarks only */
     kv_faults faults;
 } kv_server_config;
 

@@ -360,6 +360,7 @@ void kv_server_poll(kv_server *server)
     moved |= server_jobs_run(s, now);
     kv_transport_flush(s->transport);
     moved |= server_reclaim(s);
+    if (!moved) moved = server_look_behind(s);
     check_times(s, now);
     s->busy = moved;
 }

@@ -13,6 +13,7 @@
 enum {
     SERVER_JOBS_MAX = 512,   /* exchanges queued or being answered */
     SERVER_SCRATCH = 16,     /* copies of blocks to flip a bit in, when faults ask for it */
+    SERVER_SERVED = 1024,    /* blocks sent and not looked at since */
     SERVER_SCRATCH_BIT = 62, /* cookies of scratch bodies; others are slots, or maps (bit 63) */
 };
 
@@ -44,7 +45,7 @@ typedef struct job {
     uint64_t deadline_ns; /* GET: nobody waits after it */
     /* GET */
     uint32_t ordinal; /* next block to answer */
-    bool checked;     /* that block's bytes were verified already; its send was refused */
+    bool fated;       /* that block's faults were drawn already; its send was refused */
     bool corrupted;   /* faults: this block goes out flipped */
     int8_t block_status[WIRE_GET_MAX];
     wire_get_list list;
@@ -79,6 +80,7 @@ struct kv_server {
     bool busy;   /* the last poll moved something */
     uint64_t check_next_ns;
     rng random, fault_random;
+    uint32_t served[SERVER_SERVED], served_first, served_count; /* a ring of slots, pinned */
     uint8_t *scratch[SERVER_SCRATCH];
     uint32_t scratch_lent; /* bit i: in flight */
     kv_server_stats stats;
@@ -91,6 +93,10 @@ job *server_job_add(kv_server *s, uint32_t conn, job_kind kind, kv_class class, 
 void server_get(kv_server *s, uint32_t conn, const kv_message *m);
 bool server_jobs_run(kv_server *s, uint64_t now);
 void server_jobs_forget(kv_server *s, uint32_t conn); /* its peer is gone */
+/* One of the blocks that were sent, when nothing else is to do: whether its memory still has the
+ * bytes. Who asks compares digests itself, so nobody waits for this; a block that is found wrong is
+ * given up before it is sent again. True: there was one. */
+bool server_look_behind(kv_server *s);
 /* When a delayed job becomes ready; UINT64_MAX: none is delayed. */
 uint64_t server_jobs_next(const kv_server *s);
 

@@ -4,8 +4,8 @@
  * only, and when a DEMAND finds the pool full, the newest PREFETCH is answered BUSY in its place.
  * A job whose connection takes no more for now keeps its place and others go ahead; when it takes
  * nothing for long its jobs go unanswered, or they would fill the pool and starve the other clients
- * (whoever asked is used to answers that never come). A GET is answered block by block (bytes
- * verified, slot pinned until the transport gives it back) and ends with one DONE. */
+ * (whoever asked is used to answers that never come). A GET is answered block by block (the
+ * slot pinned until the transport gives it back) and ends with one DONE. */
 #include "kvstore/server.h"
 
 #include <string.h>
@@ -98,7 +98,7 @@ job *server_job_add(kv_server *s, uint32_t conn, job_kind kind, kv_class class, 
     j->ready_ns = delay == 0 ? 0 : j->since_ns + delay;
     j->deadline_ns = UINT64_MAX;
     j->ordinal = 0;
-    j->checked = j->corrupted = false;
+    j->fated = j->corrupted = false;
     job_queue *q = &s->queue[class];
     if (q->tail == KV_NONE)
         q->head = i;
@@ -166,7 +166,7 @@ void server_get(kv_server *s, uint32_t conn, const kv_message *m)
 }
 
 /* The slot to answer with, or why there is none. */
-static status look_up(kv_server *s, job *j, uint32_t *out_slot)
+static status look_up(kv_server *s, const job *j, uint32_t *out_slot)
 {
     uint32_t slot = s->tier.ops->find(s->tier.self, &j->list.id[j->ordinal]);
     if (slot == KV_NO_SLOT || !kv_context_alive(s->contexts, slot)) {
@@ -174,13 +174,32 @@ static status look_up(kv_server *s, job *j, uint32_t *out_slot)
         return STATUS_NOT_FOUND;
     }
     *out_slot = slot;
-    if (s->config.serve_unverified || j->checked) return STATUS_OK;
+    return STATUS_OK;
+}
+
+/* A node that is never idle forgets some: who asked compares anyway. */
+static void served(kv_server *s, uint32_t slot)
+{
+    if (s->served_count == SERVER_SERVED) return;
+    s->served[(s->served_first + s->served_count++) % SERVER_SERVED] = slot;
+    s->tier.ops->pin(s->tier.self, slot, 1);
+}
+
+bool server_look_behind(kv_server *s)
+{
+    if (s->served_count == 0) return false;
+    uint32_t slot = s->served[s->served_first];
+    s->served_first = (s->served_first + 1) % SERVER_SERVED;
+    s->served_count--;
     kv_slot_info info;
     const uint8_t *bytes = s->tier.ops->bytes(s->tier.self, slot, &info);
-    if (block_digest(&info.id, bytes, s->block_bytes) == info.digest) return STATUS_OK;
-    s->stats.corrupt++;
-    server_discard(s, slot); /* it will never verify again; a repair may put it anew */
-    return STATUS_CORRUPT;
+    bool here = s->tier.ops->find(s->tier.self, &info.id) == slot;
+    if (here && block_digest(&info.id, bytes, s->block_bytes) != info.digest) {
+        s->stats.corrupt++;
+        server_discard(s, slot); /* it will never verify again; a repair may put it anew */
+    }
+    s->tier.ops->pin(s->tier.self, slot, -1);
+    return true;
 }
 
 /* faults.flip_wire: the block in a copy of its own with one bit changed. False: no copy is free. */
@@ -204,9 +223,9 @@ static bool drawn(kv_server *s, double share)
 /* Send one block. BUSY: the connection takes no more now. */
 static status send_block(kv_server *s, job *j, uint32_t slot)
 {
-    if (!j->checked) j->corrupted = drawn(s, s->config.faults.flip_wire);
-    if (!j->checked && drawn(s, s->config.faults.drop_reply)) return STATUS_OK;
-    j->checked = true;
+    if (!j->fated) j->corrupted = drawn(s, s->config.faults.flip_wire);
+    if (!j->fated && drawn(s, s->config.faults.drop_reply)) return STATUS_OK;
+    j->fated = true;
     wire_block block = {
         .epoch = s->map.epoch,
         .slot = j->list.slot[j->ordinal],
@@ -226,13 +245,14 @@ static status send_block(kv_server *s, job *j, uint32_t slot)
         s->tier.ops->pin(s->tier.self, slot, 1);
     else
         s->scratch_lent |= 1u << (m.cookie & (SERVER_SCRATCH - 1));
+    served(s, slot);
     return STATUS_OK;
 }
 
 static status send_done(kv_server *s, job *j)
 {
-    if (!j->checked && drawn(s, s->config.faults.drop_reply)) return STATUS_OK;
-    j->checked = true; /* faults are drawn once */
+    if (!j->fated && drawn(s, s->config.faults.drop_reply)) return STATUS_OK;
+    j->fated = true;
     wire_done done = {.epoch = s->map.epoch, .count = (uint16_t)j->list.count};
     memcpy(done.block_status, j->block_status, sizeof done.block_status);
     wire_head_set(&done.head, WIRE_DONE, j->request, 0);
@@ -257,7 +277,7 @@ static status run_get(kv_server *s, job *j, uint64_t now, uint32_t *budget)
             stats->blocks_failed++;
         }
         j->block_status[j->ordinal++] = (int8_t)found;
-        j->checked = false;
+        j->fated = false;
     }
     TRY(send_done(s, j));
     stats->done_ok++;
@@ -267,8 +287,8 @@ static status run_get(kv_server *s, job *j, uint64_t now, uint32_t *budget)
 static status run_put(kv_server *s, job *j, uint64_t now)
 {
     if (j->slot != KV_NO_SLOT) server_put_verify(s, j, now);
-    if (!j->checked && drawn(s, s->config.faults.drop_reply)) return STATUS_OK;
-    j->checked = true;
+    if (!j->fated && drawn(s, s->config.faults.drop_reply)) return STATUS_OK;
+    j->fated = true;
     wire_result result = {
         .head.request = j->request,
         .status = j->result,
