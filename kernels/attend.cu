@@ -24,7 +24,8 @@
  * second takes the others, and who brings a super's last folds it. Again the same operations in the
  * same order: what was late does not show either. The second may be launched while the gather still
  * runs in another stream: it has its tables and queries by then, and waits for what its groups
- * lack; meanwhile what it is going to read comes into the second-level cache.
+ * lack; meanwhile what it is going to read comes into the second-level cache. An attention to all
+ * at once may wait so too.
  *
  * Precision: q and the weights are split into two bf16 each (high + low), so a product carries
  * about 16 bits; sums are float32. Source: NOSA, arXiv 2510.13602 (bias u in the logit); online
@@ -565,8 +566,11 @@ __device__ __forceinline__ uint32_t copy_first(attend_cta<D, BRANCH> &cta, uint3
 /* Until the gather in the other stream is done with what the units lack; it is there then. */
 template <int D>
 __device__ __forceinline__ void wait_units(const attend_params &p, const attend_shared<D> &s,
-                                           uint32_t units)
+                                           const attend_line &line, uint32_t units)
 {
+    const uint64_t begun = device_now();
+    const uint32_t waiting =
+        line.large == 0 ? gridDim.x : (line.dynamic + line.large - 1) / line.large;
     for (uint32_t e = threadIdx.x; e < units * KERN_GROUP_ENTRIES; e += THREADS) {
         const attend_unit &unit = s.unit[e / KERN_GROUP_ENTRIES];
         const uint64_t list = (uint64_t)p.first_row * p.kv_heads + unit.item / p.tiles;
@@ -576,6 +580,9 @@ __device__ __forceinline__ void wait_units(const attend_params &p, const attend_
             __nanosleep(100);
     }
     __syncthreads();
+    if (threadIdx.x == 0 && p.a.waited_ns)
+        atomicAdd((unsigned long long *)p.a.waited_ns,
+                  (unsigned long long)((device_now() - begun) / min(waiting, gridDim.x)));
 }
 
 /* Likewise the blocks of the units; those that the gather writes it writes in the same cache. */
@@ -610,7 +617,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
                 item = s.unit[0].item;
                 cta.load_query(item);
             }
-            wait_units<D>(p, s, units);
+            wait_units<D>(p, s, line, units);
         }
         uint32_t ahead = copy_first(cta, units), done = 0;
         for (uint32_t n = 0; n < units; n++) {
@@ -749,7 +756,7 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
     p.supers = cuda_blocks(p.a.max_select, KERN_LATE_ENTRIES);
     p.scale = CUDA_LOG2E / sqrtf((float)d);
     p.coming = args->after ? args->after->coming : nullptr;
-    if (args->after) p.next = part_of(args->next);
+    if (args->after && args->part == ATTEND_LATE) p.next = part_of(args->next);
     if (d == 64) return attend_branch<64>(cuda_stream_of(stream), p);
     if (d == 128) return attend_branch<128>(cuda_stream_of(stream), p);
     return FAIL(UNSUPPORTED, "attend on CUDA has heads of 64 or 128, not %u", d);

@@ -67,7 +67,8 @@ typedef struct kern_exchange {
      * ops behind it need not read it back over the link. Who answers looks at the lists above. */
     kern_miss *own_miss;       /* [capacity] */
     kern_arrival *own_arrival; /* [capacity] as it was published */
-    uint32_t *own_count;       /* [2]: published, unanswered */
+    uint32_t *own_count;       /* [3], at 8 bytes: published, the tag, unanswered */
+    uint32_t own_tag;          /* exchanges that share that memory, in turn, have different ones */
     uint32_t *coming;          /* [capacity] by place: 1 from the plan on until the gather is done
                                 * with the miss; 0 at first */
 } kern_exchange;

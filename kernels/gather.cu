@@ -27,6 +27,7 @@ struct gather_params {
     const kern_arrival *seen; /* the device's copy, where a PENDING one has its answer in arrival */
     kern_arrival *arrival;
     const int32_t *published;
+    uint32_t own_tag;     /* of a list in the device's memory */
     uint32_t *coming;     /* NULL, or by a miss's place: 0 when it is done with */
     uint64_t deadline_ns; /* of what is PENDING, on the device's timer; 0: it is late already */
     kern_table table;
@@ -169,13 +170,29 @@ __device__ __forceinline__ void finish_items(const gather_params &p, gather_shar
     }
 }
 
+/* How many items there are. Of a list in the device's memory who waits for its blocks may go on
+ * before every CTA has begun, and the plan of another layer may then have taken its place: what is
+ * left of this gather has nothing to do. */
+__device__ uint32_t items_of(const gather_params &p)
+{
+    if (p.seen == p.arrival) return (uint32_t)cta_load_acquire(p.published);
+    __shared__ uint64_t word;
+    if (threadIdx.x == 0)
+        asm volatile("ld.acquire.gpu.global.u64 %0, [%1];"
+                     : "=l"(word)
+                     : "l"(p.published)
+                     : "memory");
+    __syncthreads();
+    return (uint32_t)(word >> 32) == p.own_tag ? (uint32_t)word : 0;
+}
+
 template <bool VERIFY, uint32_t BLOCKS>
 __global__ void __launch_bounds__(THREADS, 3) gather_kernel(const __grid_constant__ gather_params p)
 {
     cuda_begin();
     __shared__ gather_shared<BLOCKS> s;
     static_assert(sizeof(kern_miss) == 32 && sizeof(kern_arrival) == 32, "read as two uint4 each");
-    const uint32_t count = (uint32_t)cta_load_acquire(p.published);
+    const uint32_t count = items_of(p);
     const bool moves = threadIdx.x < XXH_THREADS;
     uint32_t moved = 0;
     xxh_begin(s.xxh);
@@ -205,6 +222,7 @@ static status gather_list(kern_stream *stream, const kern_gather_args *args, boo
     p.seen = own ? x->own_arrival : x->arrival;
     p.arrival = x->arrival;
     p.published = own ? (const int32_t *)x->own_count : (const int32_t *)&x->published;
+    p.own_tag = x->own_tag;
     p.coming = own ? x->coming : nullptr;
     p.deadline_ns = deadline_ns;
     p.table = args->table;

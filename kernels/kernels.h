@@ -282,9 +282,11 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     kern_branch branch;
     kern_attend_part part;           /* not ATTEND_WHOLE: BRANCH_SELECTED of decode rows */
     const uint8_t *late;             /* from plan; read where part is not ATTEND_WHOLE */
-    const kern_exchange *after;      /* NULL, or with ATTEND_LATE where kern_attends_beside:
+    const kern_exchange *after;      /* NULL, or but with ATTEND_PRESENT where kern_attends_beside:
                                       * the gather of these misses, already given to another stream,
                                       * is waited for here, so that it need not have ended before */
+    uint64_t *waited_ns;             /* NULL, or with `after`, device memory, added to: how long its
+                                      * CTAs stood still for that, on average */
     uint16_t *out_bf16;              /* [R, Hq, D] in place of out, or NULL */
     const kern_weight *next;         /* NULL, or of the product that comes next: who waits with `after`
                                       * brings some of it nearer. No bit depends on it */

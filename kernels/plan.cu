@@ -38,6 +38,7 @@ struct plan_params {
     kern_miss *out_miss, *own_miss; /* own_...: NULL or the device's copies */
     kern_arrival *arrival, *own_arrival;
     uint32_t *own_count, *coming;
+    uint32_t own_tag;
     uint64_t *counts; /* published, unanswered */
     uint32_t capacity;
 };
@@ -392,7 +393,10 @@ __device__ void publish(const plan_params &p, plan_shared &s)
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) {
-        if (p.own_count) p.own_count[0] = base, p.own_count[1] = s.all;
+        if (p.own_count) {
+            *(volatile uint64_t *)p.own_count = base | (uint64_t)p.own_tag << 32;
+            p.own_count[2] = s.all;
+        }
         *(volatile uint64_t *)p.counts = base | (uint64_t)s.all << 32; /* both or neither */
     }
 }
@@ -479,6 +483,7 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     p.own_miss = args->exchange->own_miss;
     p.own_arrival = args->exchange->own_arrival;
     p.own_count = args->exchange->own_count;
+    p.own_tag = args->exchange->own_tag;
     p.coming = args->exchange->coming;
     p.capacity = args->exchange->capacity;
     TRY_CUDA(cudaFuncSetAttribute(plan_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

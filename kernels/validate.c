@@ -406,8 +406,8 @@ status kern_validate_attend(const kern_backend *b, const kern_attend_args *a)
     REQUIRE(a->part == ATTEND_WHOLE ||
                 (a->late != NULL && !a->prefill && a->branch == BRANCH_SELECTED),
             "attend: part %d of rows that are whole", (int)a->part);
-    REQUIRE(a->after == NULL ||
-                (b->attends_beside && a->part == ATTEND_LATE && a->after->coming != NULL),
+    REQUIRE(a->after == NULL || (b->attends_beside && a->part != ATTEND_PRESENT && !a->prefill &&
+                                 a->branch == BRANCH_SELECTED && a->after->coming != NULL),
             "attend: part %d after a gather that leaves no sign", (int)a->part);
     if (!b->host_memory || a->branch == BRANCH_COARSE) return STATUS_OK;
     for (uint64_t i = 0; i < (uint64_t)a->rows * s->kv_heads; i++)

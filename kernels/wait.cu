@@ -1,7 +1,7 @@
 /* kernels/wait.cu - the stream waits for arrivals, and tells the host how far it has come.
  *
  * A host that answers misses from other threads (kern_host without `pause`) is waited for on the
- * device: one CTA watches the states until all are answered or the deadline has passed; what is
+ * device: one warp watches the states until all are answered or the deadline has passed; what is
  * then still PENDING becomes DEADLINE (by a store: atomics on host memory are no promise over PCIe,
  * and an answer of the same moment may win as well). The deadline is carried over to the device's
  * timer by the offset measured at open.
@@ -20,16 +20,34 @@ struct wait_params {
     uint64_t *waited_ns;  /* NULL, or where the time spent here is added */
 };
 
-__global__ void __launch_bounds__(256) wait_kernel(const __grid_constant__ wait_params p)
+/* A product's CTAs may take all of an SM but a thousand registers, and where another CTA stands
+ * they stand one after the other: so it is one warp, several reads of each thread under way. */
+constexpr uint32_t WAITING = 32, AT_ONCE = 4;
+
+__global__ void __launch_bounds__(WAITING) wait_kernel(const __grid_constant__ wait_params p)
 {
     cuda_begin();
     if (cta_load_acquire(p.unanswered) == 0) return; /* the plan found all in host memory */
     const uint32_t published = (uint32_t)load_relaxed(p.published);
     const uint64_t start = device_now();
-    for (uint32_t i = threadIdx.x; i < published; i += 256) {
-        int32_t *state = &p.arrival[i].state;
-        if (await_state(state, p.deadline_ns) == STATUS_PENDING)
-            *(volatile int32_t *)state = STATUS_DEADLINE;
+    for (uint32_t first = threadIdx.x; first < published; first += WAITING * AT_ONCE) {
+        bool pending = true;
+        while (pending && device_now() < p.deadline_ns) {
+            int32_t state[AT_ONCE];
+#pragma unroll
+            for (uint32_t k = 0; k < AT_ONCE; k++) {
+                const uint32_t i = min(first + k * WAITING, published - 1);
+                state[k] = load_relaxed(&p.arrival[i].state);
+            }
+            pending = false;
+#pragma unroll
+            for (uint32_t k = 0; k < AT_ONCE; k++)
+                pending |= state[k] == STATUS_PENDING;
+        }
+        for (uint32_t k = 0; pending && k < AT_ONCE && first + k * WAITING < published; k++) {
+            int32_t *state = &p.arrival[first + k * WAITING].state;
+            if (load_relaxed(state) == STATUS_PENDING) *(volatile int32_t *)state = STATUS_DEADLINE;
+        }
     }
     __threadfence_system(); /* what the states stand for, to the launches that follow */
     __syncthreads();
@@ -64,10 +82,10 @@ extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
         p.arrival = x->arrival;
         p.published = x->own_count ? (const int32_t *)x->own_count : (const int32_t *)&x->published;
         p.unanswered =
-            x->own_count ? (const int32_t *)x->own_count + 1 : (const int32_t *)&x->unanswered;
+            x->own_count ? (const int32_t *)x->own_count + 2 : (const int32_t *)&x->unanswered;
         p.deadline_ns = cuda_deadline(stream, args);
         p.waited_ns = args->waited_ns; /* shared memory */
-        cuda_launch(s, {1, 256}, wait_kernel, p);
+        cuda_launch(s, {1, WAITING}, wait_kernel, p);
         return cuda_launched("wait");
     }
     TRY_CUDA(cudaStreamSynchronize(s->handle));

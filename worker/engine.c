@@ -367,6 +367,9 @@ static void take_summaries(taking *t)
     e->seal_digest = take_shared(t, heads, sizeof(uint64_t));
     e->seal_copy = take_shared(t, heads, sizeof(uint8_t *));
     e->wait_ns = take_shared(t, 1, sizeof(uint64_t));
+    e->stood_ns = take(t, 1, sizeof(uint64_t));
+    e->seen_stood_ns = take_seen(t, e->stood_ns, 1, sizeof(uint64_t));
+    if (e->stood_ns != NULL) t->result = kern_fill(e->stream, e->stood_ns, 0, sizeof(uint64_t));
     e->keep_step = take_shared(t, e->seqs, sizeof(uint32_t));
 }
 
@@ -447,6 +450,7 @@ static void take_exchanges(taking *t)
         x->own_arrival = own_arrival + turn * capacity;
         x->own_count = own_count + turn * 16;
         x->coming = coming + turn * capacity;
+        x->own_tag = g + 1;
     }
 }
 

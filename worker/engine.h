@@ -273,8 +273,10 @@ struct worker_engine {
     uint32_t doubt_until;     /* the client compares digests in steps before it */
     row_uncounted *uncounted; /* [S] */
     uint32_t uncounted_count;
-    uint64_t *wait_ns;  /* what kern_wait adds to (shared) */
-    uint8_t *ahead_bit; /* [S, L, Hk, B] installed by prefetch, not used yet */
+    uint64_t *wait_ns;                  /* what kern_wait adds to in a step (shared) */
+    uint64_t *stood_ns, *seen_stood_ns; /* what attention adds to; read back after a step */
+    uint64_t stood_before_ns;           /* up to the last step */
+    uint8_t *ahead_bit;                 /* [S, L, Hk, B] installed by prefetch, not used yet */
     /* tests look at every row of logits here: the row at `pos` predicts token pos + 1 */
     void (*tap)(void *self, uint64_t id, uint32_t pos, const float *logits);
     void *tap_self;

@@ -233,9 +233,9 @@ static kern_wait_args wait_args(worker_engine *e, uint32_t layer, uint64_t *wait
                             .waited_ns = waited_ns};
 }
 
-/* Where a layer has been gathered is a place of its own: with an early plan, or another part of the
- * step, the side stream has by then been given the next wait, for which this attention must not
- * stand. */
+/* Where attention does not wait by itself, where a layer has been gathered is a place of its own:
+ * with an early plan, or another part of the step, the side stream has by then been given the next
+ * wait, for which this attention must not stand. */
 static uint32_t place_of(const worker_engine *e, uint32_t layer)
 {
     return (e->parts == 2 ? e->now : layer) % FETCH_PLACES;
@@ -270,12 +270,13 @@ static status gather_begin(worker_engine *e, uint32_t layer)
         TRY(kern_wait(e->side, &a.wait));
         TRY(kern_gather(e->side, &a.gather));
     }
-    return kern_stream_place(e->side, place_of(e, layer));
+    return fetch_beside(e, layer) != NULL ? STATUS_OK
+                                          : kern_stream_place(e->side, place_of(e, layer));
 }
 
 const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer)
 {
-    bool beside = fetch_merges_late(e) && kern_attends_beside(e->backend);
+    bool beside = e->side != e->stream && kern_attends_beside(e->backend) && e->gates != 3;
     return beside ? engine_exchange(e, layer) : NULL;
 }
 
@@ -286,8 +287,8 @@ status fetch_planned(worker_engine *e, uint32_t layer)
 }
 
 /* With no room to run ahead (a big step) the layer's misses are with the io side before a stream
- * may stop for them. What `wait_ns` counts is the layers standing still: beside them a wait costs
- * nothing. */
+ * may stop for them. What is counted is the layers standing still: beside them a wait costs
+ * nothing. Attention that waits by itself counts that as well. */
 static status fetch_first(worker_engine *e, uint32_t layer)
 {
     bool beside = e->side != e->stream;
@@ -297,7 +298,7 @@ static status fetch_first(worker_engine *e, uint32_t layer)
     } else if (!beside) {
         TRY(gather_begin(e, layer));
     }
-    if (!beside || !e->config.with_store) return STATUS_OK;
+    if (!beside || !e->config.with_store || fetch_beside(e, layer) != NULL) return STATUS_OK;
     kern_wait_args wait = wait_args(e, layer, e->wait_ns);
     return kern_wait(e->stream, &wait);
 }
@@ -424,10 +425,11 @@ void fetch_over(worker_engine *e)
         if (s->ahead_set > 0 && e->step_number - s->ahead_step > AHEAD_STEPS)
             fetch_forget_ahead(e, seq);
     }
-    e->stats.waited_ns += *e->wait_ns;
-    if (!e->inline_ops &&
-        *e->wait_ns > e->stats.stall_ns_max) /* of a step: layers are not told apart */
-        e->stats.stall_ns_max = *e->wait_ns;
+    uint64_t stood = *e->seen_stood_ns - e->stood_before_ns, waited = *e->wait_ns + stood;
+    e->stood_before_ns += stood;
+    e->stats.waited_ns += waited;
+    if (!e->inline_ops && waited > e->stats.stall_ns_max)
+        e->stats.stall_ns_max = waited; /* of a step: layers are not told apart */
 }
 
 /* ---- ahead of time --------------------------------------------------------------------------- */

@@ -20,7 +20,7 @@ void fetch_pump(worker_engine *e);                   /* published misses on to i
 status fetch_room(worker_engine *e, uint32_t layer); /* before a layer goes to the stream */
 /* Whether decode rows attend first to what is in the pool, while the rest is gathered. */
 bool fetch_merges_late(const worker_engine *e);
-/* Whose gather the late part of attention waits for by itself; NULL: fetch_finish sees to it. */
+/* Whose gather attention waits for by itself; NULL: fetch_finish sees to it. */
 const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer);
 status fetch_planned(worker_engine *e, uint32_t layer); /* the stream has its plan */
 status fetch_finish(worker_engine *e, uint32_t layer);  /* wait, gather */

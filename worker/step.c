@@ -69,7 +69,7 @@ static void choose_rows(worker_engine *e)
     if (sources > 1) e->early = SOURCE_OWN; /* one plan a layer: early only when all agree */
     e->decode_rows = e->rows;
     e->prefill_rows = (row_range){e->rows, 0};
-    e->selects = e->early != SOURCE_OWN ? e->picker : e->stream;
+    e->selects = e->early == SOURCE_INPUT || e->early == SOURCE_STEP ? e->picker : e->stream;
     uint32_t seq;
     sequence *s = sched_prefilling(e, &seq);
     if (s == NULL || e->rows >= e->rows_max) return;
@@ -100,6 +100,8 @@ static status pull_results(worker_engine *e)
     TRY(kern_copy(e->stream, e->row.status, e->dev.status, lists * sizeof(int32_t)));
     for (uint32_t r = 0; r < e->decode_rows; r++)
         seals |= seal_wanted(e, r);
+    if (e->config.with_store && !e->inline_ops)
+        TRY(kern_copy(e->stream, e->seen_stood_ns, e->stood_ns, sizeof *e->stood_ns));
     if (seals) TRY(kern_copy(e->stream, e->seen_open, e->open_slot, heads * sizeof(int32_t)));
     return fetch_wants_picks(e) ? select_read(e) : STATUS_OK;
 }
@@ -267,7 +269,8 @@ static status attend_part(worker_engine *e, uint32_t layer, kern_attend_part par
                           .max_select = e->max_select,
                           .block_bytes = e->block_bytes,
                           .part = part,
-                          .after = part == ATTEND_LATE ? fetch_beside(e, layer) : NULL,
+                          .after = part == ATTEND_PRESENT ? NULL : fetch_beside(e, layer),
+                          .waited_ns = e->stood_ns,
                           .late = p.late,
                           .next = e->config.model->layer[layer].o};
     return branch_attend(e, &a, rows.first);
@@ -353,6 +356,7 @@ static status layer_end(worker_engine *e, uint32_t l)
     bool last = e->now + 1 == e->parts; /* that has the prompt's rows */
     if (last) TRY(prefill_layer(e, l)); /* they compute while blocks arrive */
     TRY(attend(e, l));
+    if (!e->inline_ops) fetch_pump(e); /* a layer takes tens of microseconds to launch */
     TRY(branch_gate(e));
     if (last) TRY(keep_query(e, l));
     TRY(project_out(e, w));

@@ -136,7 +136,7 @@ void check_narrow(gpu_bench &b, kern_attend_args a, const char *name,
 }
 
 /* In two calls: the first must not look at late blocks, which are NaN meanwhile. The second begins
- * when they are there, or before: then it waits for each of them. */
+ * when they are there, or before: then it waits for each of them, as does a single call. */
 void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists &l,
                 const char *name, const std::vector<float> &whole)
 {
@@ -146,10 +146,14 @@ void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists
     mirror<uint8_t> late(lists * each);
     const std::vector<uint8_t> pool = l.pool.host;
     mirror<uint32_t> coming(lists * a.max_select);
+    mirror<uint64_t> waited(1);
     kern_exchange beside = {};
     beside.coming = coming.device;
+    a.waited_ns = waited.device;
     bool same = true;
-    for (uint32_t odds = 0; odds < 7; odds++) { /* none, some, most, all; some, most, all before */
+    /* none, some, most, all; some, most, all before; all before and at once */
+    for (uint32_t odds = 0; odds < 8; odds++) {
+        waited.host[0] = 0, waited.up();
         std::fill(late.host.begin(), late.host.end(), 0);
         std::fill(coming.host.begin(), coming.host.end(), 0);
         for (size_t i = 0; i < lists * a.max_select; i++) {
@@ -162,10 +166,10 @@ void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists
         }
         late.up(), l.pool.up(), out.poison();
         a.out = out.device, a.late = late.device, a.part = ATTEND_PRESENT;
-        expect_ok(kern_attend(b.gpu, &a), name);
+        if (odds < 7) expect_ok(kern_attend(b.gpu, &a), name);
         b.sync();
         l.pool.host = pool;
-        a.part = ATTEND_LATE;
+        a.part = odds < 7 ? ATTEND_LATE : ATTEND_WHOLE;
         a.after = odds > 3 ? &beside : nullptr;
         if (odds > 3) coming.up();
         if (odds > 3) expect_ok(kern_attend(b.gpu, &a), name);
@@ -175,7 +179,7 @@ void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists
         if (odds <= 3) expect_ok(kern_attend(b.gpu, &a), name);
         b.sync();
         a.after = nullptr;
-        same &= out.down() == whole;
+        same &= out.down() == whole && (waited.down()[0] > 0) == (odds > 3);
     }
     check_that(same, "attend %s: what is late is merged with the same bits", name);
 }

@@ -176,7 +176,7 @@ struct shared_exchange {
      * leaves them. */
     void take_own(uint32_t count, uint32_t unanswered)
     {
-        const uint32_t counts[2] = {count, unanswered};
+        const uint32_t counts[3] = {count, x->own_tag, unanswered};
         std::vector<uint32_t> coming(x->capacity);
         for (uint32_t i = 0; i < count; i++)
             coming[x->miss[i].place] = 1;

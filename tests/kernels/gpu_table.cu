@@ -130,10 +130,10 @@ bool same_misses(const kern_exchange *a, const kern_exchange *b)
 /* What plan keeps for the device's ops is what it published, and each of it is on its way. */
 bool same_own(const kern_exchange *x)
 {
-    uint32_t counts[2] = {};
+    uint32_t counts[3] = {};
     CUDA(cudaMemcpy(counts, x->own_count, sizeof counts, cudaMemcpyDefault));
-    if (counts[0] != (uint32_t) * (const int32_t *)&x->published ||
-        counts[1] != (uint32_t) * (const int32_t *)&x->unanswered)
+    if (counts[0] != (uint32_t) * (const int32_t *)&x->published || counts[1] != x->own_tag ||
+        counts[2] != (uint32_t) * (const int32_t *)&x->unanswered)
         return false;
     const size_t misses = counts[0] * sizeof *x->miss, arrivals = counts[0] * sizeof *x->arrival;
     std::vector<uint8_t> miss(misses), arrival(arrivals);
