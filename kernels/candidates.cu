@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(THREADS)
     uint32_t want = 0;
     if (selector_takes_all(&selector, next))
         want = current + 1 - forced;
-    else if (selector.fill_by_importance && selector.total > forced)
-        want = selector.total - forced;
+    else if (selector.fill_by_importance)
+        want = selector_fill(&selector, forced, a.forced);
     for (uint32_t k = 0; k < want && list.count < list.max; k++) {
         const unsigned long long best = take_best(key, current + 1, shared);
         if (best == 0) break;

@@ -318,9 +318,10 @@ typedef struct kern_install_args {   /* between steps: put arrived blocks (prefe
     bool verify;
 } kern_install_args;
 
-typedef struct kern_candidates_args { /* the best `count` unforced blocks by importance at next position
-                                      * that the table does not hold, best first: what to prefetch.
-                                      * With `forced`, the forced ones too */
+typedef struct kern_candidates_args { /* the unforced blocks that next position selects by importance
+                                      * whatever its query (selector_fill) and the table does not
+                                      * hold, best first: what to prefetch. With `forced`, the forced
+                                      * ones too, and those that some query leaves to importance */
     const int32_t *seq, *next_pos;   /* [n] */
     const int32_t *selector;         /* [n] */
     const kern_selector *selectors;

@@ -427,8 +427,8 @@ static void candidates_task(const void *context, uint32_t task, void *scratch)
     uint32_t want = 0;
     if (selector_takes_all(selector, next))
         want = current + 1 - forced;
-    else if (selector->fill_by_importance && selector->total > forced)
-        want = selector->total - forced;
+    else if (selector->fill_by_importance)
+        want = selector_fill(selector, forced, a->forced);
     uint64_t *heap = scratch;
     const uint32_t held = best_by_importance(s, selector, place, next, want, heap);
     for (uint32_t k = 0; k < held && list.count < list.max; k++)

@@ -46,6 +46,14 @@ KERN_RULE uint32_t selector_limit(const kern_selector *s)
     return s->total > s->query ? s->total : s->query;
 }
 
+/* Of the unforced blocks, the best by importance that are selected whatever the query picks: what
+ * it picks of them, and the fill. any: that may be selected. */
+KERN_RULE uint32_t selector_fill(const kern_selector *s, uint32_t forced, bool any)
+{
+    const uint32_t taken = any || s->query < forced ? forced : s->query;
+    return s->total > taken ? s->total - taken : 0;
+}
+
 KERN_RULE bool selector_takes_all(const kern_selector *s, int32_t pos)
 {
     return selector_current(s, pos) < selector_limit(s);
