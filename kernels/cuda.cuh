@@ -45,6 +45,8 @@ struct cuda_shape;
 
 struct cuda_device {
     int ordinal, sms, major, minor;
+    /* cuStreamWaitValue32 of the driver, or NULL: until (int)(*at - value) >= 0 with flags 0 */
+    int (*wait_value)(cudaStream_t stream, uint64_t at, uint32_t value, unsigned flags);
     bool early; /* kernels may begin before the one ahead of them has ended: cuda_launch */
     int64_t timer_offset_ns; /* device's global timer minus the host's monotonic clock */
     cublasLtHandle_t blas;

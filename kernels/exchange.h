@@ -62,7 +62,10 @@ typedef struct kern_exchange {
     kern_arrival *arrival;       /* [capacity] */
     _Atomic uint32_t published;  /* with the next one word: a device stores both at once */
     _Atomic uint32_t unanswered; /* of them PENDING when they were published; not written later */
-    uint32_t capacity;           /* >= R * Hk * max_select: never overflows */
+    /* The step of the plan whose misses have all been answered: stored by who answers the last, or
+     * by the plan that left nothing PENDING (kern_wait_args.step). */
+    _Atomic uint32_t answered;
+    uint32_t capacity; /* >= R * Hk * max_select: never overflows */
     /* NULL, or where a plan on a device puts the same once more, in memory of its own, so that the
      * ops behind it need not read it back over the link. Who answers looks at the lists above. */
     kern_miss *own_miss;       /* [capacity] */
@@ -89,6 +92,9 @@ typedef struct kern_wait_args {      /* until every published miss has its arriv
     const kern_host *host;
     uint64_t deadline_ns;
     uint64_t *waited_ns;             /* shared memory, added to: time with nothing to do but wait */
+    uint32_t step;                   /* 0, or of the plan, where who answers promises to answer all and
+                                      * then to store `answered`: without waited_ns a stream may wait
+                                      * for that, and for no deadline, with no thread on the device */
 } kern_wait_args;
 
 typedef struct kern_gather_args {    /* copy each arrived block into its slot and check its digest in

@@ -32,6 +32,17 @@ kern_module_host host;
 /* Bumped whenever a kernel's bits change. */
 constexpr int KERNELS_VERSION = 3;
 
+/* The driver's own library is not linked: it is the host's. */
+void find_wait_value(cuda_device *d)
+{
+    void *found = nullptr;
+    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+    (void)cudaGetDriverEntryPointByVersion("cuStreamWaitValue32", &found, 12000, cudaEnableDefault,
+                                           &result);
+    if (result != cudaDriverEntryPointSuccess) found = nullptr;
+    d->wait_value = reinterpret_cast<decltype(d->wait_value)>(found);
+}
+
 __global__ void timer_kernel(uint64_t *out)
 {
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(*out));
@@ -345,6 +356,7 @@ status describe_device(const char *name, kern_backend *b, cuda_device *d)
     d->sms = prop.multiProcessorCount;
     d->major = prop.major;
     d->minor = prop.minor;
+    find_wait_value(d);
     d->early = prop.major >= 9; /* below, cuda_begin waits for nothing */
     if (prop.major < 8)
         return FAIL(UNSUPPORTED, "%s has architecture %d.%d, the CUDA backend needs 8.0 or newer",

@@ -37,7 +37,7 @@ struct plan_params {
     uint32_t *done;  /* counter of CTAs */
     kern_miss *out_miss, *own_miss; /* own_...: NULL or the device's copies */
     kern_arrival *arrival, *own_arrival;
-    uint32_t *own_count, *coming;
+    uint32_t *answered, *own_count, *coming;
     uint32_t own_tag;
     uint64_t *counts; /* published, unanswered */
     uint32_t capacity;
@@ -393,6 +393,7 @@ __device__ void publish(const plan_params &p, plan_shared &s)
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) {
+        if (s.all == 0) *(volatile uint32_t *)p.answered = p.a.step;
         if (p.own_count) {
             *(volatile uint64_t *)p.own_count = base | (uint64_t)p.own_tag << 32;
             p.own_count[2] = s.all;
@@ -482,6 +483,7 @@ extern "C" status cuda_plan(kern_stream *stream, const kern_plan_args *args)
     p.counts = (uint64_t *)&args->exchange->published;
     p.own_miss = args->exchange->own_miss;
     p.own_arrival = args->exchange->own_arrival;
+    p.answered = (uint32_t *)&args->exchange->answered;
     p.own_count = args->exchange->own_count;
     p.own_tag = args->exchange->own_tag;
     p.coming = args->exchange->coming;

@@ -214,6 +214,8 @@ status host_plan(kern_stream *stream, const kern_plan_args *args)
         }
     }
     /* All at once: who sees a number takes it for the whole. */
+    if (n.unanswered == 0)
+        atomic_store_explicit(&args->exchange->answered, args->step, memory_order_relaxed);
     atomic_store_explicit(&args->exchange->unanswered, n.unanswered, memory_order_relaxed);
     atomic_store_explicit(&args->exchange->published, n.published, memory_order_release);
     return STATUS_OK;

@@ -1,5 +1,10 @@
 /* kernels/wait.cu - the stream waits for arrivals, and tells the host how far it has come.
  *
+ * Where the host says when all misses have been answered the stream itself waits for that word, by
+ * the driver's stream memory operations. Even one warp that waits keeps an SM from a product whose
+ * CTAs need it whole, and a product of one CTA an SM takes half as long again when one has to come
+ * after the others.
+ *
  * A host that answers misses from other threads (kern_host without `pause`) is waited for on the
  * device: one warp watches the states until all are answered or the deadline has passed; what is
  * then still PENDING becomes DEADLINE (by a store: atomics on host memory are no promise over PCIe,
@@ -61,6 +66,12 @@ bool all_arrived(const kern_exchange *x, uint32_t count)
     return true;
 }
 
+status waits(int done) /* a CUresult */
+{
+    return done == 0 ? STATUS_OK
+                     : FAIL(GPU, "a stream cannot wait for host memory: driver error %d", done);
+}
+
 /* Behind a copy too: a launch begins when the copy before it is done. */
 __global__ void tell_kernel(int32_t *flag)
 {
@@ -78,6 +89,9 @@ extern "C" status cuda_wait(kern_stream *stream, const kern_wait_args *args)
     const kern_host *host = args->host;
     if (!host->pause) {
         if (host->notify) host->notify(host->self);
+        const auto wait_value = cuda_device_of(stream->backend)->wait_value;
+        if (args->step != 0 && !args->waited_ns && wait_value)
+            return waits(wait_value(s->handle, (uint64_t)(uintptr_t)&x->answered, args->step, 0));
         wait_params p = {};
         p.arrival = x->arrival;
         p.published = x->own_count ? (const int32_t *)x->own_count : (const int32_t *)&x->published;

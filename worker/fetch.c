@@ -59,6 +59,7 @@ static void fetch_start(worker_engine *e, uint32_t demand)
                           .group = (int32_t)demand,
                           .class = KV_DEMAND,
                           .verify = in_doubt(e),
+                          .step = e->step_number,
                           .deadline_ns =
                               clock_now(&e->config.clock) + e->cluster.fetch_deadline_ns};
     io_send(e->io, &command);
@@ -230,7 +231,8 @@ static kern_wait_args wait_args(worker_engine *e, uint32_t layer, uint64_t *wait
     return (kern_wait_args){.exchange = engine_exchange(e, layer),
                             .host = &e->host,
                             .deadline_ns = never,
-                            .waited_ns = waited_ns};
+                            .waited_ns = waited_ns,
+                            .step = io_is_threaded(e->io) ? e->step_number : 0};
 }
 
 /* Where attention does not wait by itself, where a layer has been gathered is a place of its own:
@@ -325,6 +327,7 @@ void fetch_abandon(worker_engine *e)
             int32_t pending = STATUS_PENDING;
             (void)atomic_compare_exchange_strong(&x->arrival[i].state, &pending, STATUS_DEADLINE);
         }
+        atomic_store(&x->answered, e->step_number);
     }
 }
 

@@ -77,7 +77,10 @@ static void answer(worker_io *io, int32_t g, uint32_t i, status result)
         for (uint32_t k = 0; k < group->count; k++)
             remote |= group->block[k].state == FETCH_LANDED;
         if (remote) io->stats.fetch_ns += clock_now(&io->clock) - group->started_ns;
-        if (!is_demand(io, g))
+        if (is_demand(io, g))
+            atomic_store_explicit(&io->config.exchange[g].answered, group->step,
+                                  memory_order_release);
+        else
             io_emit(io, IO_GROUP_DONE, io->config.exchange[g].miss[0].seq, g, STATUS_OK);
     }
     io_answered(io);
@@ -178,6 +181,7 @@ void io_fetch_begin(worker_io *io, const io_command *command)
     group->cursor = 0;
     group->class = command->class;
     group->verify = command->verify;
+    group->step = command->step;
     group->started_ns = clock_now(&io->clock);
     group->deadline_ns = command->deadline_ns;
     atomic_fetch_add(&io->busy, 1);

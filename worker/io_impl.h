@@ -69,6 +69,7 @@ typedef struct fetch_group {
     bool queued;        /* stands in todo */
     bool verify;        /* the client compares digests */
     kv_class class;
+    uint32_t step; /* of a demand: IO_FETCH's */
     uint64_t started_ns, deadline_ns;
 } fetch_group;
 

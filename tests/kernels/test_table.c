@@ -196,6 +196,7 @@ TEST(a_second_plan_of_the_same_selection_has_only_hits)
     EXPECT(plan(b, 1, 1) == STATUS_OK);
     EXPECT(plan(b, 1, 2) == STATUS_OK);
     EXPECT(b->exchange.published == 0 && b->hits[0] == 2 * KV && b->misses[0] == 3 * KV);
+    EXPECT(b->exchange.answered == 2); /* nothing was PENDING */
     for (uint32_t e = 0; e < 3; e++) {
         const int32_t block = b->block[e];
         EXPECT(b->slot[e] == b->slot_of[entry(b, 0, 0, block)]);
@@ -376,6 +377,7 @@ TEST(a_miss_that_lies_in_host_memory_has_arrived_and_others_are_pending)
     row_selects(b, 1, 0, 400, (const int32_t[]){0, 6}, 2, 2);
     EXPECT(plan(b, 2, 1) == STATUS_OK);
     EXPECT(b->exchange.published == 4 * KV && b->exchange.unanswered == 4 * KV - 2);
+    EXPECT(b->exchange.answered == 0);
     for (uint32_t i = 0; i < b->exchange.published; i++) {
         const kern_home *at = b->miss[i].row == 0 ? there : flipped;
         const bool found = b->miss[i].block == (at == there ? 3 : 6) &&
@@ -506,7 +508,7 @@ static void host_pause(void *self, uint64_t until)
 static void wait_all(bench *b, wait_host *h, uint64_t deadline, uint64_t *waited)
 {
     const kern_host host = {host_notify, host_pause, h, {host_now, h}};
-    const kern_wait_args a = {&b->exchange, &host, deadline, waited};
+    const kern_wait_args a = {&b->exchange, &host, deadline, waited, 0};
     EXPECT(kern_wait(b->stream, &a) == STATUS_OK);
 }
 

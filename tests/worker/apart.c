@@ -156,6 +156,9 @@ static status run_watch(apart_stream *s, const command_args *args)
     kern_exchange *x = a->exchange;
     const uint32_t count = atomic_load_explicit(&x->published, memory_order_acquire);
     const uint64_t start = clock_now(&a->host->clock);
+    while (a->step != 0 && a->waited_ns == NULL &&
+           (int32_t)(atomic_load_explicit(&x->answered, memory_order_acquire) - a->step) < 0)
+        sched_yield();
     for (uint32_t i = 0; i < count; i++) {
         while (atomic_load_explicit(&x->arrival[i].state, memory_order_acquire) == STATUS_PENDING &&
                clock_now(&a->host->clock) < a->deadline_ns)

@@ -121,6 +121,7 @@ static void fetch_found(bench *b, int32_t group, int32_t block, uint64_t ns, boo
                     .group = group,
                     .class = group < LAYERS ? KV_DEMAND : KV_PREFETCH,
                     .deadline_ns = b->r->now_ns + ns,
+                    .step = 7,
                     .verify = verify};
     io_send(b->io, &c);
     io_pause(b->io, b->r->now_ns);
@@ -156,9 +157,11 @@ TEST(a_demand_for_a_block_on_its_way_waits_for_that_one)
     fetch(b, AHEAD, 3, 50 * RIG_MS);
     fetch(b, 0, 3, 50 * RIG_MS);
     EXPECT_EQ_U64(late(b), 1);
+    EXPECT(b->exchange[0].answered == 0);
     b->r->node[0].paused = false;
     run_for(b, 5 * RIG_MS);
     EXPECT(state(b, AHEAD) == STATUS_OK && state(b, 0) == STATUS_OK);
+    EXPECT(b->exchange[0].answered == 7 && b->exchange[AHEAD].answered == 0);
     io_stats stats;
     io_stats_read(b->io, &stats);
     EXPECT_EQ_U64(stats.client.blocks_received, 1);
