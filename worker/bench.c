@@ -156,7 +156,15 @@ static status open_made(bench *b, model_config *config)
     }
     b->weights->walk = b->walk;
     model_source source = bench_weights_source(b->weights);
-    return model_make(b->backend, &b->weights->config, b->max_len, &source, &b->model);
+    uint64_t bytes = bench_weights_room(b->weights);
+    void *room = NULL;
+    TRY(kern_alloc_shared(b->backend, bytes, &room));
+    b->weights->room = room;
+    b->weights->room_items = bytes / BENCH_ROOMS / sizeof(uint16_t);
+    status made = model_make(b->backend, &b->weights->config, b->max_len, &source, &b->model);
+    b->weights->room = NULL;
+    kern_free_shared(b->backend, room);
+    return made;
 }
 
 static status open_model(bench *b)

@@ -96,11 +96,17 @@ typedef struct bench_weights {
     uint32_t threads;
     uint32_t slow_pairs[CONFIG_ROPE_PAIRS_MAX], slow_count; /* pairs that RoPE hardly turns */
     float normal[4096]; /* quantiles of a unit normal, in random order */
+    uint16_t *room; /* [BENCH_ROOMS, room_items] for matrices being packed; NULL: fresh memory */
+    size_t room_items;
+    uint32_t turn;
 } bench_weights;
+
+enum { BENCH_ROOMS = 3 }; /* as many as are packed together */
 
 void bench_weights_start(bench_weights *w, const model_config *config, uint64_t seed,
                          uint32_t threads);
 model_source bench_weights_source(bench_weights *w);
+uint64_t bench_weights_room(const bench_weights *w); /* bytes of `room` that hold any matrix */
 /* Greedy decoding of made weights answers `token` with this. */
 int32_t bench_weights_next(const bench_weights *w, int32_t token);
 

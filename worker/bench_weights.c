@@ -17,7 +17,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { COLUMNS = 64, QUANTILES = 4096 };
+enum { COLUMNS = 64, QUANTILES = 4096, SMALL = 1 << 20 };
 
 /* Slower than this many radians a token: a pick that lives for tens of steps does not notice. */
 static const double SLOW = 0.002;
@@ -169,12 +169,28 @@ static double spread_of(const bench_weights *w, const char *name)
     return unit; /* gate, up */
 }
 
+uint64_t bench_weights_room(const bench_weights *w)
+{
+    const model_config *c = &w->config;
+    uint64_t q = (uint64_t)c->heads * c->head_dim;
+    return BENCH_ROOMS * sizeof(uint16_t) * c->hidden * (q > c->ffn ? q : c->ffn);
+}
+
+/* Memory that was touched before: to clear fresh pages takes longer than to make what goes there.
+ * Small ones may be copied after this returns, and stand alone. */
+static uint16_t *place_for(bench_weights *w, size_t count, arena *a)
+{
+    if (w->room == NULL || count < SMALL || count > w->room_items)
+        return ARENA_NEW(a, uint16_t, count);
+    return w->room + w->turn++ % BENCH_ROOMS * w->room_items;
+}
+
 static status read_made(void *self, const char *name, uint32_t rows, uint32_t columns, arena *a,
                         const uint16_t **out_data)
 {
-    const bench_weights *w = self;
+    bench_weights *w = self;
     size_t count = (size_t)rows * (columns > 0 ? columns : 1);
-    uint16_t *to = ARENA_NEW(a, uint16_t, count);
+    uint16_t *to = place_for(w, count, a);
     *out_data = to;
     if (columns == 0) { /* norms and A */
         uint16_t value = kern_f32_to_bf16(ends_in(name, "self_attn.A") ? 0.5f : 1.0f);
