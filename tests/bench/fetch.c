@@ -2,15 +2,17 @@
  * answer, over the in-process network at a pace, where everybody who serves them spins.
  *
  *     bench_fetch [--rtt-us N] [--gbit N] [--nodes N] [--blocks N] [--kib N] [--count N]
+ *                 [--commit ID]
  *
- * A JSON line: medians and tails in microseconds, of the first answer and of the last, beside what
- * the wire takes, and how many threads wrote what came. The worker's own io side, client, servers;
- * blocks are random ones of a context that is many times the last cache's size. */
+ * A line of shoal.bench/1: the median of the last answer in microseconds beside what the wire
+ * takes, that of the first, tails, and how many threads wrote what came. The worker's own io side,
+ * client and servers; random blocks of 1 to 2 GiB. */
 #include "worker/bench.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "worker/io.h"
 
@@ -19,6 +21,7 @@ enum { LAYERS = 32, HEADS = 2, BLOCKS = 256, SEQS = 4, GROUPS = LAYERS + 1, CAPA
 typedef struct bench_args {
     double rtt_us, gbit;
     uint32_t nodes, blocks, kib, count;
+    const char *commit;
 } bench_args;
 
 typedef struct fetch_bench {
@@ -50,10 +53,19 @@ static bool number(const char *s, double *out)
 
 static bool parse(int argc, char **argv, bench_args *out)
 {
-    *out =
-        (bench_args){.rtt_us = 50, .gbit = 400, .nodes = 2, .blocks = 17, .kib = 32, .count = 2000};
+    *out = (bench_args){.rtt_us = 50,
+                        .gbit = 400,
+                        .nodes = 2,
+                        .blocks = 17,
+                        .kib = 32,
+                        .count = 2000,
+                        .commit = "unknown"};
     for (int i = 1; i + 1 < argc; i += 2) {
         double value;
+        if (strcmp(argv[i], "--commit") == 0) {
+            out->commit = argv[i + 1];
+            continue;
+        }
         if (!number(argv[i + 1], &value)) return false;
         if (strcmp(argv[i], "--rtt-us") == 0)
             out->rtt_us = value;
@@ -203,12 +215,15 @@ static status run(fetch_bench *b)
     qsort(first, a->count, sizeof *first, by_size);
     qsort(last, a->count, sizeof *last, by_size);
     double bits = a->blocks * a->kib * 8192.0, wire = a->gbit > 0 ? bits * 1e-3 / a->gbit : 0;
-    printf("{\"bench\":\"fetch\",\"blocks\":%u,\"kib\":%u,\"nodes\":%u,\"rtt_us\":%g,\"gbit\":%g,"
-           "\"card_threads\":%u,\"wire_us\":%.1f,\"first_us\":%.1f,\"p50_us\":%.1f,\"p90_us\":%.1f,"
-           "\"p99_us\":%.1f}\n",
-           a->blocks, a->kib, a->nodes, a->rtt_us, a->gbit, bench_store_card(b->store),
-           a->rtt_us + wire, first[a->count / 2], last[a->count / 2], last[a->count * 9 / 10],
-           last[a->count * 99 / 100]);
+    printf(
+        "{\"schema\":\"shoal.bench/1\",\"bench\":\"fetch\",\"case\":\"a layer's misses, %u blocks "
+        "of %u KiB, %u simulated nodes, RTT %g us, %g Gb/s\",\"value\":%.1f,\"unit\":\"us\","
+        "\"higher_is_better\":false,\"bound\":%.1f,\"simulated\":true,\"first_us\":%.1f,"
+        "\"p90_us\":%.1f,\"p99_us\":%.1f,\"samples\":%u,\"card_threads\":%u,\"device\":\"%ld "
+        "cores\",\"commit\":\"%s\"}\n",
+        a->blocks, a->kib, a->nodes, a->rtt_us, a->gbit, last[a->count / 2], a->rtt_us + wire,
+        first[a->count / 2], last[a->count * 9 / 10], last[a->count * 99 / 100], a->count,
+        bench_store_card(b->store), sysconf(_SC_NPROCESSORS_ONLN), a->commit);
     return STATUS_OK;
 }
 
@@ -218,7 +233,7 @@ int main(int argc, char **argv)
     fetch_bench *b = &all;
     if (!parse(argc, argv, &b->args)) {
         fprintf(stderr, "usage: bench_fetch [--rtt-us N] [--gbit N] [--nodes N] [--blocks N] "
-                        "[--kib 16|32] [--count N]\n");
+                        "[--kib 16|32] [--count N] [--commit ID]\n");
         return 2;
     }
     b->memory = arena_create("fetch");

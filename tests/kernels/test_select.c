@@ -194,6 +194,61 @@ TEST(a_selection_made_a_token_early_sees_one_token_less)
     expect_rule(&(kern_selector){32, 16, 64, 1, 0, 4, 8, true, true, SOURCE_INPUT, 0, false, 0}, 3);
 }
 
+static bool is_selected(const rig *r, int row, int head, int32_t block)
+{
+    const int at = row * KV + head;
+    for (int i = 0; i < r->count[at]; i++)
+        if (r->block[at * MOST + i] == block) return true;
+    return false;
+}
+
+/* Prefetch brings no block that a step might not ask for. */
+TEST(whatever_the_query_picks_the_candidates_for_a_position_are_selected_there)
+{
+    const kern_selector nosa = {32, 16, 64, 1, 2, 7, 10, true, true, SOURCE_STEP, 0, false, 0};
+    rig *r = rig_open(&nosa, 11);
+    static int32_t entry_of[KV * N], block_of[KV], slot_of[KV], got[KV * MOST];
+    static uint32_t used_step[KV];
+    const int32_t entries = 0;
+    uint32_t offered = 0;
+    memset(entry_of, 0xff, sizeof entry_of);
+    EXPECT_OK(run(r, 0, TOKENS, MOST));
+    for (int row = 0; row < TOKENS; row++) {
+        const kern_candidates_args a = {.seq = r->seq + row,
+                                        .next_pos = r->pos + row,
+                                        .selector = r->which + row,
+                                        .selectors = &r->selector,
+                                        .summary = {.uc = r->uc,
+                                                    .seqs = 1,
+                                                    .kv_heads = KV,
+                                                    .head_dim = 64,
+                                                    .max_windows = WINDOWS,
+                                                    .max_tokens = TOKENS,
+                                                    .window = nosa.window,
+                                                    .stride = nosa.stride},
+                                        .table = {.entry_of = entry_of,
+                                                  .block_of = block_of,
+                                                  .slot_of = slot_of,
+                                                  .used_step = used_step,
+                                                  .entries = &entries,
+                                                  .seqs = 1,
+                                                  .kv_heads = KV,
+                                                  .max_blocks = N,
+                                                  .max_entries = 1},
+                                        .block = got,
+                                        .n = 1,
+                                        .max_candidates = MOST};
+        EXPECT_OK(kern_candidates(r->stream, &a));
+        for (int i = 0; i < KV * MOST; i++) {
+            if (got[i] < 0) continue;
+            EXPECT(is_selected(r, row, i / MOST, got[i]));
+            offered++;
+        }
+    }
+    EXPECT(offered > 3u * KV * (TOKENS - 700)); /* where not all is selected: 10 - 7 a head */
+    rig_close(r);
+}
+
 TEST(infllm_fills_nothing_by_importance)
 {
     expect_rule(&(kern_selector){32, 16, 64, 1, 2, 8, 8, false, false, SOURCE_OWN, 0, false, 0}, 4);
