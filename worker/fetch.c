@@ -473,6 +473,18 @@ static bool is_wanted(const worker_engine *e, const fetch_wish *wish, const kern
     return !wish->guess || !guess_leaves_out(e, miss);
 }
 
+/* A guess that finds no room keeps less; lookahead is what somebody asked for. */
+static void no_room(worker_engine *e, const fetch_wish *wish, uint32_t blocks, uint32_t stay_most)
+{
+    if (!wish->guess && e->stats.prefetch.refused == 0)
+        LOG(WARN,
+            "client.landing (%u MiB) is too small for lookahead step: a quarter of it, %u blocks, "
+            "is "
+            "to hold the misses of two steps; those that find no room are fetched late",
+            (uint32_t)(e->cluster.landing_bytes >> 20), stay_most);
+    e->stats.prefetch.refused += wish->guess ? 0 : blocks;
+}
+
 /* Ask for them, at most what the entries hold. False: no group or no room is free, nothing asked.
  */
 bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
@@ -504,7 +516,10 @@ bool fetch_ahead(worker_engine *e, const fetch_wish *wish)
         }
     }
     if (n == 0) return true;
-    if (wish->stay && e->stay_blocks + n > stay_most) return false;
+    if (wish->stay && e->stay_blocks + n > stay_most) {
+        no_room(e, wish, n, stay_most);
+        return false;
+    }
     e->prefetch[g - (int32_t)e->demands] = (prefetch_group){.used = true,
                                                             .seq = (int32_t)wish->seq,
                                                             .layer = (int32_t)wish->layer,

@@ -142,6 +142,7 @@ static const fact_row rows[] = {
     {"prefetch", "used", "prefetched", "", " used", COUNT, false, AT(stats.prefetch.used)},
     {"prefetch", "late", "prefetched", "", " late", COUNT, false, AT(stats.prefetch.late)},
     {"prefetch", "wasted", "prefetched", "", " wasted", COUNT, false, AT(stats.prefetch.wasted)},
+    {"prefetch", "refused", "prefetched", "", " had no room", COUNT, false, AT(stats.prefetch.refused)},
     {"agnostic", "fetched", "known ahead", "", " needed from elsewhere", COUNT, false, AT(stats.agnostic_fetched)},
     {"agnostic", "ahead", "known ahead", "", " there in time", COUNT, false, AT(stats.agnostic_ahead)},
     {"stored", "blocks", "stored", "", " blocks", COUNT, true, AT(stats.stored.blocks)},

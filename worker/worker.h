@@ -129,7 +129,8 @@ typedef struct worker_stats {
     uint64_t agnostic_ahead; /* ... and that prefetch had brought back before they were asked for */
     struct {
         uint64_t issued, used, late, wasted;
-    } prefetch; /* blocks; late: asked for before arrival */
+        uint64_t refused; /* wanted ahead, and no room in the landing zone */
+    } prefetch;           /* blocks; late: asked for before arrival */
     struct {
         uint64_t blocks, bytes;
         uint32_t replicas;

@@ -146,6 +146,25 @@ TEST(nor_do_those_that_an_early_guess_brings)
     EXPECT(flipped(0.02, 0, 200).client.corrupt > 0);
 }
 
+/* What has no room in the landing zone ahead of its step is fetched in it. */
+TEST(lookahead_step_goes_on_where_the_landing_zone_is_small_and_says_so)
+{
+    uint64_t digest[2], refused[2];
+    for (int i = 0; i < 2; i++) {
+        worker_event final;
+        worker_stats stats;
+        cluster_config cluster;
+        run_setup setup = patient_setup(&cluster, 3, 2);
+        setup.selector.source = "step";
+        if (i == 0) cluster.landing_bytes = 1 << 20;
+        digest[i] = digest_of(&setup, &final, &stats);
+        refused[i] = stats.prefetch.refused;
+    }
+    EXPECT_EQ_X64(digest[0], digest[1]);
+    EXPECT(refused[0] > 0);
+    EXPECT_EQ_U64(refused[1], 0);
+}
+
 /* So few that a step meets one at most. */
 TEST(one_flip_is_one_repeated_step)
 {
