@@ -195,11 +195,9 @@ status select_ahead(worker_engine *e, uint32_t layer, row_range rows, const floa
     return select_reads(e);
 }
 
-/* With lookahead `mid` the plan, which later layers wait for, comes before any such write. */
 status select_settle(worker_engine *e)
 {
-    bool reads = e->early == SOURCE_INPUT || e->early == SOURCE_STEP;
-    if (e->selects == e->stream || !reads) return STATUS_OK;
+    if (e->selects == e->stream) return STATUS_OK;
     return kern_stream_after(e->stream, e->selects, READ_PLACE);
 }
 
