@@ -80,7 +80,8 @@ struct kv_server {
     bool busy;   /* the last poll moved something */
     uint64_t check_next_ns;
     rng random, fault_random;
-    uint32_t served[SERVER_SERVED], served_first, served_count; /* a ring of slots, pinned */
+    block_id *served; /* [SERVER_SERVED], a ring: those to look at */
+    uint32_t served_first, served_count;
     uint8_t *scratch[SERVER_SCRATCH];
     uint32_t scratch_lent; /* bit i: in flight */
     kv_server_stats stats;

@@ -26,6 +26,7 @@ static const kv_class class_order[KV_CLASSES] = {KV_DEMAND, KV_WRITE_BACK, KV_PR
 void server_jobs_init(kv_server *s)
 {
     s->jobs = ARENA_NEW(s->config.memory, job, SERVER_JOBS_MAX);
+    s->served = ARENA_NEW(s->config.memory, block_id, SERVER_SERVED);
     for (uint32_t i = 0; i < SERVER_JOBS_MAX; i++)
         s->jobs[i].next = i + 1 < SERVER_JOBS_MAX ? i + 1 : KV_NONE;
     for (uint32_t c = 0; c < KV_CLASSES; c++)
@@ -178,27 +179,24 @@ static status look_up(kv_server *s, const job *j, uint32_t *out_slot)
 }
 
 /* A node that is never idle forgets some: who asked compares anyway. */
-static void served(kv_server *s, uint32_t slot)
+static void served(kv_server *s, const block_id *id)
 {
     if (s->served_count == SERVER_SERVED) return;
-    s->served[(s->served_first + s->served_count++) % SERVER_SERVED] = slot;
-    s->tier.ops->pin(s->tier.self, slot, 1);
+    s->served[(s->served_first + s->served_count++) % SERVER_SERVED] = *id;
 }
 
 bool server_look_behind(kv_server *s)
 {
     if (s->served_count == 0) return false;
-    uint32_t slot = s->served[s->served_first];
+    uint32_t slot = s->tier.ops->find(s->tier.self, &s->served[s->served_first]);
     s->served_first = (s->served_first + 1) % SERVER_SERVED;
     s->served_count--;
+    if (slot == KV_NO_SLOT) return true; /* dropped since */
     kv_slot_info info;
     const uint8_t *bytes = s->tier.ops->bytes(s->tier.self, slot, &info);
-    bool here = s->tier.ops->find(s->tier.self, &info.id) == slot;
-    if (here && block_digest(&info.id, bytes, s->block_bytes) != info.digest) {
-        s->stats.corrupt++;
-        server_discard(s, slot); /* it will never verify again; a repair may put it anew */
-    }
-    s->tier.ops->pin(s->tier.self, slot, -1);
+    if (block_digest(&info.id, bytes, s->block_bytes) == info.digest) return true;
+    s->stats.corrupt++;
+    server_discard(s, slot); /* it will never verify again; a repair may put it anew */
     return true;
 }
 
@@ -245,7 +243,7 @@ static status send_block(kv_server *s, job *j, uint32_t slot)
         s->tier.ops->pin(s->tier.self, slot, 1);
     else
         s->scratch_lent |= 1u << (m.cookie & (SERVER_SCRATCH - 1));
-    served(s, slot);
+    served(s, &j->list.id[j->ordinal]);
     return STATUS_OK;
 }
 
