@@ -95,8 +95,7 @@ void server_get(kv_server *s, uint32_t conn, const kv_message *m);
 bool server_jobs_run(kv_server *s, uint64_t now);
 void server_jobs_forget(kv_server *s, uint32_t conn); /* its peer is gone */
 /* One of the blocks that were sent, when nothing else is to do: whether its memory still has the
- * bytes. Who asks compares digests itself, so nobody waits for this; a block that is found wrong is
- * given up before it is sent again. True: there was one. */
+ * bytes. Who asks compares digests itself, so nobody waits for this. True: there was one. */
 bool server_look_behind(kv_server *s);
 /* When a delayed job becomes ready; UINT64_MAX: none is delayed. */
 uint64_t server_jobs_next(const kv_server *s);
@@ -110,6 +109,7 @@ void server_put_land_end(kv_server *s, uint32_t conn); /* the slot goes back, if
 void server_drop(kv_server *s, uint32_t conn, const kv_message *m);
 void server_put_verify(kv_server *s, job *j, uint64_t now); /* reserved -> result */
 void server_discard(kv_server *s, uint32_t slot);           /* a published slot and its links */
+bool server_still_right(kv_server *s, uint32_t slot);       /* published; false: it was given up */
 bool server_reclaim(kv_server *s);                          /* some slots of dropped contexts */
 
 /* server.c */

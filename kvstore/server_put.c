@@ -39,6 +39,14 @@ static bool slot_verifies(kv_server *s, uint32_t slot)
     return block_digest(&info.id, bytes, s->block_bytes) == info.digest;
 }
 
+bool server_still_right(kv_server *s, uint32_t slot)
+{
+    if (slot_verifies(s, slot)) return true;
+    s->stats.corrupt++;
+    server_discard(s, slot); /* it will never verify again; a repair may put it anew */
+    return false;
+}
+
 /* What a block that is here already means for a PUT of it. PENDING: nothing, go on and store. */
 static status existing(kv_server *s, const block_id *id, uint64_t digest)
 {
@@ -51,9 +59,7 @@ static status existing(kv_server *s, const block_id *id, uint64_t digest)
     kv_slot_info info;
     (void)s->tier.ops->bytes(s->tier.self, slot, &info);
     if (info.digest != digest) return STATUS_REFUSED;
-    if (slot_verifies(s, slot) || PLANT(REPLICA_UNVERIFIED)) return STATUS_OK;
-    s->stats.corrupt++;
-    server_discard(s, slot);
+    if (PLANT(REPLICA_UNVERIFIED) || server_still_right(s, slot)) return STATUS_OK;
     return STATUS_PENDING;
 }
 

@@ -246,7 +246,7 @@ TEST(an_unchecked_get_is_the_caller_s_to_compare_and_a_checked_one_goes_to_anoth
     rig_destroy(r);
 }
 
-/* Who asks compares; the node does behind the reply, and does not send the block again. */
+/* Who asks compares; the node does so behind the reply, and has given the block up by the next. */
 TEST(memory_that_lost_a_bit_is_served_once_by_the_node_and_by_another_replica_from_then_on)
 {
     rig *r = rig_create(&(rig_options){.nodes = 2, .replicas = 2});
