@@ -42,6 +42,18 @@ static void rig_close(rig *r)
     kern_backend_close(r->backend);
 }
 
+static kern_summary summary_of(const rig *r)
+{
+    return (kern_summary){.uc = (uint16_t *)r->uc,
+                          .seqs = 1,
+                          .kv_heads = KV,
+                          .head_dim = 64,
+                          .max_windows = WINDOWS,
+                          .max_tokens = TOKENS,
+                          .window = r->selector.window,
+                          .stride = r->selector.stride};
+}
+
 static status run(rig *r, uint32_t first, uint32_t rows, uint32_t max_select)
 {
     const uint64_t list = (uint64_t)first * KV;
@@ -50,14 +62,7 @@ static status run(rig *r, uint32_t first, uint32_t rows, uint32_t max_select)
                                  .row_pos = r->pos + first,
                                  .row_selector = r->which + first,
                                  .selectors = &r->selector,
-                                 .summary = {.uc = r->uc,
-                                             .seqs = 1,
-                                             .kv_heads = KV,
-                                             .head_dim = 64,
-                                             .max_windows = WINDOWS,
-                                             .max_tokens = TOKENS,
-                                             .window = r->selector.window,
-                                             .stride = r->selector.stride},
+                                 .summary = summary_of(r),
                                  .query = r->query + list * N,
                                  .importance = r->importance + list * N,
                                  .rows = rows,
@@ -218,14 +223,7 @@ TEST(whatever_the_query_picks_the_candidates_for_a_position_are_selected_there)
                                         .next_pos = r->pos + row,
                                         .selector = r->which + row,
                                         .selectors = &r->selector,
-                                        .summary = {.uc = r->uc,
-                                                    .seqs = 1,
-                                                    .kv_heads = KV,
-                                                    .head_dim = 64,
-                                                    .max_windows = WINDOWS,
-                                                    .max_tokens = TOKENS,
-                                                    .window = nosa.window,
-                                                    .stride = nosa.stride},
+                                        .summary = summary_of(r),
                                         .table = {.entry_of = entry_of,
                                                   .block_of = block_of,
                                                   .slot_of = slot_of,
