@@ -282,7 +282,7 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     kern_branch branch;
     kern_attend_part part;           /* not ATTEND_WHOLE: BRANCH_SELECTED of decode rows */
     const uint8_t *late;             /* from plan; read where part is not ATTEND_WHOLE */
-    const kern_exchange *after;      /* NULL, or but with ATTEND_PRESENT where kern_attends_beside:
+    const kern_exchange *after;      /* NULL, or where kern_attends_beside, not with ATTEND_PRESENT:
                                       * the gather of these misses, already given to another stream,
                                       * is waited for here, so that it need not have ended before */
     uint64_t *waited_ns;             /* NULL, or with `after`, device memory, added to: how long its

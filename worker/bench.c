@@ -257,7 +257,7 @@ static status open_engine(bench *b)
     c->max_model_len = b->max_len;
     uint64_t block = block_layout_bytes(&b->model->layout);
     /* With lookahead `step` the misses of two steps are there at once, in a quarter of it. */
-    uint64_t each = o->lookahead != NULL && strcmp(o->lookahead, "step") == 0 ? 1024 : 256;
+    uint64_t each = b->selector.source == SOURCE_STEP ? 1024 : 256;
     uint64_t landing = (uint64_t)b->batch * b->model->config.kv_heads * block * each;
     uint64_t most = each << 22;
     if (o->nodes > 0 && landing > c->landing_bytes)

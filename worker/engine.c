@@ -369,7 +369,6 @@ static void take_summaries(taking *t)
     e->wait_ns = take_shared(t, 1, sizeof(uint64_t));
     e->stood_ns = take(t, 1, sizeof(uint64_t));
     e->seen_stood_ns = take_seen(t, e->stood_ns, 1, sizeof(uint64_t));
-    if (e->stood_ns != NULL) t->result = kern_fill(e->stream, e->stood_ns, 0, sizeof(uint64_t));
     e->keep_step = take_shared(t, e->seqs, sizeof(uint32_t));
 }
 

@@ -216,10 +216,16 @@ status fetch_drain(worker_engine *e)
  * attention that is attention itself, to the blocks that are there; those that were not are merged
  * late, with the same bits. A plan made one layer ahead has the whole MLP. */
 
+/* Attention that could stand beside the gather. NSA's branches are calls that would come between.
+ */
+static bool may_stand_beside(const worker_engine *e)
+{
+    return e->side != e->stream && e->gates != 3;
+}
+
 bool fetch_merges_late(const worker_engine *e)
 {
-    bool branches = e->gates == 3; /* their calls would come between */
-    return e->config.late_merge && e->side != e->stream && e->early == SOURCE_OWN && !branches;
+    return e->config.late_merge && may_stand_beside(e) && e->early == SOURCE_OWN;
 }
 
 /* A wait ends because the client completes every request by its deadline; rows whose blocks failed
@@ -278,7 +284,7 @@ static status gather_begin(worker_engine *e, uint32_t layer)
 
 const kern_exchange *fetch_beside(const worker_engine *e, uint32_t layer)
 {
-    bool beside = e->side != e->stream && kern_attends_beside(e->backend) && e->gates != 3;
+    bool beside = may_stand_beside(e) && kern_attends_beside(e->backend);
     return beside ? engine_exchange(e, layer) : NULL;
 }
 

@@ -36,10 +36,9 @@ typedef struct io_command {
     bool hold;
     kv_class class;
     uint64_t deadline_ns;
-    uint32_t
-        step;    /* IO_FETCH of a demand: stored in exchange.answered when all have their answer */
-    bool verify; /* IO_FETCH: digests are compared before a block of a node is handed over. Else
-                  * whoever takes it into the pool is the first to compare them */
+    uint32_t step; /* IO_FETCH of a demand: exchange.answered becomes it with the last answer */
+    bool verify;   /* IO_FETCH: digests are compared before a block of a node is handed over. Else
+                    * whoever takes it into the pool is the first to compare them */
 } io_command;
 
 typedef enum io_event_kind {

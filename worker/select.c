@@ -174,7 +174,6 @@ status plan_layer(worker_engine *e, uint32_t layer)
 
 status select_planned(worker_engine *e, uint32_t layer)
 {
-    if (e->selects == e->stream) return STATUS_OK;
     return kern_stream_after(e->stream, e->selects, layer % PLAN_PLACES);
 }
 
@@ -197,7 +196,6 @@ status select_ahead(worker_engine *e, uint32_t layer, row_range rows, const floa
 
 status select_settle(worker_engine *e)
 {
-    if (e->selects == e->stream) return STATUS_OK;
     return kern_stream_after(e->stream, e->selects, READ_PLACE);
 }
 

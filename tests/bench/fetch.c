@@ -9,7 +9,6 @@
  * client and servers; random blocks of 1 to 2 GiB. */
 #include "worker/bench.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
