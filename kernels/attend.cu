@@ -563,7 +563,33 @@ __device__ __forceinline__ uint32_t copy_first(attend_cta<D, BRANCH> &cta, uint3
     return ahead;
 }
 
-/* Until the gather in the other stream is done with what the units lack; it is there then. */
+/* The word of entry e of the tables that says whether the gather in the other stream has yet to
+ * bring it; NULL where there is no such entry. */
+template <int D>
+__device__ __forceinline__ const uint32_t *coming_of(const attend_params &p,
+                                                     const attend_shared<D> &s, uint32_t e)
+{
+    const attend_unit &unit = s.unit[e / KERN_GROUP_ENTRIES];
+    const uint64_t list = (uint64_t)p.first_row * p.kv_heads + unit.item / p.tiles;
+    const uint64_t at = list * p.a.max_select + unit.group * KERN_GROUP_ENTRIES;
+    if (e % KERN_GROUP_ENTRIES >= unit.entries) return nullptr;
+    return p.coming + at + e % KERN_GROUP_ENTRIES;
+}
+
+/* Whether a block of the units is yet to come; the others are there. */
+template <int D>
+__device__ __forceinline__ bool units_lack(const attend_params &p, const attend_shared<D> &s,
+                                           uint32_t units)
+{
+    bool lack = false;
+    for (uint32_t e = threadIdx.x; e < units * KERN_GROUP_ENTRIES; e += THREADS) {
+        const uint32_t *coming = coming_of<D>(p, s, e);
+        lack |= coming && load_acquire_device(coming) != 0;
+    }
+    return __syncthreads_or(lack);
+}
+
+/* Until all blocks of the units are there. */
 template <int D>
 __device__ __forceinline__ void wait_units(const attend_params &p, const attend_shared<D> &s,
                                            const attend_line &line, uint32_t units)
@@ -572,11 +598,8 @@ __device__ __forceinline__ void wait_units(const attend_params &p, const attend_
     const uint32_t waiting =
         line.large == 0 ? gridDim.x : (line.dynamic + line.large - 1) / line.large;
     for (uint32_t e = threadIdx.x; e < units * KERN_GROUP_ENTRIES; e += THREADS) {
-        const attend_unit &unit = s.unit[e / KERN_GROUP_ENTRIES];
-        const uint64_t list = (uint64_t)p.first_row * p.kv_heads + unit.item / p.tiles;
-        const uint64_t at = list * p.a.max_select + unit.group * KERN_GROUP_ENTRIES;
-        if (e % KERN_GROUP_ENTRIES >= unit.entries) continue;
-        while (load_acquire_device(p.coming + at + e % KERN_GROUP_ENTRIES) != 0)
+        const uint32_t *coming = coming_of<D>(p, s, e);
+        while (coming && load_acquire_device(coming) != 0)
             __nanosleep(100);
     }
     __syncthreads();
@@ -585,11 +608,14 @@ __device__ __forceinline__ void wait_units(const attend_params &p, const attend_
                   (unsigned long long)((device_now() - begun) / min(waiting, gridDim.x)));
 }
 
-/* Likewise the blocks of the units; those that the gather writes it writes in the same cache. */
+/* The blocks of the units into the second-level cache, where those that the gather writes are by
+ * then, if it holds what all CTAs read: else it would give up what was brought before it is used.
+ */
 template <int D>
 __device__ __forceinline__ void bring_units(const attend_params &p, const attend_shared<D> &s,
-                                            uint32_t units)
+                                            const attend_line &line, uint32_t units)
 {
+    if ((uint64_t)line.total * KERN_GROUP_ENTRIES * p.a.block_bytes > p.near_bytes) return;
     for (uint32_t e = threadIdx.x; e < units * KERN_GROUP_ENTRIES; e += THREADS)
         if (s.slot[e] >= 0)
             cuda_bring_nearer(p.a.pool + (uint64_t)s.slot[e] * p.a.block_bytes, p.a.block_bytes);
@@ -611,8 +637,8 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
         if (base >= line.end && !next_stretch<D>(p, s, line, base)) break;
         const uint32_t units = min(line.end - base, UNITS);
         load_units<D, BRANCH, TWICE>(p, s, line, base, units);
-        if (p.coming) {
-            bring_units<D>(p, s, units);
+        if (p.coming && units_lack<D>(p, s, units)) {
+            bring_units<D>(p, s, line, units);
             if (item == UINT32_MAX) {
                 item = s.unit[0].item;
                 cta.load_query(item);
@@ -756,6 +782,7 @@ extern "C" status cuda_attend(kern_stream *stream, const kern_attend_args *args)
     p.supers = cuda_blocks(p.a.max_select, KERN_LATE_ENTRIES);
     p.scale = CUDA_LOG2E / sqrtf((float)d);
     p.coming = args->after ? args->after->coming : nullptr;
+    p.near_bytes = cuda_device_of(stream->backend)->l2_bytes / 4 * 3;
     if (args->after && args->part == ATTEND_LATE) p.next = part_of(args->next);
     if (d == 64) return attend_branch<64>(cuda_stream_of(stream), p);
     if (d == 128) return attend_branch<128>(cuda_stream_of(stream), p);

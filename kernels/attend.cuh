@@ -37,6 +37,7 @@ struct attend_params {
     uint32_t ctas;          /* at most; both launches of two count places by it */
     float scale;            /* log2(e) / sqrt(D) */
     const uint32_t *coming; /* [R, Hk, M] NULL, or not 0: the gather beside is not done with it */
+    uint64_t near_bytes;    /* of blocks that the second-level cache may be asked to keep */
     weight_part next;       /* for who waits for that */
 };
 

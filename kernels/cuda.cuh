@@ -45,6 +45,7 @@ struct cuda_shape;
 
 struct cuda_device {
     int ordinal, sms, major, minor;
+    uint64_t l2_bytes; /* of the second-level cache */
     /* cuStreamWaitValue32 of the driver, or NULL: until (int)(*at - value) >= 0 with flags 0 */
     int (*wait_value)(cudaStream_t stream, uint64_t at, uint32_t value, unsigned flags);
     bool early; /* kernels may begin before the one ahead of them has ended: cuda_launch */

@@ -160,11 +160,7 @@ status trial_memory(trial *t)
     uint64_t fit = std::min(OUT_BYTES_MOST / (4ull * t->n), X_BYTES_MOST / (2ull * t->k));
     fit = std::min<uint64_t>(std::max<uint64_t>(fit, LINEAR_CLASS_ROWS[0]), ROWS_MOST);
     t->rows_most = (uint32_t)(fit > 128 ? fit / 128 * 128 : fit); /* waves begin aligned */
-    if (t->timed) {
-        int cache = 0;
-        TRY_CUDA(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, t->d->ordinal));
-        t->flush_bytes = 2ull * (uint64_t)cache;
-    }
+    if (t->timed) t->flush_bytes = 2 * t->d->l2_bytes;
     const uint64_t x = in_lines(2ull * t->k * std::max(t->rows_most, PERIOD));
     const uint64_t sum = in_lines(4ull * t->n * PERIOD);
     const uint64_t rows = in_lines(4ull * t->n * (t->rows_most + 1));

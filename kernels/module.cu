@@ -356,6 +356,7 @@ status describe_device(const char *name, kern_backend *b, cuda_device *d)
     d->sms = prop.multiProcessorCount;
     d->major = prop.major;
     d->minor = prop.minor;
+    d->l2_bytes = (uint64_t)prop.l2CacheSize;
     find_wait_value(d);
     d->early = prop.major >= 9; /* below, cuda_begin waits for nothing */
     if (prop.major < 8)

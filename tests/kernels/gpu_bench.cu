@@ -558,12 +558,14 @@ void bench_linear(bench &k)
             CUDA(cudaFree(source));
         }
         for (uint32_t rows : {1u, 16u, 45u, 64u, 256u, 2048u}) {
-            if (rows > 64 && s.n > 65536) break; /* logits are of few rows */
-            mirror<float> x((size_t)rows * s.k), out((size_t)rows * s.n);
-            fill_normal(k.r, x.host, 1.0f);
+            if (rows > 64 && s.n > 65536) break;    /* logits are of few rows */
+            mirror<uint16_t> x((size_t)rows * s.k); /* as the step has them, and cublasLt here */
+            mirror<float> out((size_t)rows * s.n);
+            fill_bf16(k.r, x.host, 1.0f);
             x.up();
             kern_linear_args a = {};
-            a.x = x.device, a.out = out.device, a.x_stride = s.k, a.out_stride = s.n;
+            a.x_bf16 = x.device, a.out = out.device;
+            a.x_stride = s.k, a.out_stride = s.n;
             a.rows = rows, a.scale = 1.0f;
             const double best = best_product(k, data.data(), copies, s.n, s.k, rows);
             const double operations = 2.0 * s.n * s.k * rows;
