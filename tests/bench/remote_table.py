@@ -65,7 +65,7 @@ def table(cases, geometry):
         by = source + (f', guess {guess[1]}' if guess else '')
         turns = 'two batches' in case
         by += ', two batches' if turns else ''
-        off = ', '.join(x for x in ('prefetch', 'overlap') if f'no {x}' in case)
+        off = ', '.join(x for x in ('prefetch', 'overlap', 'late merge') if f'no {x}' in case)
         transfer = rows['decode']['remote_bytes_a_step'] / layers / (gbit / 8 * 1e3)
         may = max(0, rtt + transfer - base * 1e3 * shares['input' if turns else source]) + SLACK_US
         waits = rows['exposed']['value'] * 1e3 / layers
