@@ -283,6 +283,8 @@ struct worker_engine {
     /* sequences */
     sequence *seq;
     uint32_t step_number;
+    /* layers of this step with a plan: made; ahead of READ_PLACE; that e->stream has waited for */
+    uint32_t plans_made, plans_read, plans_settled;
     uint64_t admitted;
     engine_request *queue; /* ring of ENGINE_QUEUE */
     uint32_t queue_head, queue_count;
