@@ -283,8 +283,6 @@ struct worker_engine {
     /* sequences */
     sequence *seq;
     uint32_t step_number;
-    /* layers of this step with a plan: made; ahead of READ_PLACE; that e->stream has waited for */
-    uint32_t plans_made, plans_read, plans_settled;
     uint64_t admitted;
     engine_request *queue; /* ring of ENGINE_QUEUE */
     uint32_t queue_head, queue_count;
@@ -363,7 +361,8 @@ status select_planned(worker_engine *e, uint32_t layer); /* e->stream goes on wh
 /* Queries of decode rows for `layer`, which looks ahead, from states x [rows, hidden] of the step.
  */
 status select_ahead(worker_engine *e, uint32_t layer, row_range rows, const float *x);
-/* Behind the ops that read states or queries of the layers; before these are written again. */
+/* Behind the ops that read states or queries of the layers, and the plan of the next one; before
+ * these are written again, and that one begins. */
 status select_reads(worker_engine *e);
 status select_settle(worker_engine *e);
 /* States x in the layer's norm (scratch `norm`) and query projection, turned; out: [count, Hq * D].

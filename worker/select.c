@@ -167,17 +167,13 @@ status plan_layer(worker_engine *e, uint32_t layer)
     TRY(guess_settle(e, layer));
     TRY(kern_plan(e->selects, &plan));
     if (e->selects != e->stream) TRY(kern_stream_place(e->selects, layer % PLAN_PLACES));
-    if (e->plans_made <= layer) e->plans_made = layer + 1;
     TRY(fetch_planned(e, layer));
     fetch_pump(e);
     return STATUS_OK;
 }
 
-/* A wait stands between two ops that would else overlap: none where one for a later place of that
- * stream has stood. */
 status select_planned(worker_engine *e, uint32_t layer)
 {
-    if (layer < e->plans_settled) return STATUS_OK;
     return kern_stream_after(e->stream, e->selects, layer % PLAN_PLACES);
 }
 
@@ -185,9 +181,7 @@ status select_planned(worker_engine *e, uint32_t layer)
 
 status select_reads(worker_engine *e)
 {
-    if (e->selects == e->stream) return STATUS_OK;
-    e->plans_read = e->plans_made;
-    return kern_stream_place(e->selects, READ_PLACE);
+    return e->selects == e->stream ? STATUS_OK : kern_stream_place(e->selects, READ_PLACE);
 }
 
 status select_ahead(worker_engine *e, uint32_t layer, row_range rows, const float *x)
@@ -195,14 +189,12 @@ status select_ahead(worker_engine *e, uint32_t layer, row_range rows, const floa
     size_t width = (size_t)e->heads * e->head_dim;
     float *q = e->pick_q[layer & 1] + (size_t)rows.first * width;
     TRY(fetch_follows(e->selects, e->stream, 0));
-    TRY(select_query(e, e->selects, layer, rows, x + (size_t)rows.first * e->hidden, e->ahead_norm,
-                     q));
-    return select_reads(e);
+    return select_query(e, e->selects, layer, rows, x + (size_t)rows.first * e->hidden,
+                        e->ahead_norm, q);
 }
 
 status select_settle(worker_engine *e)
 {
-    e->plans_settled = e->plans_read;
     return kern_stream_after(e->stream, e->selects, READ_PLACE);
 }
 

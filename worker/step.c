@@ -341,13 +341,14 @@ static status layer_begin(worker_engine *e, uint32_t l)
     bool early = e->early != SOURCE_OWN;
     TRY(fetch_room(e, l));
     TRY(queries_ahead(e, l, SOURCE_INPUT, e->x));
-    if (early && e->early != SOURCE_MID && l + 1 < e->layers)
-        TRY(plan_layer(e, l + 1));                      /* input, step */
-    if (e->early == SOURCE_INPUT) TRY(select_reads(e)); /* behind the plan: settling covers it */
+    if (early && e->early != SOURCE_MID && l + 1 < e->layers) {
+        TRY(plan_layer(e, l + 1));
+        if (e->early == SOURCE_INPUT) TRY(select_reads(e)); /* step: when the next picks are made */
+    }
     TRY(qkv_u(e, l));
     if (!early || (l == 0 && e->early != SOURCE_STEP)) TRY(plan_layer(e, l));
     if (e->part[e->now].decode.count == 0) return STATUS_OK;
-    TRY(select_planned(e, l));
+    if (l == 0) TRY(select_planned(e, l)); /* the others' were settled under the MLP before */
     return append(e, l);
 }
 
@@ -633,7 +634,6 @@ status step_run(worker_engine *e)
     if (e->rows == 0) return STATUS_PENDING;
     uint64_t started = clock_now(&e->config.clock);
     e->step_number++;
-    e->plans_made = e->plans_read = e->plans_settled = 0;
     fetch_begin(e);
     TRY(push_rows(e));
     if (e->prefill_rows.count > 0) TRY(prefill_begin(e));
