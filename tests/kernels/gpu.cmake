@@ -1,6 +1,6 @@
 # The GPU programs: built where the toolkit is, run where a GPU is. Without one the check skips (77).
 if(SHOAL_CUDA_FOUND)
-  add_executable(gpu_check gpu_check.cu gpu_attend.cu gpu_blocks.cu gpu_linear.cu gpu_model.cu gpu_table.cu)
+  add_executable(gpu_check gpu_check.cu gpu_attend.cu gpu_blocks.cu gpu_linear.cu gpu_model.cu gpu_score.cu gpu_table.cu)
   add_executable(gpu_bench gpu_bench.cu gpu_bench_prefill.cu)
   foreach(program gpu_check gpu_bench)
     target_include_directories(${program} PRIVATE ${CMAKE_SOURCE_DIR})

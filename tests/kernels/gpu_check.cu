@@ -1,7 +1,7 @@
 /* tests/kernels/gpu_check.cu - every op of the CUDA backend against `ref`, and its bits against
  * themselves.
  *
- *   gpu_check [--small] [--seed N] [--only model|linear|blocks|table|attention]
+ *   gpu_check [--small] [--seed N] [--only model|linear|blocks|table|attention|score]
  *
  * Prints one line a check and last "N passed, N failed". Exit 0, 1, or 77 without a usable GPU.
  * --small: the rows that compute-sanitizer can afford. */
@@ -47,6 +47,7 @@ int main(int count, char **words)
     if (wanted("blocks")) check_blocks(b, r, small);
     if (wanted("table")) check_table(b, r, small);
     if (wanted("attention")) check_attention(b, r, small);
+    if (wanted("score")) check_score(b, r, small);
     if (wanted("attention") && !small) check_far_slots(b, r);
     kern_stream_destroy(b.gpu);
     kern_stream_destroy(b.ref);

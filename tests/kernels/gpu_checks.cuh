@@ -6,6 +6,7 @@
 #include "tests/kernels/gpu_common.cuh"
 
 void check_attention(gpu_bench &b, random_source &r, bool small);
+void check_score(gpu_bench &b, random_source &r, bool small);
 void check_far_slots(gpu_bench &b, random_source &r);
 void check_table(gpu_bench &b, random_source &r, bool small);
 void check_blocks(gpu_bench &b, random_source &r, bool small);
