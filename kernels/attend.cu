@@ -3,8 +3,8 @@
  * Bound: every selected block is read once, 2 * 64 * D bf16; with G = 16 heads on a KV head that is
  * 16 flops a byte, far below the card's ratio, so the bound is memory. The design serves the loads:
  *
- *   The groups (8 entries) of all rows and KV heads stand in one line; two CTAs an SM (but for
- * those that a gather beside would keep out) share it out evenly, whatever the lengths of the
+ *   The groups (8 entries) of all rows and KV heads stand in one line; two CTAs an SM (beside a
+ * gather fewer, by the places that it needs) share it out evenly, whatever the lengths of the
  * lists; what does not come out even is taken group by group by ticket. Each streams its stretch
  * without a gap: the first blocks of the next group are under way while the last one is folded. CTA
  * = 4 warps; warp w owns tokens 16 w .. 16 w + 15 of every block (one bit of the mask), so its
@@ -81,7 +81,7 @@ template <int D, kern_branch BRANCH> struct attend_cta {
         float4 v[D / 32];
 #pragma unroll
         for (int j = 0; j < D / 32; j++)
-            v[j] = r < rows ? *(const float4 *)(q + r * D + 32 * j + 4 * c)
+            v[j] = r < rows ? __ldcg((const float4 *)(q + r * D + 32 * j + 4 * c))
                             : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
         for (int j = 0; j < D / 32; j++) {
@@ -108,6 +108,12 @@ template <int D, kern_branch BRANCH> struct attend_cta {
     {
         return ((s.mask[e] >> warp) & 1) && s.slot[e] >= 0 && s.block[e] >= 0 &&
                s.block[e] * KERN_BLOCK + (int)warp * ROWS <= s.unit[e / KERN_GROUP_ENTRIES].pos;
+    }
+
+    /* Whether entry e is the block that the row's own token stands in. */
+    __device__ bool open(uint32_t e) const
+    {
+        return s.block[e] == s.unit[e / KERN_GROUP_ENTRIES].pos / KERN_BLOCK;
     }
 
     /* Whether token t, or window t of BRANCH_COARSE, has a weight. */
@@ -147,7 +153,7 @@ template <int D, kern_branch BRANCH> struct attend_cta {
                              unit.kept + token + lane * 8);
         } else if (lane < ROWS) {
             const uint32_t t = token + lane;
-            s.u[warp][stage][lane] = t < p.a.summary.max_tokens ? unit.kept[t] : 0;
+            s.u[warp][stage][lane] = t < p.a.summary.max_tokens ? __ldcg(unit.kept + t) : 0;
         }
     }
 
@@ -246,10 +252,13 @@ template <int D, kern_branch BRANCH> struct attend_cta {
                 acc[n][i] = 0.0f;
     }
 
-    /* The group's partial: the four warps folded in order, FOLD columns at a time. Thread t holds
-     * row t / 8, columns 4 (t % 8) + 32 j. */
-    __device__ void fold_warps(row_state<D> &group)
+    /* The group's partial: the four warps folded in order, WIDTH columns at a time by way of
+     * room[0], room[pitch], ... for each warp. Thread t holds row t / 8, columns 4 (t % 8) + 32 j.
+     */
+    template <int WIDTH>
+    __device__ void fold_warps(row_state<D> &group, float *room, uint32_t pitch)
     {
+        constexpr uint32_t LINE = WIDTH + 8;
         const uint32_t r = threadIdx.x / 8, c = threadIdx.x % 8;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -261,12 +270,13 @@ template <int D, kern_branch BRANCH> struct attend_cta {
         }
         float factor[WARPS];
 #pragma unroll
-        for (int first = 0; first < D; first += FOLD) {
+        for (int first = 0; first < D; first += WIDTH) {
 #pragma unroll
             for (int h = 0; h < 2; h++)
 #pragma unroll
-                for (int n = 0; n < FOLD / 8; n++)
-                    *(float2 *)&s.fold[warp][lane / 4 + 8 * h][n * 8 + 2 * (lane % 4)] =
+                for (int n = 0; n < WIDTH / 8; n++)
+                    *(float2 *)&room[warp * pitch + (lane / 4 + 8 * h) * LINE + n * 8 +
+                                     2 * (lane % 4)] =
                         make_float2(acc[first / 8 + n][2 * h], acc[first / 8 + n][2 * h + 1]);
             __syncthreads();
             if (first == 0) {
@@ -280,11 +290,11 @@ template <int D, kern_branch BRANCH> struct attend_cta {
                 }
             }
 #pragma unroll
-            for (int j = 0; j < FOLD / 32; j++) {
+            for (int j = 0; j < WIDTH / 32; j++) {
                 float4 total = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
                 for (int w = 0; w < WARPS; w++) {
-                    const float4 v = *(const float4 *)&s.fold[w][r][32 * j + 4 * c];
+                    const float4 v = *(const float4 *)&room[w * pitch + r * LINE + 32 * j + 4 * c];
                     total.x = fmaf(v.x, factor[w], total.x);
                     total.y = fmaf(v.y, factor[w], total.y);
                     total.z = fmaf(v.z, factor[w], total.z);
@@ -299,7 +309,8 @@ template <int D, kern_branch BRANCH> struct attend_cta {
     }
 };
 
-/* Begin to copy the first entries of the tables; returns the next one to copy. */
+/* Begin to copy the first entries of the tables; returns the next one to copy. With a.entered the
+ * launch before this one may not have ended yet, and writes the rows' open blocks. */
 template <int D, kern_branch BRANCH>
 __device__ __forceinline__ uint32_t copy_first(attend_cta<D, BRANCH> &cta, uint32_t units)
 {
@@ -309,6 +320,7 @@ __device__ __forceinline__ uint32_t copy_first(attend_cta<D, BRANCH> &cta, uint3
         ahead += KERN_GROUP_ENTRIES;
     for (uint32_t stage = 0; stage < STAGES; stage++) {
         if (ahead < units * KERN_GROUP_ENTRIES) {
+            if (cta.open(ahead)) cuda_begin();
             if (cta.active(ahead)) cta.issue(ahead, stage);
             ahead = next_entry<D>(cta.s, ahead, units);
         }
@@ -378,7 +390,7 @@ __device__ __forceinline__ void bring_units(const attend_params &p, const attend
 template <int D, kern_branch BRANCH, bool TWICE>
 __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constant__ attend_params p)
 {
-    cuda_begin();
+    cuda_begin_unless(p.a.entered);
     extern __shared__ __align__(128) uint8_t shared_bytes[];
     attend_shared<D> &s = *reinterpret_cast<attend_shared<D> *>(shared_bytes);
     attend_cta<D, BRANCH> cta(p, s);
@@ -393,19 +405,15 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
         load_units<D, BRANCH, TWICE>(p, s, line, base, units);
         if (p.coming && units_lack<D>(p, s, units)) {
             bring_units<D>(p, s, line, units);
-            if (item == UINT32_MAX) {
-                item = s.unit[0].item;
-                cta.load_query(item);
-            }
+            if (item == UINT32_MAX) cta.load_query(item = s.unit[0].item);
             wait_units<D>(p, s, line, units);
         }
         uint32_t ahead = copy_first(cta, units), done = 0;
+        if (item == UINT32_MAX) cta.load_query(item = s.unit[0].item);
+        cuda_begin();
         for (uint32_t n = 0; n < units; n++) {
             const attend_unit &unit = s.unit[n];
-            if (unit.item != item) {
-                item = unit.item;
-                cta.load_query(item);
-            }
+            if (unit.item != item) cta.load_query(item = unit.item);
             cta.clear(); /* here, so that its registers are free between groups */
             for (uint32_t i = 0; i < unit.entries; i++) {
                 const uint32_t e = n * KERN_GROUP_ENTRIES + i, stage = done % STAGES;
@@ -420,9 +428,13 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
                 copy_async_commit();
                 done++;
             }
-            cta.fold_warps(group);
+            const bool idle = n + 1 == units; /* each warp's stages, once it is here */
+            if (idle)
+                cta.template fold_warps<D>(group, (float *)s.stage, sizeof s.stage[0] / 4);
+            else
+                cta.template fold_warps<FOLD>(group, (float *)s.fold, sizeof s.fold[0] / 4);
             if (TWICE && unit.parted) {
-                put_parted<D>(p, s, unit, group);
+                put_parted<D>(p, s, unit, group, idle);
                 continue;
             }
             const uint32_t start = unit.start, members = unit.members, place = base + n;
@@ -442,10 +454,11 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
             if (!ends && place + 1 < line.end) continue;
             const bool last = arrive_last<D>(s, p.arrived + 2 + owner, given, members);
             given = 0;
-            if (last) finish_split<D>(p, s, unit, partials, members);
+            if (last) finish_split<D>(p, s, unit, partials, members, idle);
         }
         __syncthreads(); /* the tables have been read */
     }
+    cuda_begin(); /* who had nothing to do */
 }
 
 /* ---- launcher -------------------------------------------------------------------------------- */
@@ -471,7 +484,8 @@ template <int D, kern_branch BRANCH> status attend_rows(cuda_stream *stream, att
 {
     const uint64_t items_row = (uint64_t)p.kv_heads * p.tiles;
     const uint64_t partial_bytes = PARTIAL<D> * sizeof(float);
-    p.ctas = 2 * cuda_device_of(stream->base.backend)->sms - CUDA_BESIDE_CTAS;
+    p.ctas = 2 * cuda_device_of(stream->base.backend)->sms;
+    if (p.a.after || p.a.part != ATTEND_WHOLE) p.ctas -= CUDA_BESIDE_CTAS;
     if (p.ctas > DYNAMIC_MAX) return FAIL(UNSUPPORTED, "attend: %u CTAs at once", p.ctas);
     const uint64_t room =
         CUDA_WORKSPACE_BYTES / partial_bytes - p.ctas * SUPER_GROUPS - DYNAMIC_MAX;

@@ -130,6 +130,21 @@ __device__ __forceinline__ void partial_load(row_state<D> &s, const float *from,
     }
 }
 
+/* The same out of shared memory. */
+template <int D>
+__device__ __forceinline__ void partial_read(row_state<D> &s, const float *from, int row,
+                                             int column)
+{
+    s.max = from[row];
+    s.sum = from[ROWS + row];
+#pragma unroll
+    for (int j = 0; j < D / 32; j++) {
+        const float4 v = *(const float4 *)(from + 2 * ROWS + row * D + 32 * j + 4 * column);
+        s.value[4 * j] = v.x, s.value[4 * j + 1] = v.y;
+        s.value[4 * j + 2] = v.z, s.value[4 * j + 3] = v.w;
+    }
+}
+
 /* True for the CTA that brings the arrivals to `expected`; its reads then see what the others
  * wrote. */
 template <int D>
@@ -217,14 +232,32 @@ __device__ __forceinline__ void finish_super(const attend_params &p, attend_shar
         finish_row<D>(p, item, base, supers);
 }
 
-/* The super of a group, whose partials have all met. */
+/* The super of a group, whose partials have all met. At the end of a CTA's tables (`idle`) no copy
+ * is under way, and they come into the stages at once: one way to the second-level cache in place
+ * of one for each. */
 template <int D>
 __device__ __forceinline__ void finish_split(const attend_params &p, attend_shared<D> &s,
                                              const attend_unit &unit, const float *partials,
-                                             uint32_t count)
+                                             uint32_t count, bool idle)
 {
     row_state<D> state;
-    fold_partials<D>(state, partials, count);
+    if (idle) {
+        static_assert(sizeof s.stage >= SUPER_GROUPS * PARTIAL<D> * sizeof(float), "all fit");
+        float *here = reinterpret_cast<float *>(s.stage);
+        for (uint32_t i = threadIdx.x; i < count * (PARTIAL<D> / 4); i += THREADS)
+            copy_async16(shared_address(here + 4 * i), partials + 4 * i);
+        copy_async_commit();
+        copy_async_wait<0>();
+        __syncthreads();
+        state_clear(state);
+        for (uint32_t i = 0; i < count; i++) {
+            row_state<D> one;
+            partial_read<D>(one, here + i * PARTIAL<D>, threadIdx.x / 8, threadIdx.x % 8);
+            state_fold(state, one);
+        }
+    } else {
+        fold_partials<D>(state, partials, count);
+    }
     finish_super<D>(p, s, unit, state);
 }
 
@@ -232,7 +265,8 @@ __device__ __forceinline__ void finish_split(const attend_params &p, attend_shar
  * folds them when it has brought the last. */
 template <int D>
 __device__ __forceinline__ void put_parted(const attend_params &p, attend_shared<D> &s,
-                                           const attend_unit &unit, const row_state<D> &group)
+                                           const attend_unit &unit, const row_state<D> &group,
+                                           bool idle)
 {
     const uint64_t super = (uint64_t)unit.item * p.supers + unit.group / SUPER_GROUPS;
     const uint32_t first = unit.group / SUPER_GROUPS * SUPER_GROUPS;
@@ -244,7 +278,7 @@ __device__ __forceinline__ void put_parted(const attend_params &p, attend_shared
     if (p.a.part == ATTEND_PRESENT) return;
     uint32_t *arrived = p.arrived + 2 + p.ctas + DYNAMIC_MAX + ITEMS_MAX + super;
     if (arrive_last<D>(s, arrived, 1, unit.members))
-        finish_split<D>(p, s, unit, partials, min(unit.groups - first, SUPER_GROUPS));
+        finish_split<D>(p, s, unit, partials, min(unit.groups - first, SUPER_GROUPS), idle);
 }
 
 } // namespace

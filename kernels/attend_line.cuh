@@ -20,7 +20,7 @@ struct attend_line {
 __device__ __forceinline__ uint32_t windows_of(const attend_params &p, uint64_t row)
 {
     const kern_summary &s = p.a.summary;
-    return min(selector_windows_at(s.window, s.stride, p.a.row_pos[row]), s.max_windows);
+    return min(selector_windows_at(s.window, s.stride, __ldcg(p.a.row_pos + row)), s.max_windows);
 }
 
 /* Entries of a list, or `least` if they are fewer. */
@@ -31,7 +31,7 @@ __device__ __forceinline__ uint32_t entries_of(const attend_params &p, uint64_t 
         const uint32_t windows = windows_of(p, list / p.kv_heads);
         return max((windows + KERN_BLOCK - 1) / KERN_BLOCK, (uint32_t)least);
     }
-    return (uint32_t)max(p.a.count[list], least);
+    return (uint32_t)max(__ldcg(p.a.count + list), least);
 }
 
 /* Of the whole item. */
@@ -51,7 +51,7 @@ __device__ __forceinline__ uint32_t groups_here(const attend_params &p, uint32_t
     const uint32_t all = (1u << min(groups - first, SUPER_GROUPS)) - 1;
     if constexpr (!TWICE) return all;
     const uint64_t list = (uint64_t)p.first_row * p.kv_heads + item / p.tiles;
-    const uint32_t late = p.a.late[list * p.supers + first / SUPER_GROUPS];
+    const uint32_t late = __ldcg(p.a.late + list * p.supers + first / SUPER_GROUPS);
     return p.a.part == ATTEND_LATE ? all & late : all & ~late;
 }
 
@@ -98,7 +98,8 @@ __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
     }
     line.large = line.total / gridDim.x;
     line.dynamic = line.large * gridDim.x;
-    if (TWICE && p.a.part == ATTEND_LATE) { /* hardly a group a CTA: not worth a ticket */
+    const uint32_t rest = line.total - line.dynamic;
+    if ((TWICE && p.a.part == ATTEND_LATE) || 2 * rest > gridDim.x) { /* not worth a ticket */
         line.large += line.dynamic < line.total;
         line.dynamic = line.total;
     }
@@ -139,14 +140,14 @@ __device__ __forceinline__ void load_entry(const attend_params &p, attend_shared
         return;
     }
     const uint64_t from = list * p.a.max_select + index;
-    const int32_t block = there ? p.a.block[from] : -1;
+    const int32_t block = there ? __ldcg(p.a.block + from) : -1;
     s.block[e] = block;
-    s.slot[e] = there ? p.a.slot[from] : -1;
+    s.slot[e] = there ? __ldcg(p.a.slot + from) : -1;
     if constexpr (BRANCH == BRANCH_NEAR) {
         const uint64_t row = list / p.kv_heads;
         s.mask[e] = near_parts(block, near_from(p, row), p.a.row_pos[row]);
     } else {
-        s.mask[e] = there ? p.a.mask[from] : 0;
+        s.mask[e] = there ? __ldcg(p.a.mask + from) : 0;
     }
 }
 
@@ -155,15 +156,15 @@ template <int D, kern_branch BRANCH>
 __device__ __forceinline__ void load_row(const attend_params &p, attend_unit &unit, uint64_t list)
 {
     const uint64_t row = list / p.kv_heads;
-    const uint64_t place = (uint64_t)p.a.row_seq[row] * p.kv_heads + list % p.kv_heads;
+    const uint64_t place = (uint64_t)__ldcg(p.a.row_seq + row) * p.kv_heads + list % p.kv_heads;
     if constexpr (BRANCH == BRANCH_COARSE) {
         unit.pos = (int32_t)windows_of(p, row) - 1;
         unit.bias = false;
         unit.kept = p.a.summary.kc + place * p.a.summary.max_windows * D;
         return;
     }
-    unit.pos = p.a.row_pos[row];
-    unit.bias = p.a.selectors[p.a.row_selector[row]].bias;
+    unit.pos = __ldcg(p.a.row_pos + row);
+    unit.bias = p.a.selectors[__ldcg(p.a.row_selector + row)].bias;
     if constexpr (BRANCH == BRANCH_NEAR) unit.from = near_from(p, row);
     unit.kept = p.a.summary.u + place * p.a.summary.max_tokens;
 }

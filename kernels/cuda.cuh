@@ -148,6 +148,13 @@ __device__ __forceinline__ void cuda_begin_short()
 #endif
 }
 
+/* cuda_begin, unless all that is read up to a cuda_begin further on was there when the launch ahead
+ * of this one began. Read it past the first-level cache (__ldcg), which may be older. */
+__device__ __forceinline__ void cuda_begin_unless(bool there)
+{
+    if (!there) cuda_begin();
+}
+
 /* Begins to copy into the second-level cache; from and bytes are multiples of 16. */
 __device__ __forceinline__ void cuda_bring_nearer(const void *from, uint32_t bytes)
 {
@@ -343,18 +350,24 @@ struct cuda_grid {
 /* Launch a kernel that starts with cuda_begin; cuda_launched then tells whether it could be. Where
  * the device knows how, it is set up while the kernel before it ends (CUDA Programming Guide,
  * programmatic dependent launch). Behind anything else, a copy or an event, and ahead of launches
- * without the attribute, as cublasLt's, the order is the usual one. */
+ * without the attribute, as cublasLt's, the order is the usual one.
+ *
+ * All take the largest share of an SM's memory as shared memory, whatever they use of it: the share
+ * can only change while nothing runs on the SM, so attention would not come in beside a gather. */
 template <typename... P, typename... A>
 void cuda_launch(const cuda_stream *stream, const cuda_grid &g, void (*kernel)(P...),
                  const A &...args)
 {
-    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchAttribute attributes[3] = {};
     cudaLaunchConfig_t config = {};
     config.gridDim = g.grid;
     config.blockDim = g.block;
     config.dynamicSmemBytes = g.shared;
     config.stream = stream->handle;
     config.attrs = attributes;
+    cudaLaunchAttribute &shared = attributes[config.numAttrs++];
+    shared.id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    shared.val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
     if (cuda_device_of(stream->base.backend)->early) {
         cudaLaunchAttribute &early = attributes[config.numAttrs++];
         early.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -105,6 +105,8 @@ typedef struct kern_gather_args {    /* copy each arrived block into its slot an
     uint8_t *pool;
     int32_t *row_status;             /* [R]; misses with row -1 report through arrival.state only */
     uint32_t block_bytes;
+    bool ahead;                      /* who needs the blocks comes later: slower, if what runs beside is
+                                      * then faster */
     bool verify;                     /* false only in the control that proves tests can fail */
 } kern_gather_args;
 

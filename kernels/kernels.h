@@ -279,6 +279,8 @@ typedef struct kern_attend_args {    /* softmax over the selection with bias u, 
     uint32_t rows, heads, max_select, block_bytes;
     bool prefill;                    /* rows are consecutive tokens of one sequence under one
                                       * selector, and a block has one slot in all their lists */
+    bool entered;                    /* all that is read here was there before the op ahead of this one
+                                      * in the stream began, but what an `enter` writes into the pool */
     kern_branch branch;
     kern_attend_part part;           /* not ATTEND_WHOLE: BRANCH_SELECTED of decode rows */
     const uint8_t *late;             /* from plan; read where part is not ATTEND_WHOLE */

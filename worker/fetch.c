@@ -267,6 +267,7 @@ static status gather_begin(worker_engine *e, uint32_t layer)
                                     .pool = e->pool,
                                     .row_status = e->dev.status + e->part[e->now].decode.first,
                                     .block_bytes = e->block_bytes,
+                                    .ahead = e->early != SOURCE_OWN,
                                     .verify = e->config.verify}};
     if (e->selects == e->stream)
         TRY(fetch_follows(e->side, e->stream, 0));

@@ -252,6 +252,7 @@ static status attend_part(worker_engine *e, uint32_t layer, kern_attend_part par
 {
     row_range rows = e->part[e->now].decode;
     pick_buffers p = engine_picks(e, layer);
+    const kern_exchange *beside = fetch_beside(e, layer);
     kern_attend_args a = {.q = e->qkv + rows.first * e->qkv_stride,
                           .block = p.block,
                           .slot = p.slot,
@@ -269,7 +270,8 @@ static status attend_part(worker_engine *e, uint32_t layer, kern_attend_part par
                           .max_select = e->max_select,
                           .block_bytes = e->block_bytes,
                           .part = part,
-                          .after = part == ATTEND_PRESENT ? NULL : fetch_beside(e, layer),
+                          .after = part == ATTEND_PRESENT ? NULL : beside,
+                          .entered = beside != NULL && part != ATTEND_LATE,
                           .waited_ns = e->stood_ns,
                           .late = p.late,
                           .next = e->config.model->layer[layer].o};

@@ -184,6 +184,46 @@ void check_late(gpu_bench &b, random_source &r, kern_attend_args a, attend_lists
     check_that(same, "attend %s: what is late is merged with the same bits", name);
 }
 
+/* Right behind the op that writes the rows' own tokens, NaN until then, and begun before it ends.
+ */
+void check_entered(gpu_bench &b, scene &s, kern_attend_args a, attend_lists &l, const char *name,
+                   const std::vector<float> &whole)
+{
+    const size_t lists = l.count.host.size(), bytes = l.pool.host.size() / l.slots, dim = s.dim;
+    const std::vector<uint8_t> pool = l.pool.host;
+    mirror<float> k(lists * dim), v(lists * dim), out(whole.size());
+    mirror<int32_t> slot(lists);
+    for (size_t i = 0; i < lists; i++) {
+        const int32_t pos = s.row_pos.host[i / s.kv_heads];
+        slot.host[i] = l.slot.host[i * a.max_select + (size_t)l.count.host[i] - 1];
+        uint16_t *key = (uint16_t *)&l.pool.host[(size_t)slot.host[i] * bytes] +
+                        (size_t)(pos % KERN_BLOCK) * dim;
+        for (size_t d = 0; d < dim; d++) {
+            uint16_t *value = key + KERN_BLOCK * dim + d;
+            k.host[i * dim + d] = kern_bf16_to_f32(key[d]), key[d] = 0x7fc1;
+            v.host[i * dim + d] = kern_bf16_to_f32(*value), *value = 0x7fc1;
+        }
+    }
+    k.up(), v.up(), slot.up();
+    kern_append_args append = {};
+    append.k = k.device, append.v = v.device, append.slot = slot.device;
+    append.row_pos = s.row_pos.device, append.pool = l.pool.device;
+    append.row_stride = s.kv_heads * dim;
+    append.rows = s.rows, append.kv_heads = s.kv_heads, append.head_dim = s.dim;
+    a.entered = true, a.out = out.device;
+    bool same = true;
+    for (int i = 0; i < 4; i++) {
+        l.pool.up(), out.poison();
+        b.sync();
+        expect_ok(kern_append(b.gpu, &append), name);
+        expect_ok(kern_attend(b.gpu, &a), name);
+        b.sync();
+        same &= out.down() == whole;
+    }
+    l.pool.host = pool, l.pool.up();
+    check_that(same, "attend %s: begun while rows enter has the same bits", name);
+}
+
 /* near: BRANCH_NEAR, with windows of so many tokens; 0: BRANCH_SELECTED. */
 void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
                  uint32_t kv_heads, uint32_t dim, uint32_t tokens, uint32_t max_select, bool parts,
@@ -209,6 +249,7 @@ void attend_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows
     check_close(text, first, ref.host, 2e-5);
     check_narrow(b, gpu, name, first);
     if (near == 0) check_late(b, r, gpu, l, name, first);
+    check_entered(b, s, gpu, l, name, first);
 
     again.poison(); /* one row at a time: the other split, no neighbours */
     kern_attend_args alone = gpu;
