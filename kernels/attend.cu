@@ -394,7 +394,7 @@ __global__ void __launch_bounds__(THREADS, 2) attend_kernel(const __grid_constan
     extern __shared__ __align__(128) uint8_t shared_bytes[];
     attend_shared<D> &s = *reinterpret_cast<attend_shared<D> *>(shared_bytes);
     attend_cta<D, BRANCH> cta(p, s);
-    if (p.coming) bring_weight(p.next);
+    bring_weight(p.next);
     attend_line line = measure_line<D, BRANCH, TWICE>(p, s);
     row_state<D> state, group;
     state_clear(state);

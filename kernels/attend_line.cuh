@@ -99,7 +99,8 @@ __device__ attend_line measure_line(const attend_params &p, attend_shared<D> &s)
     line.large = line.total / gridDim.x;
     line.dynamic = line.large * gridDim.x;
     const uint32_t rest = line.total - line.dynamic;
-    if ((TWICE && p.a.part == ATTEND_LATE) || 2 * rest > gridDim.x) { /* not worth a ticket */
+    const bool late = TWICE && p.a.part == ATTEND_LATE;
+    if (late || line.large == 0 || 2 * rest > gridDim.x) { /* not worth a ticket */
         line.large += line.dynamic < line.total;
         line.dynamic = line.total;
     }

@@ -239,6 +239,13 @@ __device__ __forceinline__ uint32_t load_acquire_device(const uint32_t *from)
     return v;
 }
 
+__device__ __forceinline__ uint64_t load_acquire_device64(const uint64_t *from)
+{
+    uint64_t v;
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(from) : "memory");
+    return v;
+}
+
 /* After all that the thread, and those behind a barrier before it, have written. */
 __device__ __forceinline__ void store_release_device(uint32_t *to, uint32_t v)
 {

@@ -181,11 +181,7 @@ __device__ uint32_t items_of(const gather_params &p)
 {
     if (p.seen == p.arrival) return (uint32_t)cta_load_acquire(p.published);
     __shared__ uint64_t word;
-    if (threadIdx.x == 0)
-        asm volatile("ld.acquire.gpu.global.u64 %0, [%1];"
-                     : "=l"(word)
-                     : "l"(p.published)
-                     : "memory");
+    if (threadIdx.x == 0) word = load_acquire_device64((const uint64_t *)p.published);
     __syncthreads();
     return (uint32_t)(word >> 32) == p.own_tag ? (uint32_t)word : 0;
 }
