@@ -27,6 +27,7 @@ static const verb_flag flags[] = {
     {BOTH, {"--lookahead", "own|mid|input|step", "whose query selects (default own)", AT(lookahead), FLAG_TYPE_WORD, 0, 0}},
     {BOTH, {"--device-pool", "SIZE", "device memory for KV blocks, as 64MiB (default: the cluster file's)", AT(device_pool_bytes), FLAG_TYPE_BYTES, 0, 0}},
     {BOTH, {"--hbm", "SIZE", "all device memory, as 40GiB: weights, workspaces, summaries; the pool is the rest unless given", AT(hbm_bytes), FLAG_TYPE_BYTES, 0, 0}},
+    {BOTH, {"--prompt-stage", "SIZE", "device memory for blocks of the prompt being computed, as 4GiB; a longer prompt's stand in host memory (default 0B)", AT(prompt_stage_bytes), FLAG_TYPE_BYTES, 0, 0}},
     {BOTH, {"--host-tier", "SIZE", "host memory for blocks beyond the pool, as 1GiB (default: the cluster file's)", AT(host_tier_bytes), FLAG_TYPE_BYTES, 0, 0}},
     {BOTH, {"--max-num-seqs", "N", "sequences that decode in one step", AT(max_num_seqs), FLAG_TYPE_WHOLE, 1, 4096}},
     {BOTH, {"--max-model-len", "N", "longest prompt with its answer, in tokens (default: the model's)", AT(max_model_len), FLAG_TYPE_WHOLE, 1, 1u << 24}},

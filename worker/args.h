@@ -21,6 +21,7 @@ typedef struct args {
     const char *task, *kind; /* eval: "text" or "keys"; "trained", "unseen" or NULL */
     const char *format;      /* as it was given; NULL: text */
     uint64_t device_pool_bytes, host_tier_bytes, hbm_bytes; /* UINT64_MAX: not given */
+    uint64_t prompt_stage_bytes;
     uint32_t max_num_seqs, max_model_len, max_num_batched_tokens, park_quantum, victim_margin,
         threads;                         /* UINT32_MAX: not given */
     uint32_t guess;                      /* 0: none */

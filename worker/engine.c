@@ -1,4 +1,5 @@
 /* Creation (all memory is taken here, and printed), requests in, events out. */
+#include "worker/engine_plan.h"
 #include "worker/fetch.h"
 
 #include <string.h>
@@ -160,6 +161,8 @@ static void read_dims(worker_engine *e)
     e->max_select = selector_entries(e, &e->config.widest);
     e->max_entries = sched_entries_needed(e, &e->config.widest, e->max_blocks);
     e->block_bytes = block_layout_bytes(&e->config.model->layout);
+    uint64_t stage = e->config.prompt_stage_bytes / e->block_bytes / e->layers / e->kv_heads;
+    e->stage_blocks = stage < e->max_blocks ? (uint32_t)stage : e->max_blocks;
     e->rows_max = e->cluster.max_num_batched_tokens + e->seqs;
     e->qkv_stride = (e->heads + UINT64_C(2) * e->kv_heads) * e->head_dim;
 }
@@ -372,10 +375,21 @@ static void take_summaries(taking *t)
     e->keep_step = take_shared(t, e->seqs, sizeof(uint32_t));
 }
 
+static void take_stage(taking *t)
+{
+    if (t->e->stage_blocks > 0) t->e->stage = take(t, engine_stage_bytes(t->e), 1);
+}
+
 static void take_host(worker_engine *e)
 {
     arena *a = e->memory;
     size_t heads = (size_t)e->layers * e->kv_heads, homes = heads * e->max_blocks;
+    e->stage_place = ARENA_NEW(a, int32_t, homes);
+    for (size_t i = 0; i < homes; i++) {
+        size_t list = i / e->max_blocks, block = i % e->max_blocks;
+        e->stage_place[i] =
+            block < e->stage_blocks ? (int32_t)(list * e->stage_blocks + block) : -1;
+    }
     e->pool_stack = ARENA_NEW(a, int32_t, e->pool_slots);
     for (uint32_t i = 0; i < e->pool_slots; i++)
         e->pool_stack[i] = (int32_t)(e->pool_slots - 1 - i);
@@ -523,6 +537,7 @@ static uint64_t count_others(worker_engine *e)
     double stream = 0;
     e->device_bytes = e->shared_bytes = 0;
     take_summaries(&t);
+    take_stage(&t);
     take_rows(&t);
     take_guess(&t);
     take_picks(&t);
@@ -552,10 +567,11 @@ static status refuse_limit(worker_engine *e, uint64_t others, uint64_t pool)
                    n > 0 ? "--max-num-seqs %u" : "a smaller --max-model-len or budget", n);
     return FAIL(NO_MEMORY,
                 "%.1f MiB of device memory (--hbm) do not hold weights of %.1f MiB, workspaces of "
-                "%.1f, summaries of %.1f and %s pool of %.1f: give --hbm %lluMiB, or %s",
+                "%.1f, summaries of %.1f and %s pool of %.1f: give --hbm %lluMiB, or %s%s",
                 (double)limit * mib, (double)weights * mib, (double)(others - summaries) * mib,
                 (double)summaries * mib, smallest ? "the smallest" : "a", (double)pool * mib,
-                (unsigned long long)((need + 1048575) / 1048576), or_else);
+                (unsigned long long)((need + 1048575) / 1048576), or_else,
+                e->stage_blocks > 0 ? ", or a smaller --prompt-stage" : "");
 }
 
 /* The pool's size by the limit of device memory, if there is one, and whether the device has it. */
@@ -581,62 +597,9 @@ static status size_pool(worker_engine *e)
     return STATUS_OK;
 }
 
-static status check_pool(const worker_engine *e)
-{
-    uint64_t need = (uint64_t)e->layers * e->kv_heads * e->max_entries;
-    if (e->pool_slots >= need) return STATUS_OK;
-    return FAIL(
-        NO_MEMORY,
-        "a device pool of %llu bytes is too small for one step of one sequence: %u layers x "
-        "%u KV heads x %u blocks of %u bytes need --device-pool %lluKiB or more",
-        (unsigned long long)e->cluster.device_pool_bytes, e->layers, e->kv_heads, e->max_entries,
-        e->block_bytes, (unsigned long long)((need * e->block_bytes + 1023) / 1024));
-}
-
-static status check_config(const worker_config *config)
-{
-    const cluster_config *c = config->cluster;
-    const model_config *m = &config->model->config;
-    if (c->max_num_seqs == 0 || c->max_num_seqs > 512)
-        return FAIL(INVALID, "--max-num-seqs %u: between 1 and 512", c->max_num_seqs);
-    if (c->max_num_batched_tokens == 0)
-        return FAIL(INVALID, "--max-num-batched-tokens 0: at least 1");
-    if (c->max_model_len > m->positions_max || config->model->max_tokens < c->max_model_len)
-        return FAIL(INVALID, "--max-model-len %u: the model has %u positions", c->max_model_len,
-                    m->positions_max);
-    if (config->with_store && c->map.node_count == 0)
-        return FAIL(INVALID, "a store needs nodes: the cluster file names none");
-    return STATUS_OK;
-}
-
-uint64_t worker_pool_bytes(const worker_engine *e)
-{
-    return (uint64_t)e->pool_slots * e->block_bytes;
-}
-
-static void print_plan(const worker_engine *e, FILE *plan)
-{
-    if (plan == NULL) return;
-    const double mib = 1.0 / 1048576.0;
-    uint64_t pool = worker_pool_bytes(e), weights = e->config.model->weight_bytes;
-    uint64_t works = e->device_bytes - pool - e->summary_bytes + e->stream_bytes;
-    uint64_t landing = e->config.with_store ? e->cluster.landing_bytes : 0;
-    fprintf(plan,
-            "memory plan: weights %.1f MiB, workspaces and tables %.1f MiB, summaries %.1f MiB, "
-            "pool %.1f MiB (%u blocks of %u KiB): %.1f MiB of device memory",
-            (double)weights * mib, (double)works * mib, (double)e->summary_bytes * mib,
-            (double)pool * mib, e->pool_slots, e->block_bytes / 1024,
-            (double)(weights + works + e->summary_bytes + pool) * mib);
-    if (e->config.hbm_bytes != 0)
-        fprintf(plan, " of the %.1f MiB allowed", (double)e->config.hbm_bytes * mib);
-    fprintf(plan, "; host %.1f MiB, of it landing zone %.1f MiB\n",
-            (double)(arena_bytes(e->memory) + e->shared_bytes + io_shared_bytes(e->io)) * mib,
-            (double)landing * mib);
-}
-
 status worker_create(const worker_config *config, FILE *plan, worker_engine **out_engine)
 {
-    TRY(check_config(config));
+    TRY(engine_check_config(config));
     arena *a = arena_create("worker");
     worker_engine *e = ARENA_NEW(a, worker_engine, 1);
     e->memory = a;
@@ -649,7 +612,7 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
     taking t = {.e = e, .result = size_pool(e)};
     if (t.result == STATUS_OK) {
         e->pool_slots = (uint32_t)(e->cluster.device_pool_bytes / e->block_bytes);
-        t.result = check_pool(e);
+        t.result = engine_check_pool(e);
     }
     if (t.result == STATUS_OK) t.result = kern_stream_create(e->backend, &e->stream);
     e->side = e->picker = e->selects = e->stream;
@@ -659,6 +622,7 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
     }
     e->pool = take(&t, e->pool_slots, e->block_bytes);
     take_summaries(&t);
+    take_stage(&t);
     take_rows(&t);
     take_guess(&t);
     take_picks(&t);
@@ -677,7 +641,7 @@ status worker_create(const worker_config *config, FILE *plan, worker_engine **ou
     arena_seal(a);
     hist_reset(&e->stats.ttft_ns);
     hist_reset(&e->stats.itl_ns);
-    print_plan(e, plan);
+    engine_print_plan(e, plan);
     *out_engine = e;
     return STATUS_OK;
 }

@@ -54,6 +54,7 @@ typedef struct sequence {
     int32_t *tail_slot;     /* [L * Hk] host slots of the open block while parked, or -1 */
     uint64_t *tail_digest;  /* [L * Hk] of its bytes, from when they got there */
     int32_t *stage_slot;    /* [L, Hk, B] host slots while in prefill */
+    bool staged;            /* in prefill: its blocks stand in engine.stage, to be copied there */
     int32_t *last_pick;     /* [L, Hk, M] last selection, -1 pads: what to bring back first */
     uint32_t generation;    /* grows when the slot's occupant or its entries change */
     uint32_t groups_open;   /* prefetch groups under way */
@@ -219,7 +220,11 @@ struct worker_engine {
     uint32_t seen_step; /* the step whose lists they are */
     uint8_t *pick_mask;
     pick_buffers prefill;
-    int32_t *stage_home; /* [L, Hk, B] host slots of the prompt in prefill, for ops */
+    uint8_t *stage; /* [L, Hk, stage_blocks] blocks of the prompt in prefill, if that has room */
+    uint32_t stage_blocks;
+    int32_t *stage_home;  /* [L, Hk, B] slots of the prompt in prefill, for ops: in stage, or the
+                           * host's */
+    int32_t *stage_place; /* what stage_home is of one in stage */
     int32_t *prompt_block, *prompt_count; /* [L, Hk, M], [L, Hk] its last row's picks (shared) */
     /* candidates of several sequences (shared): [L, S, Hk, M]; [S] each */
     int32_t *candidate, *candidate_seq, *candidate_pos, *candidate_selector;
@@ -335,8 +340,8 @@ status seal_digest_set(worker_engine *e, uint32_t seq, uint32_t layer, uint32_t 
                        uint32_t block, uint64_t digest);
 /* What fails otherwise in sealing is the device, and the engine with it.
  * A block of a prompt, in all layers and KV heads in slots e->seal_slot of `memory`: digests into
- * e->seal_digest. */
-status seal_block(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *memory);
+ * e->seal_digest, and with `copy` its bytes to e->seal_copy. */
+status seal_block(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *memory, bool copy);
 /* A block that has its digest goes to the io side; list: layer * Hk + KV head. hold: see
  * IO_SEALED. */
 void seal_send(worker_engine *e, uint32_t seq, uint32_t list, uint32_t block, int32_t slot,

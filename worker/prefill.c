@@ -1,5 +1,7 @@
-/* Prompt rows: K and V go to host slots (staging), where the rows read all earlier blocks of the
- * layer; complete blocks are sealed and put while the prompt goes on.
+/* Prompt rows: K and V go where the rows read all earlier blocks of the layer: to a stage in device
+ * memory, where the whole prompt has room there, else to the host slots that each block is given in
+ * any case. Complete blocks are sealed, out of the stage with a copy into their host slots, and put
+ * while the prompt goes on.
  * A row's bits depend on neither chunks nor batch, by the tile kernels either, whose order of
  * summation is their own: what came by prefill is recomputed by prefill. */
 #include "worker/fetch.h"
@@ -12,12 +14,19 @@ static int32_t *stage(const worker_engine *e, const sequence *s, uint32_t layer,
     return &s->stage_slot[((size_t)layer * e->kv_heads + kv_head) * e->max_blocks + block];
 }
 
+/* What slots of the prompt's blocks are counted from. */
+static uint8_t *memory_of(const worker_engine *e, const sequence *s)
+{
+    return s->staged ? e->stage : io_slot_bytes(e->io, 0);
+}
+
 /* Host slots for the next `rows` positions, a block of all layers at a time. Decode comes first: a
  * reserve stays for its seals and for parking. Returns how many rows have room. */
 uint32_t prefill_reserve(worker_engine *e, uint32_t seq, uint32_t rows)
 {
     sequence *s = &e->seq[seq];
     uint32_t per_block = e->layers * e->kv_heads, reserve = 2 * e->seqs * per_block;
+    if (s->done == 0) s->staged = s->prefill_count <= e->stage_blocks * KERN_BLOCK;
     for (uint32_t row = 0; row < rows;) {
         uint32_t block = (s->done + row) / KERN_BLOCK;
         if (*stage(e, s, 0, 0, block) < 0) {
@@ -36,7 +45,8 @@ status prefill_begin(worker_engine *e)
 {
     const sequence *s = &e->seq[e->row.seq[e->prefill_rows.first]];
     uint64_t homes = (uint64_t)e->layers * e->kv_heads * e->max_blocks;
-    return kern_copy(e->stream, e->stage_home, s->stage_slot, homes * sizeof(int32_t));
+    const int32_t *slots = s->staged ? e->stage_place : s->stage_slot;
+    return kern_copy(e->stream, e->stage_home, slots, homes * sizeof(int32_t));
 }
 
 static const int32_t *homes_of(const worker_engine *e, uint32_t layer)
@@ -124,7 +134,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
         .row_pos = e->dev.pos + rows.first,
         .row_selector = e->dev.selector + rows.first,
         .selectors = e->dev_selectors,
-        .pool = io_slot_bytes(e->io, 0),
+        .pool = memory_of(e, s),
         .summary = engine_summary(e, layer),
         .row_stride = e->qkv_stride,
         .rows = rows.count,
@@ -149,6 +159,7 @@ status prefill_layer(worker_engine *e, uint32_t layer)
     size_t q_width = (size_t)e->heads * e->head_dim, kv_width = (size_t)e->kv_heads * e->head_dim;
     const float *k = e->qkv + (size_t)all.first * e->qkv_stride + q_width;
     int32_t *slots = e->append_slot + (size_t)all.first * e->kv_heads;
+    const sequence *s = &e->seq[e->row.seq[all.first]];
     kern_compress_args compress = {.k = k,
                                    .v = k + kv_width,
                                    .u = e->row_u + (size_t)all.first * e->kv_heads,
@@ -168,7 +179,7 @@ status prefill_layer(worker_engine *e, uint32_t layer)
                                         .v = k + kv_width,
                                         .slot = slots,
                                         .row_pos = e->dev.pos + all.first,
-                                        .pool = io_slot_bytes(e->io, 0),
+                                        .pool = memory_of(e, s),
                                         .row_stride = e->qkv_stride,
                                         .rows = all.count,
                                         .kv_heads = e->kv_heads,
@@ -189,18 +200,34 @@ static status seal_staged(worker_engine *e, uint32_t seq, uint32_t block)
 {
     sequence *s = &e->seq[seq];
     uint32_t n = e->layers * e->kv_heads;
-    for (uint32_t i = 0; i < n; i++)
-        e->seal_slot[i] = *stage(e, s, i / e->kv_heads, i % e->kv_heads, block);
-    status result = seal_block(e, seq, block, io_slot_bytes(e->io, 0));
+    const int32_t *slot = s->staged ? e->stage_place : s->stage_slot;
+    for (uint32_t i = 0; i < n; i++) {
+        size_t at = (size_t)i * e->max_blocks + block;
+        e->copy_slot[i] = s->stage_slot[at];
+        e->seal_slot[i] = slot[at];
+        e->seal_copy[i] = io_slot_bytes(e->io, s->stage_slot[at]);
+    }
+    status result = seal_block(e, seq, block, memory_of(e, s), s->staged);
     for (uint32_t i = 0; i < n && result == STATUS_OK; i++)
         result =
             seal_digest_set(e, seq, i / e->kv_heads, i % e->kv_heads, block, e->seal_digest[i]);
     if (result != STATUS_OK) return result; /* all of it is still ours, or all is the io side's */
     for (uint32_t i = 0; i < n; i++) {
-        seal_send(e, seq, i, block, e->seal_slot[i], true);
+        seal_send(e, seq, i, block, e->copy_slot[i], true);
         if (s->final.recomputes > 0) s->final.blocks.recomputed++, e->stats.blocks.recomputed++;
     }
     return STATUS_OK;
+}
+
+/* The open block out of the stage into its host slots. */
+static status copy_tail(worker_engine *e, const sequence *s, uint32_t block)
+{
+    for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
+        size_t from = (size_t)e->stage_place[(size_t)i * e->max_blocks + block] * e->block_bytes;
+        TRY(kern_copy(e->stream, io_slot_bytes(e->io, s->tail_slot[i]), e->stage + from,
+                      e->block_bytes));
+    }
+    return kern_stream_sync(e->stream);
 }
 
 /* The prompt is over: what its last row attended to, and its open block in host slots of its own.
@@ -209,15 +236,16 @@ static void prompt_over(worker_engine *e, uint32_t seq)
 {
     sequence *s = &e->seq[seq];
     uint32_t open = s->done / KERN_BLOCK, n = e->layers * e->kv_heads;
+    bool whole = s->done % KERN_BLOCK == 0;
     for (uint32_t i = 0; i < n; i++) {
         const int32_t *from = e->prompt_block + (size_t)i * e->max_select;
         int32_t *to = s->last_pick + (size_t)i * e->max_select;
         for (uint32_t k = 0; k < e->max_select; k++)
             to[k] = (int32_t)k < e->prompt_count[i] ? from[k] : -1;
-        bool whole = s->done % KERN_BLOCK == 0;
         s->tail_slot[i] = whole ? -1 : *stage(e, s, i / e->kv_heads, i % e->kv_heads, open);
     }
     memset(s->stage_slot, 0xff, (size_t)n * e->max_blocks * sizeof(int32_t)); /* all -1 */
+    if (s->staged && !whole) engine_device_failed(e, copy_tail(e, s, open));
     seal_tail_given(e, seq, open);
     s->state = SEQ_READY;
 }
@@ -240,6 +268,7 @@ status prefill_sealed(worker_engine *e)
     }
     s->done += all.count;
     e->stats.prefill_rows += all.count;
+    if (s->staged) e->stats.staged_rows += all.count;
     if (s->done == s->prefill_count) prompt_over(e, seq);
     return STATUS_OK;
 }

@@ -63,10 +63,10 @@ static status seal(worker_engine *e, uint32_t n, const uint8_t *pool, bool copy)
     return result;
 }
 
-status seal_block(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *memory)
+status seal_block(worker_engine *e, uint32_t seq, uint32_t block, const uint8_t *memory, bool copy)
 {
     seeds_of(e, 0, seq, block);
-    return seal(e, lists_of(e), memory, false);
+    return seal(e, lists_of(e), memory, copy);
 }
 
 /* ---- of decoding sequences ------------------------------------------------------------------- */

@@ -239,6 +239,7 @@ status session_start(session *s, FILE *plan)
         .tiles = true,
         .verify = !s->args->no_verify,
         .hbm_bytes = s->args->hbm_bytes != UINT64_MAX ? s->args->hbm_bytes : 0,
+        .prompt_stage_bytes = s->args->prompt_stage_bytes,
         .widest = widest_of(s),
     };
     TRY(worker_create(&config, plan, &s->engine));

@@ -50,7 +50,9 @@ typedef struct worker_config {
     bool verify;          /* false only in the control that proves tests can fail */
     uint64_t hbm_bytes;   /* device memory for weights, workspaces, summaries and pool; 0: no limit.
                            * The driver's own is not counted */
-    kern_selector widest; /* the largest selector a request will bring: sizes buffers */
+    uint64_t prompt_stage_bytes; /* of that, for the blocks of the prompt being computed; a longer
+                                  * prompt's stand in host memory. 0: all prompts' do */
+    kern_selector widest;        /* the largest selector a request will bring: sizes buffers */
 } worker_config;
 
 /* cluster.device_pool_bytes: what hbm_bytes leaves, at most what all sequences can use. */
@@ -122,6 +124,7 @@ bool worker_next_event(worker_engine *engine, worker_event *out_event);
 
 typedef struct worker_stats {
     uint64_t steps, decode_rows, prefill_rows, void_rows, recomputes, parks, resumes;
+    uint64_t staged_rows; /* of prefill_rows, those of prompts that stood in device memory */
     worker_blocks blocks;
     uint64_t corrupt; /* blocks that came with other bytes than were sealed and were not attended
                        * to, found on the way into the pool; the client's own are client.corrupt */

@@ -25,7 +25,7 @@ typedef struct row {
     uint32_t nodes, replicas; /* 0 nodes: everything in this process' memory */
     uint32_t pool_divisor;    /* device pool = KV of all prompts / this */
     uint32_t batch, chunk, threads;
-    uint64_t host_tier_bytes;
+    uint64_t host_tier_bytes, prompt_stage_bytes;
     const char *faults;
     action act;
     uint32_t guess; /* percent */
@@ -185,6 +185,7 @@ static void run_row(const char *name, const row *of, outcome *o)
                        .threads = of->threads,
                        .pool_bytes = kv_bytes() / of->pool_divisor,
                        .host_tier_bytes = of->host_tier_bytes,
+                       .prompt_stage_bytes = of->prompt_stage_bytes,
                        .park_quantum = 32,
                        .cluster = of->nodes > 0 ? &cluster : NULL,
                        .no_verify = of->no_verify,
@@ -231,6 +232,7 @@ static void expect_wanted(const row *of, const outcome *o)
     if (of->wants & WANT_RECOMPUTE) EXPECT(s->recomputes > 0 && s->blocks.recomputed > 0);
     if (of->wants & WANT_PARKS) EXPECT(s->parks > 0);
     if (of->no_prefetch) EXPECT_EQ_U64(s->prefetch.issued, 0);
+    EXPECT((s->staged_rows > 0) == (of->prompt_stage_bytes > 0));
 }
 
 /* The all-in-memory run of a source that every row of that source is compared with. */
@@ -312,6 +314,15 @@ TEST(no_prefetch)
 {
     same("no prefetch",
          (row){.nodes = 3, .replicas = 2, .no_prefetch = true, .wants = WANT_REMOTE});
+}
+TEST(prompts_that_stand_on_the_device)
+{
+    same("prompts on the device, killed",
+         (row){.nodes = 3,
+               .replicas = 2,
+               .prompt_stage_bytes = 32 << 20, /* 8K tokens: one has more */
+               .act = KILL,
+               .wants = WANT_REMOTE | WANT_FAILOVER});
 }
 TEST(a_node_killed_while_decoding)
 {

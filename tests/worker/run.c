@@ -153,6 +153,7 @@ run *run_open(const run_setup *setup)
                             .late_merge = !setup->no_late_merge,
                             .verify = !setup->no_verify,
                             .tiles = RUN_TILES,
+                            .prompt_stage_bytes = setup->prompt_stage_bytes,
                             .widest = r->selector};
     EXPECT_MSG(worker_create(&config, NULL, &r->engine) == STATUS_OK, "%s", log_last_error());
     return r;

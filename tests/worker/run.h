@@ -10,7 +10,7 @@ typedef struct run_setup {
     const char *model_dir;
     selector_choice selector;
     uint32_t max_len, seqs, batched, threads;
-    uint64_t pool_bytes, host_tier_bytes;
+    uint64_t pool_bytes, host_tier_bytes, prompt_stage_bytes;
     uint32_t park_quantum;         /* 0: 16 */
     const cluster_config *cluster; /* nodes and deadlines; NULL: no store */
     uint32_t guess;                /* percent */

@@ -145,6 +145,13 @@ TEST(so_it_has_with_lookahead_step)
     same_apart(setup_of("step", 2));
 }
 
+TEST(so_it_has_with_prompts_on_the_device)
+{
+    run_setup setup = setup_of("step", 2);
+    setup.prompt_stage_bytes = 64 << 20;
+    same_apart(setup);
+}
+
 TEST(so_it_has_with_gathers_before_attention_and_not_beside_it)
 {
     run_setup setup = setup_of("own", 2);

@@ -83,6 +83,7 @@ static const bad_case cases[] = {
     {"a pool smaller than a step needs", NULL, NULL, NULL, NULL, NULL, {"--device-pool", "64KiB"}, 1, NO_OUTPUT, 0, "need --device-pool 5120KiB or more"},
     {"a device memory smaller than the weights", NULL, NULL, NULL, NULL, NULL, {"--hbm", "8MiB"}, 1, NO_OUTPUT, 0, "give --hbm"},
     {"a device memory for fewer sequences", NULL, NULL, NULL, NULL, NULL, {"--hbm", "100MiB", "--max-num-seqs", "64"}, 1, NO_OUTPUT, 0, "or --max-num-seqs "},
+    {"a prompt stage that holds no block", NULL, NULL, NULL, NULL, NULL, {"--prompt-stage", "1KiB"}, 2, NO_OUTPUT, 0, "64 tokens of a prompt take"},
     {"a device memory of nothing", NULL, NULL, NULL, NULL, NULL, {"--hbm", "0B"}, 2, NO_OUTPUT, 0, "--hbm 0B"},
     {"a pool without a unit", NULL, NULL, NULL, NULL, NULL, {"--device-pool", "64"}, 2, NO_OUTPUT, 0, "unit"},
     {"a pool of no number", NULL, NULL, NULL, NULL, NULL, {"--device-pool", "MiB"}, 2, NO_OUTPUT, 0, "--device-pool MiB"},

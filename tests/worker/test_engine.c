@@ -236,9 +236,27 @@ TEST(blocks_that_a_card_wrote_give_the_same_bits)
     (void)flipped(0.02, 2, 0);
 }
 
-TEST(lost_blocks_are_computed_again_with_the_same_bits)
+/* 27 blocks in 16 lists, 16 KiB each; a token less has no room for all of it. */
+TEST(a_prompt_on_the_device_has_the_bits_of_one_in_host_memory)
+{
+    const uint64_t block = 16 * 16384, all = (PROMPT + 63) / 64 * block;
+    worker_event final;
+    worker_stats stats;
+    for (uint32_t nodes = 0; nodes <= 3; nodes += 3) {
+        run_setup setup = setup_of(nodes, nodes == 0 ? 0 : 2);
+        setup.prompt_stage_bytes = all;
+        EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
+        EXPECT(stats.staged_rows > 0 && stats.staged_rows == stats.prefill_rows);
+        setup.prompt_stage_bytes = all - 1;
+        EXPECT_EQ_X64(digest_of(&setup, &final, &stats), memory_digest());
+        EXPECT_EQ_U64(stats.staged_rows, 0);
+    }
+}
+
+static void lost_blocks(uint64_t prompt_stage_bytes)
 {
     run_setup setup = setup_of(1, 1);
+    setup.prompt_stage_bytes = prompt_stage_bytes;
     setup.hub_faults = (kv_faults){.seed = 5, .flip_memory = 0.02}; /* no other replica has it */
     worker_event final;
     worker_stats stats;
@@ -252,6 +270,16 @@ TEST(lost_blocks_are_computed_again_with_the_same_bits)
         EXPECT_EQ_X64(digest, memory_digest());
     else
         EXPECT_EQ_U64(final.recomputes, ENGINE_RECOMPUTE_MAX); /* gave up, said so */
+}
+
+TEST(lost_blocks_are_computed_again_with_the_same_bits)
+{
+    lost_blocks(0);
+}
+
+TEST(so_they_are_where_prompts_stand_on_the_device)
+{
+    lost_blocks(8 << 20);
 }
 
 TEST(a_full_store_fails_the_request_with_no_space)
@@ -351,7 +379,8 @@ TEST(a_pool_smaller_than_one_step_is_refused_with_what_it_needs)
 
 /* The engine that a limit of device memory gives, its numbers out of the printed plan; NULL: none.
  */
-static worker_engine *limited(const model *m, uint64_t hbm, uint64_t pool, double *out_total)
+static worker_engine *limited_staged(const model *m, uint64_t hbm, uint64_t pool, uint64_t stage,
+                                     double *out_total)
 {
     static cluster_config cluster;
     char *plan = NULL;
@@ -360,8 +389,11 @@ static worker_engine *limited(const model *m, uint64_t hbm, uint64_t pool, doubl
     cluster.device_pool_bytes = pool;
     cluster.max_num_seqs = 2;
     cluster.max_model_len = 2048;
-    worker_config config = {
-        .model = m, .cluster = &cluster, .clock = clock_monotonic, .hbm_bytes = hbm};
+    worker_config config = {.model = m,
+                            .cluster = &cluster,
+                            .clock = clock_monotonic,
+                            .hbm_bytes = hbm,
+                            .prompt_stage_bytes = stage};
     const selector_choice choice = {.name = "nosa", .budget = "16"};
     EXPECT(model_selector(&m->config, &choice, &config.widest) == STATUS_OK);
     FILE *to = open_memstream(&plan, &bytes);
@@ -369,10 +401,19 @@ static worker_engine *limited(const model *m, uint64_t hbm, uint64_t pool, doubl
     status made = worker_create(&config, to, &e);
     EXPECT(made == STATUS_OK || made == STATUS_NO_MEMORY);
     fclose(to);
-    const char *total = plan != NULL ? strstr(plan, " KiB): ") : NULL;
-    if (total != NULL) *out_total = atof(total + 7);
+    const char *total = plan != NULL ? strstr(plan, " MiB of device memory") : NULL;
+    while (total != NULL && total[-1] != ' ')
+        total--;
+    if (total != NULL) *out_total = atof(total);
+    EXPECT(made != STATUS_OK ||
+           (strstr(plan, ", prompts up to 1024 tokens 4.0 MiB: ") != NULL) == (stage > 0));
     free(plan);
     return made == STATUS_OK ? e : NULL;
+}
+
+static worker_engine *limited(const model *m, uint64_t hbm, uint64_t pool, double *out_total)
+{
+    return limited_staged(m, hbm, pool, 0, out_total);
 }
 
 TEST(a_limit_of_device_memory_leaves_the_pool_the_rest_or_says_what_would_do)
@@ -396,6 +437,12 @@ TEST(a_limit_of_device_memory_leaves_the_pool_the_rest_or_says_what_would_do)
     EXPECT(limited(m, enough - (1 << 20), WORKER_POOL_REST, &total) == NULL);
     e = limited(m, enough + (3 << 20), WORKER_POOL_REST, &total);
     EXPECT(e != NULL && worker_pool_bytes(e) >= least + (3 << 20));
+    worker_destroy(e);
+    EXPECT(limited_staged(m, enough + (3 << 20), WORKER_POOL_REST, 4 << 20, &total) == NULL);
+    EXPECT(strstr(log_last_error(), ", or a smaller --prompt-stage") != NULL);
+    e = limited_staged(m, enough + (4 << 20), WORKER_POOL_REST, 4 << 20, &total);
+    EXPECT(e != NULL && worker_pool_bytes(e) < least + (1 << 20));
+    EXPECT(total * 1048576 <= (double)enough + 4194304 + 60000);
     worker_destroy(e);
     e = limited(m, enough + (300 << 20), WORKER_POOL_REST, &total);
     EXPECT(e != NULL && worker_pool_bytes(e) == most); /* more would serve nobody */
