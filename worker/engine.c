@@ -377,19 +377,24 @@ static void take_summaries(taking *t)
 
 static void take_stage(taking *t)
 {
-    if (t->e->stage_blocks > 0) t->e->stage = take(t, engine_stage_bytes(t->e), 1);
+    worker_engine *e = t->e;
+    uint64_t places = (uint64_t)e->kv_heads * e->max_blocks;
+    if (e->stage_blocks == 0) return;
+    e->stage = take(t, engine_stage_bytes(e), 1);
+    e->stage_place = take(t, places, sizeof(int32_t));
+    if (t->dry || t->result != STATUS_OK) return;
+    int32_t *place = ARENA_NEW(e->memory, int32_t, places);
+    for (uint64_t i = 0; i < places; i++) {
+        uint32_t head = (uint32_t)(i / e->max_blocks), block = (uint32_t)(i % e->max_blocks);
+        place[i] = block < e->stage_blocks ? (int32_t)(head * e->stage_blocks + block) : -1;
+    }
+    t->result = kern_copy(e->stream, e->stage_place, place, places * sizeof(int32_t));
 }
 
 static void take_host(worker_engine *e)
 {
     arena *a = e->memory;
     size_t heads = (size_t)e->layers * e->kv_heads, homes = heads * e->max_blocks;
-    e->stage_place = ARENA_NEW(a, int32_t, homes);
-    for (size_t i = 0; i < homes; i++) {
-        size_t list = i / e->max_blocks, block = i % e->max_blocks;
-        e->stage_place[i] =
-            block < e->stage_blocks ? (int32_t)(list * e->stage_blocks + block) : -1;
-    }
     e->pool_stack = ARENA_NEW(a, int32_t, e->pool_slots);
     for (uint32_t i = 0; i < e->pool_slots; i++)
         e->pool_stack[i] = (int32_t)(e->pool_slots - 1 - i);

@@ -54,7 +54,8 @@ typedef struct sequence {
     int32_t *tail_slot;     /* [L * Hk] host slots of the open block while parked, or -1 */
     uint64_t *tail_digest;  /* [L * Hk] of its bytes, from when they got there */
     int32_t *stage_slot;    /* [L, Hk, B] host slots while in prefill */
-    bool staged;            /* in prefill: its blocks stand in engine.stage, to be copied there */
+    bool staged;            /* in prefill: its blocks stand in engine.stage, from where they are
+                             * copied to stage_slot */
     int32_t *last_pick;     /* [L, Hk, M] last selection, -1 pads: what to bring back first */
     uint32_t generation;    /* grows when the slot's occupant or its entries change */
     uint32_t groups_open;   /* prefetch groups under way */
@@ -222,9 +223,8 @@ struct worker_engine {
     pick_buffers prefill;
     uint8_t *stage; /* [L, Hk, stage_blocks] blocks of the prompt in prefill, if that has room */
     uint32_t stage_blocks;
-    int32_t *stage_home;  /* [L, Hk, B] slots of the prompt in prefill, for ops: in stage, or the
-                           * host's */
-    int32_t *stage_place; /* what stage_home is of one in stage */
+    int32_t *stage_place; /* [Hk, B] slots of its blocks in stage, from a layer's first one on */
+    int32_t *stage_home;  /* [L, Hk, B] host slots of the prompt in prefill, for ops */
     int32_t *prompt_block, *prompt_count; /* [L, Hk, M], [L, Hk] its last row's picks (shared) */
     /* candidates of several sequences (shared): [L, S, Hk, M]; [S] each */
     int32_t *candidate, *candidate_seq, *candidate_pos, *candidate_selector;

@@ -14,10 +14,23 @@ static int32_t *stage(const worker_engine *e, const sequence *s, uint32_t layer,
     return &s->stage_slot[((size_t)layer * e->kv_heads + kv_head) * e->max_blocks + block];
 }
 
-/* What slots of the prompt's blocks are counted from. */
-static uint8_t *memory_of(const worker_engine *e, const sequence *s)
+/* The block of one of the L * Hk lists in engine.stage. */
+static uint32_t place_of(const worker_engine *e, uint32_t list, uint32_t block)
 {
-    return s->staged ? e->stage : io_slot_bytes(e->io, 0);
+    return list * e->stage_blocks + block;
+}
+
+/* What the slots of a layer are counted from, and these slots, [Hk, B]. */
+static uint8_t *memory_of(const worker_engine *e, const sequence *s, uint32_t layer)
+{
+    if (!s->staged) return io_slot_bytes(e->io, 0);
+    return e->stage + (size_t)place_of(e, layer * e->kv_heads, 0) * e->block_bytes;
+}
+
+static const int32_t *homes_of(const worker_engine *e, const sequence *s, uint32_t layer)
+{
+    if (s->staged) return e->stage_place;
+    return e->stage_home + (size_t)layer * e->kv_heads * e->max_blocks;
 }
 
 /* Host slots for the next `rows` positions, a block of all layers at a time. Decode comes first: a
@@ -45,13 +58,8 @@ status prefill_begin(worker_engine *e)
 {
     const sequence *s = &e->seq[e->row.seq[e->prefill_rows.first]];
     uint64_t homes = (uint64_t)e->layers * e->kv_heads * e->max_blocks;
-    const int32_t *slots = s->staged ? e->stage_place : s->stage_slot;
-    return kern_copy(e->stream, e->stage_home, slots, homes * sizeof(int32_t));
-}
-
-static const int32_t *homes_of(const worker_engine *e, uint32_t layer)
-{
-    return e->stage_home + (size_t)layer * e->kv_heads * e->max_blocks;
+    if (s->staged) return STATUS_OK;
+    return kern_copy(e->stream, e->stage_home, s->stage_slot, homes * sizeof(int32_t));
 }
 
 /* Tile kernels know nothing of the blocks that only NSA's window is in. */
@@ -117,7 +125,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
         .count = p->count,
         .row_seq = e->dev.seq + rows.first,
         .row_pos = e->dev.pos + rows.first,
-        .home = homes_of(e, layer),
+        .home = homes_of(e, s, layer),
         .table = engine_table(e, layer),
         .slot = p->slot,
         .rows = rows.count,
@@ -134,7 +142,7 @@ static status attend_tile(worker_engine *e, uint32_t layer, row_range rows)
         .row_pos = e->dev.pos + rows.first,
         .row_selector = e->dev.selector + rows.first,
         .selectors = e->dev_selectors,
-        .pool = memory_of(e, s),
+        .pool = memory_of(e, s, layer),
         .summary = engine_summary(e, layer),
         .row_stride = e->qkv_stride,
         .rows = rows.count,
@@ -170,7 +178,7 @@ status prefill_layer(worker_engine *e, uint32_t layer)
                                    .rows = all.count};
     kern_enter_args enter = {.locate = {.row_seq = e->dev.seq + all.first,
                                         .row_pos = e->dev.pos + all.first,
-                                        .home = homes_of(e, layer),
+                                        .home = homes_of(e, s, layer),
                                         .table = engine_table(e, layer),
                                         .slot = slots,
                                         .rows = all.count,
@@ -179,7 +187,7 @@ status prefill_layer(worker_engine *e, uint32_t layer)
                                         .v = k + kv_width,
                                         .slot = slots,
                                         .row_pos = e->dev.pos + all.first,
-                                        .pool = memory_of(e, s),
+                                        .pool = memory_of(e, s, layer),
                                         .row_stride = e->qkv_stride,
                                         .rows = all.count,
                                         .kv_heads = e->kv_heads,
@@ -196,24 +204,23 @@ status prefill_layer(worker_engine *e, uint32_t layer)
 
 /* ---- after the step -------------------------------------------------------------------------- */
 
-static status seal_staged(worker_engine *e, uint32_t seq, uint32_t block)
+static status seal_computed(worker_engine *e, uint32_t seq, uint32_t block)
 {
     sequence *s = &e->seq[seq];
     uint32_t n = e->layers * e->kv_heads;
-    const int32_t *slot = s->staged ? e->stage_place : s->stage_slot;
+    const int32_t *slot = s->stage_slot + block; /* of list i: [i * max_blocks] */
     for (uint32_t i = 0; i < n; i++) {
-        size_t at = (size_t)i * e->max_blocks + block;
-        e->copy_slot[i] = s->stage_slot[at];
-        e->seal_slot[i] = slot[at];
-        e->seal_copy[i] = io_slot_bytes(e->io, s->stage_slot[at]);
+        int32_t host = slot[(size_t)i * e->max_blocks];
+        e->seal_slot[i] = s->staged ? (int32_t)place_of(e, i, block) : host;
+        e->seal_copy[i] = io_slot_bytes(e->io, host);
     }
-    status result = seal_block(e, seq, block, memory_of(e, s), s->staged);
+    status result = seal_block(e, seq, block, memory_of(e, s, 0), s->staged);
     for (uint32_t i = 0; i < n && result == STATUS_OK; i++)
         result =
             seal_digest_set(e, seq, i / e->kv_heads, i % e->kv_heads, block, e->seal_digest[i]);
     if (result != STATUS_OK) return result; /* all of it is still ours, or all is the io side's */
     for (uint32_t i = 0; i < n; i++) {
-        seal_send(e, seq, i, block, e->copy_slot[i], true);
+        seal_send(e, seq, i, block, slot[(size_t)i * e->max_blocks], true);
         if (s->final.recomputes > 0) s->final.blocks.recomputed++, e->stats.blocks.recomputed++;
     }
     return STATUS_OK;
@@ -223,9 +230,8 @@ static status seal_staged(worker_engine *e, uint32_t seq, uint32_t block)
 static status copy_tail(worker_engine *e, const sequence *s, uint32_t block)
 {
     for (uint32_t i = 0; i < e->layers * e->kv_heads; i++) {
-        size_t from = (size_t)e->stage_place[(size_t)i * e->max_blocks + block] * e->block_bytes;
-        TRY(kern_copy(e->stream, io_slot_bytes(e->io, s->tail_slot[i]), e->stage + from,
-                      e->block_bytes));
+        const uint8_t *from = e->stage + (size_t)place_of(e, i, block) * e->block_bytes;
+        TRY(kern_copy(e->stream, io_slot_bytes(e->io, s->tail_slot[i]), from, e->block_bytes));
     }
     return kern_stream_sync(e->stream);
 }
@@ -259,7 +265,7 @@ status prefill_sealed(worker_engine *e)
     sequence *s = &e->seq[seq];
     uint32_t from = s->done / KERN_BLOCK, to = (s->done + all.count) / KERN_BLOCK;
     for (uint32_t b = from; b < to; b++) {
-        status result = seal_staged(e, seq, b);
+        status result = seal_computed(e, seq, b);
         if (result != STATUS_OK) {
             s->done = b * KERN_BLOCK; /* blocks before it are the io side's */
             sched_finish(e, seq, REASON_FAILED, result);

@@ -236,7 +236,7 @@ TEST(blocks_that_a_card_wrote_give_the_same_bits)
     (void)flipped(0.02, 2, 0);
 }
 
-/* 27 blocks in 16 lists, 16 KiB each; a token less has no room for all of it. */
+/* 27 blocks in 16 lists, 16 KiB each; a byte less has no room for all of it. */
 TEST(a_prompt_on_the_device_has_the_bits_of_one_in_host_memory)
 {
     const uint64_t block = 16 * 16384, all = (PROMPT + 63) / 64 * block;
