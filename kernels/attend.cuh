@@ -116,30 +116,25 @@ __device__ __forceinline__ void partial_store(float *to, const row_state<D> &s, 
                            s.value[4 * j + 3]));
 }
 
-template <int D>
+/* HERE: it stands in shared memory, not in the workspace. */
+template <bool HERE, class T> __device__ __forceinline__ T partial_word(const T *from)
+{
+    if constexpr (HERE)
+        return *from;
+    else
+        return __ldcg(from);
+}
+
+template <int D, bool HERE>
 __device__ __forceinline__ void partial_load(row_state<D> &s, const float *from, int row,
                                              int column)
 {
-    s.max = __ldcg(from + row);
-    s.sum = __ldcg(from + ROWS + row);
+    s.max = partial_word<HERE>(from + row);
+    s.sum = partial_word<HERE>(from + ROWS + row);
 #pragma unroll
     for (int j = 0; j < D / 32; j++) {
-        const float4 v = __ldcg((const float4 *)(from + 2 * ROWS + row * D + 32 * j + 4 * column));
-        s.value[4 * j] = v.x, s.value[4 * j + 1] = v.y;
-        s.value[4 * j + 2] = v.z, s.value[4 * j + 3] = v.w;
-    }
-}
-
-/* The same out of shared memory. */
-template <int D>
-__device__ __forceinline__ void partial_read(row_state<D> &s, const float *from, int row,
-                                             int column)
-{
-    s.max = from[row];
-    s.sum = from[ROWS + row];
-#pragma unroll
-    for (int j = 0; j < D / 32; j++) {
-        const float4 v = *(const float4 *)(from + 2 * ROWS + row * D + 32 * j + 4 * column);
+        const float *at = from + 2 * ROWS + row * D + 32 * j + 4 * column;
+        const float4 v = partial_word<HERE>((const float4 *)at);
         s.value[4 * j] = v.x, s.value[4 * j + 1] = v.y;
         s.value[4 * j + 2] = v.z, s.value[4 * j + 3] = v.w;
     }
@@ -195,12 +190,12 @@ __device__ __forceinline__ void fold_partials(row_state<D> &state, const float *
 {
     const int row = threadIdx.x / 8, column = threadIdx.x % 8;
     row_state<D> next;
-    partial_load<D>(next, from, row, column);
+    partial_load<D, false>(next, from, row, column);
     state_clear(state);
 #pragma unroll 1
     for (uint32_t i = 1; i <= count; i++) {
         const row_state<D> one = next;
-        if (i < count) partial_load<D>(next, from + i * (uint64_t)PARTIAL<D>, row, column);
+        if (i < count) partial_load<D, false>(next, from + i * (uint64_t)PARTIAL<D>, row, column);
         state_fold(state, one);
     }
 }
@@ -250,9 +245,9 @@ __device__ __forceinline__ void finish_split(const attend_params &p, attend_shar
         copy_async_wait<0>();
         __syncthreads();
         state_clear(state);
-        for (uint32_t i = 0; i < count; i++) {
+        for (uint32_t i = 0; i < count; i++) { /* near: no load ahead, and no registers for one */
             row_state<D> one;
-            partial_read<D>(one, here + i * PARTIAL<D>, threadIdx.x / 8, threadIdx.x % 8);
+            partial_load<D, true>(one, here + i * PARTIAL<D>, threadIdx.x / 8, threadIdx.x % 8);
             state_fold(state, one);
         }
     } else {

@@ -22,6 +22,7 @@ namespace
  * before it, and other reads of the device's memory with them: attention beside sixteen has 85 % of
  * its speed, beside twelve 90, beside eight, which take 94 % of the link, 95 (H200, README). */
 constexpr uint32_t GATHER_CTAS = CUDA_BESIDE_CTAS, READERS = 12, READERS_AHEAD = 8;
+static_assert(READERS <= GATHER_CTAS && READERS_AHEAD <= GATHER_CTAS, "of those launched");
 constexpr uint32_t THREADS = XXH_THREADS + 32;
 
 struct gather_params {
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(THREADS, 3) gather_kernel(const __grid_constan
     __shared__ gather_shared<BLOCKS> s;
     static_assert(sizeof(kern_miss) == 32 && sizeof(kern_arrival) == 32, "read as two uint4 each");
     const uint32_t count = items_of(p);
-    const uint32_t step = count > 2 * gridDim.x ? min(p.readers, gridDim.x) : gridDim.x;
+    const uint32_t step = count > 2 * gridDim.x ? p.readers : gridDim.x;
     const bool moves = threadIdx.x < XXH_THREADS;
     uint32_t moved = 0;
     if (blockIdx.x >= step) return;

@@ -86,21 +86,13 @@ void make_lists(attend_lists &l, scene &s, random_source &r, uint32_t max_select
 
 kern_attend_args attend_args(scene &s, attend_lists &l, float *out, bool gpu)
 {
-    kern_attend_args a = {};
-    a.q = gpu ? s.q.device : s.q.host.data();
+    kern_attend_args a = scene_args<kern_attend_args>(s, out, gpu);
     a.block = gpu ? l.block.device : l.block.host.data();
     a.slot = gpu ? l.slot.device : l.slot.host.data();
     a.count = gpu ? l.count.device : l.count.host.data();
     a.mask = gpu ? l.mask.device : l.mask.host.data();
-    a.row_seq = gpu ? s.row_seq.device : s.row_seq.host.data();
-    a.row_pos = gpu ? s.row_pos.device : s.row_pos.host.data();
-    a.row_selector = gpu ? s.row_selector.device : s.row_selector.host.data();
-    a.selectors = gpu ? s.selectors.device : s.selectors.host.data();
     a.pool = gpu ? l.pool.device : l.pool.host.data();
-    a.summary = s.view(gpu);
-    a.out = out;
-    a.row_stride = (uint64_t)s.heads * s.dim;
-    a.rows = s.rows, a.heads = s.heads, a.max_select = l.max_select;
+    a.max_select = l.max_select;
     a.block_bytes = 2 * KERN_BLOCK * s.dim * 2;
     return a;
 }
@@ -109,12 +101,9 @@ kern_attend_args attend_args(scene &s, attend_lists &l, float *out, bool gpu)
 kern_attend_args attend_rows(kern_attend_args a, uint32_t first, uint32_t count)
 {
     const uint64_t lists = (uint64_t)first * a.summary.kv_heads;
-    a.q += first * a.row_stride;
+    a = scene_rows(a, first, count, (uint64_t)a.heads * a.summary.head_dim);
     a.block += lists * a.max_select, a.slot += lists * a.max_select, a.mask += lists * a.max_select;
     a.count += lists;
-    a.row_seq += first, a.row_pos += first, a.row_selector += first;
-    a.out += (uint64_t)first * a.heads * a.summary.head_dim;
-    a.rows = count;
     return a;
 }
 

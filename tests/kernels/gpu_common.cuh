@@ -243,6 +243,32 @@ struct scene {
     }
 };
 
+/* What an op is told of the scene's rows: kern_attend_args, kern_score_args. */
+template <class Args> Args scene_args(scene &s, float *out, bool gpu)
+{
+    Args a = {};
+    a.q = gpu ? s.q.device : s.q.host.data();
+    a.row_seq = gpu ? s.row_seq.device : s.row_seq.host.data();
+    a.row_pos = gpu ? s.row_pos.device : s.row_pos.host.data();
+    a.row_selector = gpu ? s.row_selector.device : s.row_selector.host.data();
+    a.selectors = gpu ? s.selectors.device : s.selectors.host.data();
+    a.summary = s.view(gpu);
+    a.out = out;
+    a.row_stride = (uint64_t)s.heads * s.dim;
+    a.rows = s.rows, a.heads = s.heads;
+    return a;
+}
+
+/* The same of rows first .. first + count - 1 only, with `each` values out a row. */
+template <class Args> Args scene_rows(Args a, uint32_t first, uint32_t count, uint64_t each)
+{
+    a.q += first * a.row_stride;
+    a.row_seq += first, a.row_pos += first, a.row_selector += first;
+    a.out += first * each;
+    a.rows = count;
+    return a;
+}
+
 inline kern_selector nosa_selector()
 {
     kern_selector s = {};

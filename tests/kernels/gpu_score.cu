@@ -3,24 +3,10 @@
 #include "tests/kernels/gpu_checks.cuh"
 
 #include <algorithm>
+#include <string>
 
 namespace
 {
-
-kern_score_args score_args(scene &s, float *out, bool gpu)
-{
-    kern_score_args a = {};
-    a.q = gpu ? s.q.device : s.q.host.data();
-    a.row_seq = gpu ? s.row_seq.device : s.row_seq.host.data();
-    a.row_pos = gpu ? s.row_pos.device : s.row_pos.host.data();
-    a.row_selector = gpu ? s.row_selector.device : s.row_selector.host.data();
-    a.selectors = gpu ? s.selectors.device : s.selectors.host.data();
-    a.summary = s.view(gpu);
-    a.out = out;
-    a.row_stride = (uint64_t)s.heads * s.dim;
-    a.rows = s.rows, a.heads = s.heads;
-    return a;
-}
 
 /* Of few blocks, so that scores matter at all lengths. */
 kern_selector short_selector()
@@ -45,6 +31,34 @@ void hide_windows(scene &s)
     s.kc.up();
 }
 
+struct row_piece {
+    uint32_t first, count;
+};
+
+/* All rows by device and `ref`, within `bound`; then in pieces. */
+void score_scene(gpu_bench &b, scene &s, const std::string &name, bool prefill, double bound,
+                 const std::vector<row_piece> &pieces, const char *same)
+{
+    const size_t each = (size_t)s.kv_heads * s.windows;
+    mirror<float> out(s.rows * each), ref(out.host.size()), again(out.host.size());
+    out.poison(), again.poison();
+    kern_score_args gpu = scene_args<kern_score_args>(s, out.device, true);
+    gpu.prefill = prefill;
+    expect_ok(kern_score(b.gpu, &gpu), name.c_str());
+    const kern_score_args host = scene_args<kern_score_args>(s, ref.host.data(), false);
+    expect_ok(kern_score(b.ref, &host), name.c_str());
+    b.sync();
+    const std::vector<float> first = out.down();
+    check_close((name + " against ref").c_str(), first, ref.host, bound);
+    gpu.out = again.device;
+    for (const row_piece &piece : pieces) {
+        const kern_score_args some = scene_rows(gpu, piece.first, piece.count, each);
+        expect_ok(kern_score(b.gpu, &some), name.c_str());
+    }
+    b.sync();
+    check_same((name + ": " + same).c_str(), again.down(), first);
+}
+
 void score_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows, uint32_t heads,
                 uint32_t kv_heads, uint32_t dim, uint32_t tokens,
                 const kern_selector &selector = short_selector())
@@ -55,29 +69,11 @@ void score_case(gpu_bench &b, random_source &r, const char *name, uint32_t rows,
     s.selectors.host[0] = selector;
     s.selectors.up();
     hide_windows(s);
-    mirror<float> out((size_t)rows * kv_heads * s.windows), ref(out.host.size());
-    mirror<float> again(out.host.size());
-    out.poison(), again.poison();
-    kern_score_args gpu = score_args(s, out.device, true);
-    expect_ok(kern_score(b.gpu, &gpu), name);
-    kern_score_args host = score_args(s, ref.host.data(), false);
-    expect_ok(kern_score(b.ref, &host), name);
-    b.sync();
-    const std::vector<float> first = out.down();
-    char text[160];
-    snprintf(text, sizeof text, "score %s against ref", name);
-    check_close(text, first, ref.host, 2e-5);
-    for (uint32_t row = rows; row-- > 0;) {
-        kern_score_args one = gpu;
-        one.q += row * one.row_stride;
-        one.row_seq += row, one.row_pos += row, one.row_selector += row;
-        one.out = again.device + (size_t)row * kv_heads * s.windows;
-        one.rows = 1;
-        expect_ok(kern_score(b.gpu, &one), name);
-    }
-    b.sync();
-    snprintf(text, sizeof text, "score %s: a row alone has the bits it has in the batch", name);
-    check_same(text, again.down(), first);
+    std::vector<row_piece> pieces;
+    for (uint32_t row = rows; row-- > 0;)
+        pieces.push_back({row, 1});
+    score_scene(b, s, std::string("score ") + name, false, 2e-5, pieces,
+                "a row alone has the bits it has in the batch");
 }
 
 /* Rows of raw products and rows of shares of a softmax over the same windows, side by side. */
@@ -95,9 +91,9 @@ void score_mixed(gpu_bench &b, random_source &r, uint32_t tokens)
     const size_t each = (size_t)s.kv_heads * s.windows;
     mirror<float> out(s.rows * each), ref(out.host.size());
     out.poison();
-    const kern_score_args gpu = score_args(s, out.device, true);
+    const kern_score_args gpu = scene_args<kern_score_args>(s, out.device, true);
     expect_ok(kern_score(b.gpu, &gpu), "score");
-    const kern_score_args host = score_args(s, ref.host.data(), false);
+    const kern_score_args host = scene_args<kern_score_args>(s, ref.host.data(), false);
     expect_ok(kern_score(b.ref, &host), "score");
     b.sync();
     const std::vector<float> got = out.down();
@@ -125,30 +121,11 @@ void score_prefill(gpu_bench &b, random_source &r, const char *name, uint32_t ro
         s.row_seq.host[i] = 1, s.row_pos.host[i] = (int32_t)(tokens - rows + i);
     s.selectors.up(), s.row_seq.up(), s.row_pos.up();
     hide_windows(s);
-    mirror<float> out((size_t)rows * kv_heads * s.windows), ref(out.host.size());
-    mirror<float> again(out.host.size());
-    out.poison(), again.poison();
-    kern_score_args gpu = score_args(s, out.device, true);
-    gpu.prefill = true;
-    expect_ok(kern_score(b.gpu, &gpu), name);
-    kern_score_args host = score_args(s, ref.host.data(), false);
-    expect_ok(kern_score(b.ref, &host), name);
-    b.sync();
-    const std::vector<float> first = out.down();
-    char text[160];
-    snprintf(text, sizeof text, "prefill score %s against ref", name);
-    check_close(text, first, ref.host, selector.raw ? 2e-5 : 4e-3);
-    for (uint32_t row = 0, size = 1; row < rows; row += size, size++) {
-        kern_score_args some = gpu;
-        some.q += row * some.row_stride;
-        some.row_seq += row, some.row_pos += row, some.row_selector += row;
-        some.out = again.device + (size_t)row * kv_heads * s.windows;
-        some.rows = std::min(size, rows - row);
-        expect_ok(kern_score(b.gpu, &some), name);
-    }
-    b.sync();
-    snprintf(text, sizeof text, "prefill score %s: chunks do not show in the bits", name);
-    check_same(text, again.down(), first);
+    std::vector<row_piece> pieces;
+    for (uint32_t row = 0, size = 1; row < rows; row += size, size++)
+        pieces.push_back({row, std::min(size, rows - row)});
+    score_scene(b, s, std::string("prefill score ") + name, true, selector.raw ? 2e-5 : 4e-3,
+                pieces, "chunks do not show in the bits");
 }
 
 /* Keys of a short summary laid out in a long one: two passes instead of a cluster, the same bits.
@@ -165,7 +142,7 @@ void score_two_pass(gpu_bench &b, random_source &r)
     kc.up();
     mirror<float> narrow((size_t)3 * s.windows), broad((size_t)3 * wide);
     narrow.poison(), broad.poison();
-    kern_score_args a = score_args(s, narrow.device, true);
+    kern_score_args a = scene_args<kern_score_args>(s, narrow.device, true);
     expect_ok(kern_score(b.gpu, &a), "score");
     a.summary.kc = kc.device, a.summary.max_windows = wide, a.out = broad.device;
     expect_ok(kern_score(b.gpu, &a), "score");
